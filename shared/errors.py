@@ -2,7 +2,7 @@
 
 
 class Failure(Exception):
-    """Something that a person must mend: the process prints the text as one line and exits with 1."""
+    """Something a person must mend: the process prints the text as one line and exits with 1."""
 
     exit_code = 1
 
@@ -14,7 +14,7 @@ class Usage(Failure):
 
 
 class BadInput(Failure):
-    """A file or message is not what it must be; the text names it and says what is wrong with it."""
+    """A file or message is not what it must be; the text names it and says what is wrong."""
 
 
 class Unavailable(Exception):

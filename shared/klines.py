@@ -67,7 +67,7 @@ class KlineTable:
 
 
 def to_raster(table: KlineTable) -> KlineTable:
-    """Every raster row from the first candle to the last; a minute that is not there is a row of NaN."""
+    """Every raster row from the first candle to the last; a missing minute is a row of NaN."""
     if not len(table):
         return table
     step = table.step_ms

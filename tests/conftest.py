@@ -1,7 +1,6 @@
 """Fixtures that every test may use."""
 
 import os
-import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,5 @@ def market_data() -> Path:
     folder = Path(os.environ.get("ITB_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         reason = f"no market data in {folder}: set ITB_TEST_DATA to run the tests on real candles"
-        warnings.warn(pytest.PytestWarning(reason), stacklevel=1)
         pytest.skip(reason)
     return folder

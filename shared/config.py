@@ -1,0 +1,388 @@
+"""The config: one frozen tree, read once from `config.json`, the environment and secret files.
+
+Precedence, highest first: environment (`ITB_SIGNALER__NOTIFICATION_THRESHOLD=2`), secret files
+(`ITB_API_SECRET_FILE=/run/secrets/api_secret`), the config file, defaults. An unknown key is an
+error that names the nearest known one.
+"""
+
+import difflib
+import json
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import json5
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from shared.errors import Usage
+from shared.times import interval_ms
+
+PREFIX = "ITB_"
+# Read by tests and tools, not by the config.
+_OTHER_VARIABLES = frozenset({"ITB_TEST_DATA", "ITB_CONFIG"})
+_MIB = 1024 * 1024
+
+
+def _split_list(value: Any) -> Any:
+    """Lists may come from the environment as JSON or separated by commas."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):
+        return json.loads(text)
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Algorithm(_Section):
+    """One way to train every label. `name` is the last part of a model's name (`high_20_k_gb`)."""
+
+    name: str = Field(description="last part of the model's name", pattern=r"^[A-Za-z0-9]{1,16}$")
+    algo: Literal["gb", "nn", "lc"] = Field(description="gradient boosting, neural net, linear")
+    params: dict[str, Any] = Field(default_factory=dict, description="what surrounds the library")
+    train: dict[str, Any] = Field(default_factory=dict, description="arguments to the library")
+
+
+def _algorithms(value: Any) -> Any:
+    """`["gb", "lc"]` is short for algorithms with their default settings."""
+    entries = _split_list(value)
+    if not isinstance(entries, list | tuple):
+        return entries
+    return tuple({"name": e, "algo": e} if isinstance(e, str) else e for e in entries)
+
+
+class Analysis(_Section):
+    features_horizon: int = Field(
+        default=1600, ge=2, description="rows of history that live services keep at hand"
+    )
+
+
+class SignalModel(_Section):
+    buy_threshold: float = Field(default=0.15, ge=-1, le=1, description="BUY above this score")
+    sell_threshold: float = Field(default=-0.15, ge=-1, le=1, description="SELL below this score")
+    aggregate: Literal["ratio", "logit_mean", "difference"] = Field(
+        default="ratio", description="how model outputs become the score"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SignalModel":
+        if self.sell_threshold > self.buy_threshold:
+            raise ValueError("sell_threshold must not be above buy_threshold")
+        return self
+
+
+class Signaler(_Section):
+    notification_threshold: int = Field(
+        default=4, ge=0, le=20, description="steps of 0.05 below which a score stays silent"
+    )
+    analysis: Analysis = Field(default_factory=Analysis)
+    model: SignalModel = Field(default_factory=SignalModel)
+
+
+class Collector(_Section):
+    history_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="candles to backfill at start; default: twice the features' look-back",
+    )
+    futures: bool = Field(default=False, description="also collect USD-M klines and funding")
+    depth: bool = Field(default=False, description="also collect order-book snapshots")
+    depth_limit: int = Field(default=100, ge=5, le=5000, description="book levels of a snapshot")
+    depth_bin: float = Field(
+        default=0.0001, gt=0, description="width of a depth bin as a share of the price"
+    )
+    archive: bool = Field(default=True, description="write what was seen to parquet")
+    weight_budget: float = Field(
+        default=0.5, gt=0, le=1, description="share of the exchange's request weight we may use"
+    )
+    max_price_jump: float = Field(
+        default=0.5, gt=0, description="a close that moves by more than this share is refused"
+    )
+    silence_factor: float = Field(
+        default=2.0, ge=1, description="silent streams reconnect after so many update times"
+    )
+    rotate_hours: float = Field(
+        default=23.0, gt=0, le=24, description="age at which a stream connection is replaced"
+    )
+    streams_per_connection: int = Field(default=200, ge=1, le=1024)
+
+
+class Notifier(_Section):
+    max_age_s: float = Field(
+        default=180.0, gt=0, description="signals older than this (market time) are not sent"
+    )
+    alerts: bool = Field(default=True, description="send notices of level warning and above")
+    messages_per_minute: int = Field(default=20, ge=1, le=1800, description="per chat")
+    queue: int = Field(default=1000, ge=10, description="messages held while Telegram is away")
+
+
+class Trader(_Section):
+    mode: Literal["observe"] = Field(
+        default="observe", description="observe: journal decisions, send no orders"
+    )
+    max_age_s: float = Field(
+        default=120.0, gt=0, description="older signals (market time) are dropped"
+    )
+
+
+class Trainer(_Section):
+    train_days: float = Field(default=548, gt=0, description="trailing days that are trained on")
+    stride: int | None = Field(
+        default=None, ge=1, description="train on every n-th row; default: by the number of rows"
+    )
+    label_horizon: int = Field(default=180, ge=1, description="rows that a label looks ahead")
+    test_share: float = Field(
+        default=0.2, gt=0, lt=0.9, description="purged tail on which models are measured"
+    )
+    seed: int = Field(default=7, ge=0)
+    threads: int | None = Field(default=None, ge=1, description="default: all cores")
+
+
+class Limits(_Section):
+    """Caps that keep one bad message or file from hurting a service."""
+
+    message_bytes: int = Field(default=_MIB, ge=1024, description="largest bus entry decoded")
+    model_bytes: int = Field(default=256 * _MIB, ge=1024, description="largest model file read")
+    nan_share: float = Field(
+        default=0.2, ge=0, lt=1, description="above this share of NaN features: no score"
+    )
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """`ITB_<SECRET>_FILE=path`: the secret is the file's first line."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # __call__ does all the work
+
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in self.settings_cls.model_fields:
+            variable = f"{PREFIX}{name.upper()}_FILE"
+            path = os.environ.get(variable)
+            if path is None or name not in SECRETS:
+                continue
+            try:
+                found[name] = Path(path).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "not a text file"
+                raise Usage(f"{variable}: cannot read {path}: {reason}") from None
+        return found
+
+
+class Settings(BaseSettings):
+    """Everything that a service or command may be told."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        enable_decoding=False,
+        hide_input_in_errors=True,
+    )
+
+    symbols: Names = Field(default=("BTCUSDT",), description="what to collect, score and trade")
+    interval: str = Field(default="1m", description="length of a candle: 1s .. 1d")
+    base_asset: str | None = Field(default=None, description="default: the symbol without quote")
+    quote_asset: str = Field(default="USDT")
+    data_folder: Path = Field(default=Path("DATA"), description="candles, features, archive")
+    model_folder: Path = Field(default=Path("MODELS"), description="releases and `current`")
+    labels: Names = Field(
+        default=("high_10", "high_15", "high_20", "low_10", "low_15", "low_20"),
+        description="what the models predict",
+    )
+    algorithms: Annotated[tuple[Algorithm, ...], BeforeValidator(_algorithms)] = Field(
+        default_factory=lambda: tuple(Algorithm(name=a, algo=a) for a in ("gb", "nn", "lc")),
+        description="how they are trained, per label",
+    )
+    features_kline: Names | None = Field(default=None, description="default: the seed's 51")
+    features_futur: Names = Field(default=(), description="f_ features; the seed's 38: ['seed']")
+    features_depth: Names = Field(default=(), description="book features; its 33: ['seed']")
+    features_file: Path | None = Field(default=None, description="Python file of your features")
+    instance: str | None = Field(default=None, description="default: the service's name")
+
+    api_key: SecretStr | None = None
+    api_secret: SecretStr | None = None
+    telegram_bot_token: SecretStr | None = None
+    telegram_chat_id: str | None = None
+
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="also unix:///path")
+    binance_rest_url: str = "https://data-api.binance.vision"
+    binance_ws_url: str = "wss://data-stream.binance.vision"
+    binance_ws_api_url: str = "wss://ws-api.binance.com:443/ws-api/v3"
+    futures_rest_url: str = "https://fapi.binance.com"
+    futures_ws_url: str = "wss://fstream.binance.com"
+    archive_url: str = Field(
+        default="https://data.binance.vision", description="bulk files; empty: REST only"
+    )
+    telegram_url: str = "https://api.telegram.org"
+    market_speed: float = Field(
+        default=1.0, gt=0, description="market seconds per second; only a replay is not 1"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    signaler: Signaler = Field(default_factory=Signaler)
+    collector: Collector = Field(default_factory=Collector)
+    notifier: Notifier = Field(default_factory=Notifier)
+    trader: Trader = Field(default_factory=Trader)
+    trainer: Trainer = Field(default_factory=Trainer)
+    limits: Limits = Field(default_factory=Limits)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, _SecretFiles(settings_cls), init_settings
+
+    @field_validator("symbols")
+    @classmethod
+    def _symbols(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one symbol")
+        for symbol in value:
+            if not symbol or symbol != symbol.upper() or set(symbol) & set("{}:/ \t\n"):
+                raise ValueError(f"{symbol!r} is no symbol (upper case, such as BTCUSDT)")
+        if len(set(value)) != len(value):
+            raise ValueError("a symbol is named twice")
+        return value
+
+    @field_validator("interval")
+    @classmethod
+    def _interval(cls, value: str) -> str:
+        try:
+            interval_ms(value)
+        except Usage as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("api_key", "api_secret", "telegram_bot_token", mode="before")
+    @classmethod
+    def _no_empty_secret(cls, value: Any) -> Any:
+        return value or None
+
+    @property
+    def step_ms(self) -> int:
+        return interval_ms(self.interval)
+
+    def base_of(self, symbol: str) -> str:
+        """Base asset: `BTC` of `BTCUSDT`."""
+        if self.base_asset is not None and len(self.symbols) == 1:
+            return self.base_asset
+        return symbol.removesuffix(self.quote_asset) or symbol
+
+
+SECRETS = frozenset({"api_key", "api_secret", "telegram_bot_token"})
+
+
+def load(path: Path | str | None = None, **overrides: Any) -> Settings:
+    """Reads the config; with no path (and no ITB_CONFIG) the defaults hold.
+
+    `overrides` are top-level keys from the command line; they win over the file, not over the
+    environment.
+
+    Raises:
+        Usage: the file is missing or malformed, a key is unknown, or a value is not allowed.
+    """
+    path = path or os.environ.get("ITB_CONFIG") or None
+    data = _read(Path(path)) if path else {}
+    place = str(path) if path else "config"
+    data.update({k: v for k, v in overrides.items() if v is not None})
+    if "symbol" in data:
+        if "symbols" in data:
+            raise Usage(f"{place}: give `symbol` or `symbols`, not both")
+        data["symbols"] = [data.pop("symbol")]
+    environment = _environment(os.environ)
+    try:
+        if "symbol" in environment:
+            data.pop("symbols", None)
+            data["symbols"] = [environment["symbol"]]
+        return Settings(**data)
+    except ValidationError as error:
+        raise Usage(f"{place}: {_explain(error)}") from None
+    except json.JSONDecodeError as error:
+        raise Usage(f"{place}: a list in the environment is not JSON: {error.msg}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Usage(f"{path}: no such config file; `itb init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise Usage(f"{path}: cannot read the config: {reason}") from None
+    try:
+        data = json5.loads(text, allow_duplicate_keys=False)
+    except (ValueError, RecursionError) as error:
+        raise Usage(f"{path}: not valid JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise Usage(f"{path}: the config must be one JSON object")
+    return data
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Checks that every ITB_ variable names a key; a mistyped one must not be ignored."""
+    known = set(Settings.model_fields) | {"symbol"}
+    found: dict[str, str] = {}
+    for variable, value in variables.items():
+        if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES:
+            continue
+        name = variable.removeprefix(PREFIX).lower().split("__")[0]
+        if name.endswith("_file") and name not in known:
+            name = name.removesuffix("_file")
+            if name not in SECRETS:
+                raise Usage(
+                    f"{variable}: only secrets come from files: {', '.join(sorted(SECRETS))}"
+                )
+        if name not in known:
+            raise Usage(f"{variable}: unknown key {name!r}{_nearest(name, known)}")
+        found[name] = value
+    return found
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault as one line, without the value (it may be a secret)."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    where = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        section: Any = Settings
+        for part in location[:-1]:
+            field = getattr(section, "model_fields", {}).get(part)
+            section = field.annotation if field is not None else Algorithm
+        known = set(getattr(section, "model_fields", {}))
+        if section is Settings:
+            known |= {"symbol"}
+        return f"unknown key {where!r}{_nearest(location[-1], known)}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where or 'config'}: {message}{more}"
