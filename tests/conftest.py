@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def market_data() -> Path:
-    """Folder of real candles beside the checkout; a user does not have it, so its tests skip, loudly."""
+    """Folder of real candles beside the checkout; a user has none, so its tests skip, loudly."""
     folder = Path(os.environ.get("ITB_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         reason = f"no market data in {folder}: set ITB_TEST_DATA to run the tests on real candles"
