@@ -25,7 +25,7 @@ _pack = msgpack.packb
 def encode(event: Any, meta: events.Meta) -> bytes:
     """`data` of an entry."""
     body: dict[str, Any] = {"v": VERSION}
-    for name in _names(type(event)):
+    for name in _names(type(event)):  # type: ignore[arg-type]  # a class is hashable
         body[name] = getattr(event, name)
     clocks: dict[str, int] = {
         "received_us": meta.received_us,
@@ -67,7 +67,7 @@ def decode(kind: type[E], data: bytes | None, *, max_bytes: int = 1 << 20) -> De
     if body.get("v") != VERSION:
         raise BadInput(f"`data` has shape version {body.get('v')!r}, known is {VERSION}")
     values: dict[str, Any] = {}
-    for name, check, required in _checks(kind):
+    for name, check, required in _checks(kind):  # type: ignore[arg-type]  # a class is hashable
         if name in body:
             values[name] = check(name, body[name])
         elif required:
@@ -152,12 +152,12 @@ def _check_of(annotation: Any) -> Callable[[str, Any], Any]:
 
 
 @cache
-def _names(kind: Any) -> tuple[str, ...]:
+def _names(kind: type[Any]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
 
 
 @cache
-def _checks(kind: Any) -> tuple[tuple[str, Callable[[str, Any], Any], bool], ...]:
+def _checks(kind: type[Any]) -> tuple[tuple[str, Callable[[str, Any], Any], bool], ...]:
     return tuple(
         (f.name, _check_of(f.type), f.default is MISSING and f.default_factory is MISSING)
         for f in fields(kind)

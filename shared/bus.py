@@ -1,0 +1,473 @@
+"""The bus: what this system may do with Redis Streams, and the only file that knows how.
+
+* Ids are event time (`<open_time_ms>-0`): the server refuses a repeat and keeps the order.
+* A batch of steps is one transaction, `MULTI {XADD out <same id> ...; XACK in} EXEC`: it is done
+  whole or not at all, so an output never runs ahead of, or behind, its acknowledgement.
+* Nothing here is retried. An error ends the session; its owner opens a new one and rebuilds.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from shared import codec
+from shared.errors import BadInput, Failure, OutOfSync, Unavailable
+from shared.events import DeadLetter, Meta
+from shared.link import Command, Link, check, error_code
+from shared.streams import Stream, dead_letters
+
+E = TypeVar("E")
+BLOCK_MS = 1_000
+MAX_DELIVERIES = 5
+_PAGE = 2_000
+_BATCH = 256
+_STEPS = 128
+_PROCESS = secrets.token_hex(4)
+
+
+def now_us() -> int:
+    """Our own clock, microseconds since the epoch."""
+    return time.time_ns() // 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Source(Generic[E]):
+    """One stream of one symbol: where entries come from or go to."""
+
+    stream: Stream[E]
+    symbol: str = ""
+    interval: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.stream.key(self.symbol, self.interval)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry(Generic[E]):
+    """What stands on a stream. event is None where it cannot be read: `problem` says why."""
+
+    source: Source[E]
+    id: str
+    event: E | None
+    meta: Meta
+    problem: str = ""
+    fields: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def time_ms(self) -> int:
+        """Event time of the id."""
+        return id_ms(self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write(Generic[E]):
+    """An entry to add. sequence: second part of an event-time id."""
+
+    source: Source[E]
+    event: E
+    open_time_ms: int | None = None
+    sequence: int = 0
+    received_us: int = 0
+    market_ms: int | None = None
+
+    @property
+    def id(self) -> str:
+        return "*" if self.open_time_ms is None else f"{self.open_time_ms}-{self.sequence}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """An input entry and what it leads to; None = a write that no input caused."""
+
+    input: Entry[Any] | None
+    writes: Sequence[Write[Any]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """A write that found its place taken by something else, or passed by (`found` is None)."""
+
+    key: str
+    id: str
+    found: bytes | None
+
+
+def id_ms(entry_id: str) -> int:
+    return int(entry_id.split("-", 1)[0])
+
+
+def id_order(entry_id: str) -> tuple[int, int]:
+    """Sort key of an entry id."""
+    ms, _, sequence = entry_id.partition("-")
+    return int(ms), int(sequence or 0)
+
+
+class Bus:
+    """One session with the server, for one consumer.
+
+    `async with Bus.session(...)` connects, checks the server and waits until no other live
+    process uses the same instance name. Every method may raise Unavailable (no answer: open a new
+    session), OutOfSync (rebuild in a new session) or Failure (a person must help).
+    """
+
+    def __init__(self, url: str, *, service: str, instance: str, message_bytes: int) -> None:
+        self.service = service
+        self.instance = instance
+        self.message_bytes = message_bytes
+        name = f"itb:{service}:{instance}:{_PROCESS}"
+        self._link = Link(url, name=name)
+        self._blocking = Link(url, name=name)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def session(
+        cls,
+        url: str,
+        *,
+        service: str,
+        instance: str | None = None,
+        message_bytes: int = 1 << 20,
+        exclusive: bool = True,
+    ) -> AsyncIterator["Bus"]:
+        """Opens, yields and closes. exclusive: wait while another process has our name."""
+        bus = cls(url, service=service, instance=instance or service, message_bytes=message_bytes)
+        try:
+            await bus._link.connect()
+            await bus._blocking.connect()
+            await bus._check_server()
+            if exclusive:
+                await bus._stand_by()
+            yield bus
+        finally:
+            await bus._link.close()
+            await bus._blocking.close()
+
+    # -- the server ---------------------------------------------------------------------------
+
+    async def _check_server(self) -> None:
+        info = _info(await self._link.one("INFO", "server"))
+        valkey = info.get("valkey_version")
+        version = _version(valkey or info.get("redis_version", "0"))
+        if version < ((9, 1, 2) if valkey else (7, 2, 0)):
+            kind = "Valkey" if valkey else "Redis"
+            number = ".".join(map(str, version))
+            raise Failure(f"{kind} {number} is too old: use Valkey >= 9.1.2 or Redis >= 7.2")
+        persistence = _info(await self._link.one("INFO", "persistence"))
+        if persistence.get("loading") == "1":
+            raise Unavailable("Redis is loading its data")
+        if persistence.get("aof_enabled") != "1":
+            raise Failure("Redis runs without AOF: set `appendonly yes`")
+        memory = _info(await self._link.one("INFO", "memory"))
+        if memory.get("maxmemory_policy", "noeviction") != "noeviction":
+            raise Failure("Redis may evict streams: set `maxmemory-policy noeviction`")
+
+    async def _stand_by(self) -> None:
+        """Returns once no older connection of another process carries our name.
+
+        The server drops a killed process's connections at once, so this needs no expiring lease;
+        the lowest connection id is the one that works, the others wait.
+        """
+        own_id = int(await self._link.one("CLIENT", "ID"))
+        prefix = f"itb:{self.service}:{self.instance}:"
+        while True:
+            older = 0
+            for line in bytes(await self._link.one("CLIENT", "LIST")).decode().splitlines():
+                client = dict(part.partition("=")[::2] for part in line.split(" "))
+                name = client.get("name", "")
+                if (
+                    name.startswith(prefix)
+                    and not name.endswith(_PROCESS)
+                    and int(client["id"]) < own_id
+                ):
+                    older += 1
+            if not older:
+                return
+            await asyncio.sleep(0.25)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def last_id(self, source: Source[Any]) -> str | None:
+        """Id of the newest entry, None for an empty or missing stream."""
+        reply = await self._link.one("XREVRANGE", source.key, "+", "-", "COUNT", 1)
+        return reply[0][0].decode() if reply else None
+
+    async def tail(self, source: Source[E], count: int, *, upto: str = "+") -> list[Entry[E]]:
+        """The newest `count` entries at or before `upto`, oldest first."""
+        found: list[Entry[E]] = []
+        while len(found) < count:
+            page = min(_PAGE, count - len(found))
+            reply = await self._link.one("XREVRANGE", source.key, upto, "-", "COUNT", page)
+            found.extend(self._entry(source, *raw) for raw in reply)
+            if len(reply) < page:
+                break
+            upto = "(" + found[-1].id
+        found.reverse()
+        return found
+
+    async def span(
+        self, source: Source[E], *, after: str | None, upto: str = "+", count: int = _PAGE
+    ) -> list[Entry[E]]:
+        """Up to `count` entries with after < id <= upto, oldest first."""
+        start = "-" if after is None else f"({after}"
+        reply = await self._link.one("XRANGE", source.key, start, upto, "COUNT", count)
+        return [self._entry(source, *raw) for raw in reply]
+
+    async def at(self, source: Source[E], entry_id: str) -> Entry[E] | None:
+        reply = await self._link.one("XRANGE", source.key, entry_id, entry_id)
+        return self._entry(source, *reply[0]) if reply else None
+
+    async def length(self, source: Source[Any]) -> int:
+        return int(await self._link.one("XLEN", source.key))
+
+    # -- groups -------------------------------------------------------------------------------
+
+    async def join(self, sources: Iterable[Source[Any]]) -> None:
+        """Creates this service's group on each stream, from its beginning."""
+        commands: list[Command] = [
+            ("XGROUP", "CREATE", s.key, self.service, "0", "MKSTREAM") for s in sources
+        ]
+        for reply in await self._link.call(*commands):
+            if not (isinstance(reply, Exception) and error_code(reply) == "BUSYGROUP"):
+                check(reply)
+
+    async def delivered_id(self, source: Source[Any]) -> str:
+        """How far this service's group has read; `0-0` at the beginning."""
+        for group in await self._link.one("XINFO", "GROUPS", source.key):
+            facts = _pairs(group)
+            if facts["name"].decode() == self.service:
+                return str(facts["last-delivered-id"].decode())
+        raise OutOfSync(f"group {self.service} is gone from {source.key}")
+
+    async def group_position(self, source: Source[Any]) -> dict[str, tuple[str, int]]:
+        """Per group of a stream: last delivered id and number of entries not acknowledged."""
+        reply = (await self._link.call(("XINFO", "GROUPS", source.key)))[0]
+        if isinstance(reply, Exception):
+            if "no such key" in str(reply):
+                return {}
+            check(reply)
+        groups = (_pairs(group) for group in reply)
+        return {
+            g["name"].decode(): (g["last-delivered-id"].decode(), int(g["pending"])) for g in groups
+        }
+
+    async def own_pending(self, source: Source[E]) -> list[Entry[E]]:
+        """Everything delivered to us and not acknowledged, oldest first.
+
+        An entry that was delivered more than MAX_DELIVERIES times comes back as unreadable: it
+        has ended this process that often.
+        """
+        found: list[Entry[E]] = []
+        start = "0"
+        while True:
+            reply = await self._link.one(
+                "XREADGROUP", "GROUP", self.service, self.instance,
+                "COUNT", _PAGE, "STREAMS", source.key, start,
+            )  # fmt: skip
+            raw = reply[0][1] if reply else []
+            if not raw:
+                break
+            found.extend(self._entry(source, *item) for item in raw)
+            start = found[-1].id
+        if not found:
+            return found
+        counts: dict[str, int] = {}
+        reply = await self._link.one(
+            "XPENDING", source.key, self.service, "-", "+", len(found), self.instance
+        )
+        for pending_id, _, _, deliveries in reply:
+            counts[pending_id.decode()] = int(deliveries)
+        return [
+            _poisoned(entry, counts[entry.id])
+            if counts.get(entry.id, 0) > MAX_DELIVERIES
+            else entry
+            for entry in found
+        ]
+
+    async def read(
+        self, sources: Mapping[str, Source[Any]], *, count: int = _BATCH, block_ms: int = BLOCK_MS
+    ) -> list[Entry[Any]]:
+        """New entries for this group, in order per stream; [] after `block_ms` of silence.
+
+        sources: by key, see `by_key`.
+        """
+        reply = await self._blocking.one(
+            "XREADGROUP", "GROUP", self.service, self.instance, "COUNT", count,
+            "BLOCK", block_ms, "STREAMS", *sources, *(">" for _ in sources),
+            wait_s=block_ms / 1000,
+        )  # fmt: skip
+        return [
+            self._entry(sources[key.decode()], *item)
+            for key, items in reply or ()
+            for item in items
+        ]
+
+    # -- writing ------------------------------------------------------------------------------
+
+    async def commit(self, steps: Sequence[Step]) -> list[Divergence]:
+        """Does the steps, in order, each chunk as one transaction.
+
+        Returns the writes that the streams contradict: the caller says so and decides. A write
+        that stands there already with equal content is done.
+        """
+        diverged: list[Divergence] = []
+        for start in range(0, len(steps), _STEPS):
+            diverged.extend(await self._transaction(steps[start : start + _STEPS]))
+        return diverged
+
+    async def write(self, *writes: Write[Any]) -> list[Divergence]:
+        """Adds entries that no input caused."""
+        return await self.commit([Step(input=None, writes=writes)])
+
+    async def _transaction(self, steps: Sequence[Step]) -> list[Divergence]:
+        commands: list[Command] = [("MULTI",)]
+        places: list[tuple[int, Write[Any], bytes]] = []
+        published_us = now_us()
+        for step in steps:
+            for write in step.writes:
+                data = self._encode(write, step.input, published_us)
+                places.append((len(commands) - 1, write, data))
+                commands.append(_xadd(write, data))
+            if step.input is not None:
+                key = step.input.source.key
+                commands.append(("XACK", key, self.service, step.input.id))
+        commands.append(("EXEC",))
+        replies = await self._link.call(*commands)
+        refused = next((r for r in replies[:-1] if isinstance(r, Exception)), None)
+        if refused is not None:
+            check(refused)
+        results = check(replies[-1])
+        diverged = []
+        for position, write, data in places:
+            result = results[position]
+            if not isinstance(result, Exception):
+                continue
+            if "equal or smaller" not in str(result):
+                check(result)
+            found = await self.at(write.source, write.id)
+            there = found.fields.get("data") if found is not None else None
+            if there is None or not codec.same_content(there, data):
+                diverged.append(Divergence(key=write.source.key, id=write.id, found=there))
+        return diverged
+
+    def _encode(self, write: Write[Any], cause: Entry[Any] | None, published_us: int) -> bytes:
+        received_us = write.received_us or published_us
+        market_ms = write.market_ms
+        if market_ms is None and cause is not None and cause.meta.market_ms is not None:
+            elapsed_ms = (published_us - cause.meta.published_us) // 1000
+            market_ms = cause.meta.market_ms + max(0, elapsed_ms)
+        meta = Meta(received_us=received_us, published_us=published_us, market_ms=market_ms)
+        return codec.encode(write.event, meta)
+
+    def dead_letter(self, entry: Entry[Any], reason: str) -> Write[DeadLetter]:
+        """The write that keeps an entry which cannot be processed, bytes and all."""
+        key = entry.source.key
+        letter = DeadLetter(
+            stream=key,
+            entry_id=entry.id,
+            service=self.service,
+            reason=reason,
+            time_ms=now_us() // 1000,
+            fields={name: value[: self.message_bytes] for name, value in entry.fields.items()},
+        )
+        return Write(source=Source(dead_letters(key)), event=letter)
+
+    # -- keys ---------------------------------------------------------------------------------
+
+    async def get(self, key: str) -> bytes | None:
+        reply: bytes | None = await self._link.one("GET", key)
+        return reply
+
+    async def put(self, key: str, value: str | bytes, *, ttl_ms: int | None = None) -> None:
+        expiry: tuple[str | int, ...] = () if ttl_ms is None else ("PX", ttl_ms)
+        await self._link.one("SET", key, value, *expiry)
+
+    async def keys(self, pattern: str) -> list[str]:
+        """Keys that match, by SCAN."""
+        found: set[str] = set()
+        cursor = b"0"
+        while True:
+            cursor, page = await self._link.one("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            found.update(key.decode() for key in page)
+            if cursor == b"0":
+                return sorted(found)
+
+    # -- trimming -----------------------------------------------------------------------------
+
+    async def trim(self, source: Source[Any], *, keep_from_ms: int) -> int:
+        """Removes entries older than `keep_from_ms` that every group has acknowledged."""
+        floor = (keep_from_ms, 0)
+        for name, (delivered, pending) in (await self.group_position(source)).items():
+            floor = min(floor, id_order(delivered))
+            if pending:
+                summary = await self._link.one("XPENDING", source.key, name)
+                floor = min(floor, id_order(summary[1].decode()))
+        return int(await self._link.one("XTRIM", source.key, "MINID", f"{floor[0]}-{floor[1]}"))
+
+    # -----------------------------------------------------------------------------------------
+
+    def _entry(self, source: Source[E], raw_id: bytes, raw: list[bytes] | None) -> Entry[E]:
+        entry_id = raw_id.decode()
+        fields = {raw[i].decode(): raw[i + 1] for i in range(0, len(raw), 2)} if raw else {}
+        nothing = Meta(received_us=0, published_us=0)
+        if not fields:
+            return Entry(
+                source=source, id=entry_id, event=None, meta=nothing, problem="entry was trimmed"
+            )
+        try:
+            decoded = codec.decode(
+                source.stream.event, fields.get("data"), max_bytes=self.message_bytes
+            )
+            event_ms = getattr(decoded.event, "open_time_ms", None)
+            if source.stream.event_time and event_ms != id_ms(entry_id):
+                raise BadInput(f"the id is not the event's time {event_ms}")
+        except BadInput as error:
+            return Entry(
+                source=source,
+                id=entry_id,
+                event=None,
+                meta=nothing,
+                problem=str(error),
+                fields=fields,
+            )
+        return Entry(
+            source=source, id=entry_id, event=decoded.event, meta=decoded.meta, fields=fields
+        )
+
+
+def by_key(sources: Iterable[Source[E]]) -> dict[str, Source[E]]:
+    return {source.key: source for source in sources}
+
+
+def _poisoned(entry: Entry[E], deliveries: int) -> Entry[E]:
+    return Entry(
+        source=entry.source,
+        id=entry.id,
+        event=None,
+        meta=entry.meta,
+        problem=f"delivered {deliveries} times without being done",
+        fields=entry.fields,
+    )
+
+
+def _xadd(write: Write[Any], data: bytes) -> Command:
+    summary = write.source.stream.summary(write.event)
+    plain = [part for pair in summary.items() for part in pair]
+    return ("XADD", write.source.key, write.id, *plain, "data", data)
+
+
+def _info(reply: bytes) -> dict[str, str]:
+    lines = reply.decode().splitlines()
+    return dict(line.partition(":")[::2] for line in lines if ":" in line)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
+
+
+def _pairs(flat: list[Any]) -> dict[str, Any]:
+    return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}

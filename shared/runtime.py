@@ -1,0 +1,269 @@
+"""How a service runs: config, logs, sessions on the bus, heartbeat, watchdog, exit codes.
+
+A service is `async def serve(session: Session)`: it is called with a fresh session, rebuilds its
+state from the streams and works until something breaks. After a lost connection or a lost stream
+it is called again; any other error ends the process, and the supervisor starts a new one.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
+
+from shared import logs
+from shared.bus import Bus, Source, Write
+from shared.config import Settings, load
+from shared.errors import Failure, OutOfSync, Unavailable
+from shared.events import Level, Notice
+from shared.streams import NOTICE, health_key
+
+log = logging.getLogger(__name__)
+HEARTBEAT_S = 5.0
+STALL_S = 60.0
+_BACKOFF_S = (0.05, 2.0)
+_NOTICES = Source(NOTICE)
+
+
+def code_version() -> str:
+    """Version of this code, as the manifest and the heartbeat state it."""
+    try:
+        return version("itb")
+    except PackageNotFoundError:
+        return "0.1.0"
+
+
+@dataclass(slots=True)
+class Health:
+    """What the heartbeat tells. ready: caught up and able to do the work; reason: why not."""
+
+    ready: bool = False
+    reason: str = "starting"
+    last_ids: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def is_ready(self) -> None:
+        self.ready, self.reason = True, ""
+
+    def not_ready(self, reason: str) -> None:
+        self.ready, self.reason = False, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a service works with while one connection to the bus lasts."""
+
+    settings: Settings
+    bus: Bus
+    health: Health
+    alive: Callable[[], None]
+
+    async def notice(
+        self,
+        level: Level,
+        code: str,
+        text: str,
+        *,
+        symbol: str = "",
+        open_time_ms: int | None = None,
+    ) -> None:
+        """Tells people and other services something about this one."""
+        await self.bus.write(self.notice_write(level, code, text, symbol, open_time_ms))
+
+    def notice_write(
+        self,
+        level: Level,
+        code: str,
+        text: str,
+        symbol: str = "",
+        open_time_ms: int | None = None,
+    ) -> Write[Notice]:
+        """The same as a write, to be part of a step."""
+        log.log(
+            logging.INFO if level is Level.INFO else logging.WARNING,
+            text,
+            extra={"code": code, "symbol": symbol, "open_time_ms": open_time_ms},
+        )
+        event = Notice(
+            service=self.bus.service,
+            level=level,
+            code=code,
+            text=text,
+            time_ms=time.time_ns() // 1_000_000,
+            symbol=symbol,
+            open_time_ms=open_time_ms,
+        )
+        return Write(source=_NOTICES, event=event)
+
+
+Serve = Callable[[Session], Awaitable[None]]
+
+
+def service_arguments(service: str, argv: Sequence[str] | None = None) -> Settings:
+    """`-c config.json`, the one option that every service takes."""
+    parser = argparse.ArgumentParser(prog=f"python -m {service}")
+    parser.add_argument("-c", "--config", help="config.json (default: built-in settings)")
+    return load(parser.parse_args(argv).config)
+
+
+def run_service(service: str, serve: Serve, argv: Sequence[str] | None = None) -> NoReturn:
+    """The whole `__main__` of a service."""
+
+    async def main() -> None:
+        settings = service_arguments(service, argv)
+        logs.set_up(service, level=settings.log_level, redact=logs.Redactor.of(settings))
+        await sessions(settings, service, serve)
+
+    sys.exit(run(main))
+
+
+def run(main: Callable[[], Awaitable[None]]) -> int:
+    """Runs `main` until it ends, fails or SIGTERM comes; returns the exit code.
+
+    A Failure is one line on stderr. This is the one place that catches everything: what nobody
+    expected is logged and ends the process.
+    """
+    try:
+        import uvloop  # noqa: PLC0415  # not on every platform
+
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+    except ImportError:
+        loop_factory = None
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        try:
+            return runner.run(_until_stopped(main))
+        except Failure as error:
+            _last_words(str(error))
+            return error.exit_code
+        except Exception as error:  # the one place: report and let the supervisor restart
+            log.critical("ended by an unexpected error", exc_info=error)
+            _last_words(f"unexpected {type(error).__name__}: {error}")
+            return 1
+
+
+def _last_words(text: str) -> None:
+    sys.stderr.write(f"error: {' '.join(text.split())}\n")
+    sys.stderr.flush()
+
+
+async def _until_stopped(main: Callable[[], Awaitable[None]]) -> int:
+    task = asyncio.ensure_future(main())
+    loop = asyncio.get_running_loop()
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        if stopped and all(isinstance(e, asyncio.CancelledError) for e in leaves):
+            return 0
+        raise leaves[0] from None
+    return 0
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+async def sessions(settings: Settings, service: str, serve: Serve) -> None:
+    """Calls `serve` with one session after the other, for ever."""
+    watchdog = _Watchdog(service)
+    quiet = logs.Quiet()
+    delay_s = _BACKOFF_S[0]
+    while True:
+        watchdog.alive()
+        started = time.monotonic()
+        try:
+            await _one_session(settings, service, serve, watchdog.alive)
+            return
+        except (Unavailable, OutOfSync) as error:
+            lost: Exception = error
+        except BaseExceptionGroup as group:
+            leaves = list(_leaves(group))
+            fatal = [e for e in leaves if not isinstance(e, Unavailable | OutOfSync)]
+            if fatal:
+                raise fatal[0] from None
+            lost = leaves[0]  # type: ignore[assignment]  # no fatal one: all are ours
+        if time.monotonic() - started > 10 * _BACKOFF_S[1]:
+            delay_s = _BACKOFF_S[0]
+        if (held := quiet.allows(type(lost).__name__)) is not None:
+            log.warning("session lost: %s", lost, extra={"left_out": held})
+        await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
+        delay_s = min(_BACKOFF_S[1], delay_s * 2)
+
+
+async def _one_session(
+    settings: Settings, service: str, serve: Serve, alive: Callable[[], None]
+) -> None:
+    health = Health()
+    opening = Bus.session(
+        settings.redis_url,
+        service=service,
+        instance=settings.instance,
+        message_bytes=settings.limits.message_bytes,
+    )
+    async with opening as bus, asyncio.TaskGroup() as tasks:
+        heart = tasks.create_task(_heartbeat(bus, health))
+        await serve(Session(settings=settings, bus=bus, health=health, alive=alive))
+        heart.cancel()
+
+
+async def _heartbeat(bus: Bus, health: Health) -> None:
+    key = health_key(bus.service, bus.instance)
+    while True:
+        now_ms = time.time_ns() // 1_000_000
+        beat = {
+            "service": bus.service,
+            "instance": bus.instance,
+            "version": code_version(),
+            "pid": os.getpid(),
+            "time_ms": now_ms,
+            "ready": health.ready,
+            "reason": health.reason,
+            "last_ids": health.last_ids,
+            **health.facts,
+        }
+        await bus.put(key, json.dumps(beat), ttl_ms=int(6 * HEARTBEAT_S * 1000))
+        # Often while not ready, so that a start is seen at once; then each 5 s (FAULTS R10).
+        await asyncio.sleep(HEARTBEAT_S if health.ready else 0.25)
+
+
+class _Watchdog:
+    """Ends the process when its loop or its work has stood still for STALL_S (FAULTS R9)."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._last = time.monotonic()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def alive(self) -> None:
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        while time.monotonic() - self._last < STALL_S:
+            time.sleep(1.0)
+        _last_words(f"{self._service} stood still for {STALL_S:.0f} s and ends; it is restarted")
+        os._exit(70)

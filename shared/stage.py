@@ -1,0 +1,162 @@
+"""A stage: reads one kind of stream, derives another under the same ids, loses and doubles nothing.
+
+The truth is on the bus. At the start of a session the state of each symbol is rebuilt from the
+input's history up to the last output; whatever was delivered after that output is computed again,
+whether it was acknowledged or not; only then are new entries read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shared.bus import Divergence, Entry, Source, Step, Write, by_key, id_order
+from shared.errors import OutOfSync
+from shared.events import Level
+from shared.runtime import Session
+from shared.times import interval_ms
+
+_PAGE = 1_000
+
+
+class Core(Protocol):
+    """The pure part of a stage, for one input stream.
+
+    history: how many input entries before the next one the state is made of.
+    """
+
+    history: int
+
+    def load(self, entry: Entry[Any]) -> None:
+        """Takes in an entry whose outputs exist already."""
+
+    def step(self, entry: Entry[Any]) -> Sequence[Write[Any]]:
+        """What an entry leads to. `entry.event` is None where it could not be read."""
+
+    def skip(self, missing: int) -> None:
+        """`missing` raster rows before the next entry exist neither as candles nor as markers."""
+
+
+@dataclass(slots=True)
+class _Track:
+    """Where one input stream stands. done: outputs exist up to this id; last: fed to the core."""
+
+    core: Core
+    done: str | None = None
+    last: str | None = None
+
+
+class Stage:
+    """Runs cores over their inputs. `outputs` names the streams that a core writes per input id."""
+
+    def __init__(
+        self,
+        session: Session,
+        sources: Sequence[Source[Any]],
+        *,
+        outputs: Callable[[Source[Any]], Sequence[Source[Any]]],
+        core: Callable[[Source[Any]], Core],
+    ) -> None:
+        self._session = session
+        self._bus = session.bus
+        self._sources = by_key(sources)
+        self._outputs = outputs
+        self._core = core
+        self._tracks: dict[str, _Track] = {}
+
+    async def rebuild(self) -> None:
+        """State from the streams; then everything that was delivered and has no output."""
+        await self._bus.join(self._sources.values())
+        for source in self._sources.values():
+            self._session.alive()
+            await self._rebuild(source)
+
+    async def work(self, *, between: Callable[[], None] | None = None) -> None:
+        """New entries, for ever. `between` is called before each batch (a safe point to swap)."""
+        while True:
+            self._session.alive()
+            entries = await self._bus.read(self._sources)
+            if between is not None:
+                between()
+            if entries:
+                await self._do(entries)
+
+    async def _rebuild(self, source: Source[Any]) -> None:
+        ids = [await self._bus.last_id(output) for output in self._outputs(source)]
+        done = None if None in ids else min((i for i in ids if i), key=id_order)
+        track = self._tracks[source.key] = _Track(core=self._core(source), done=done)
+        if done is not None:
+            for entry in await self._bus.tail(source, track.core.history, upto=done):
+                await self._raster(track, entry)
+                track.core.load(entry)
+                track.last = entry.id
+        pending = {entry.id: entry for entry in await self._bus.own_pending(source)}
+        delivered = await self._bus.delivered_id(source)
+        after = done
+        while id_order(after or "0-0") < id_order(delivered):
+            entries = await self._bus.span(source, after=after, upto=delivered, count=_PAGE)
+            if not entries:
+                break
+            await self._do([pending.pop(entry.id, entry) for entry in entries])
+            after = entries[-1].id
+        # What is left was done before, or is no longer on the stream.
+        await self._bus.commit([Step(input=entry) for entry in pending.values()])
+
+    async def _do(self, entries: Sequence[Entry[Any]]) -> None:
+        steps = []
+        for entry in entries:
+            track = self._tracks[entry.source.key]
+            if track.last is not None and id_order(entry.id) <= id_order(track.last):
+                steps.append(Step(input=entry))
+                continue
+            steps.extend(await self._raster(track, entry))
+            if track.done is not None and id_order(entry.id) <= id_order(track.done):
+                track.core.load(entry)
+                steps.append(Step(input=entry))
+            else:
+                writes = list(track.core.step(entry))
+                if entry.event is None:
+                    writes += self._poison(entry)
+                steps.append(Step(input=entry, writes=writes))
+            track.last = entry.id
+        diverged = await self._bus.commit(steps)
+        for entry in entries:
+            self._session.health.last_ids[entry.source.key] = entry.id
+        if diverged:
+            await self._tell(diverged)
+
+    async def _raster(self, track: _Track, entry: Entry[Any]) -> list[Step]:
+        """Checks that nothing is missing between the last entry and this one (FAULTS F5)."""
+        source = entry.source
+        if track.last is None or not source.interval:
+            return []
+        step_ms = interval_ms(source.interval)
+        last_ms = id_order(track.last)[0]
+        missing = (entry.time_ms - last_ms) // step_ms - 1
+        if missing <= 0:
+            return []
+        between = await self._bus.span(source, after=track.last, upto=f"({entry.id}", count=1)
+        if between:
+            raise OutOfSync(f"{source.key}: {between[0].id} was not delivered to us")
+        track.core.skip(missing)
+        text = (
+            f"{source.key}: {missing} candles before {entry.id} are missing on the bus without a "
+            "gap marker; they count as empty rows"
+        )
+        notice = self._session.notice_write(
+            Level.ALERT, "hole", text, source.symbol, last_ms + step_ms
+        )
+        return [Step(input=None, writes=[notice])]
+
+    def _poison(self, entry: Entry[Any]) -> list[Write[Any]]:
+        reason = entry.problem
+        text = f"{entry.source.key} {entry.id}: {reason}; kept under dead:{entry.source.key}"
+        notice = self._session.notice_write(
+            Level.ALERT, "dead_letter", text, entry.source.symbol, entry.time_ms
+        )
+        return [self._bus.dead_letter(entry, reason), notice]
+
+    async def _tell(self, diverged: Sequence[Divergence]) -> None:
+        first = diverged[0]
+        what = "is missing although newer ones exist" if first.found is None else "differs"
+        text = f"{first.key} {first.id}: what stands there {what} ({len(diverged)} entries)"
+        await self._session.notice(Level.ALERT, "diverged", text)
