@@ -173,6 +173,35 @@ class Order:
     mode: str
 
 
+class Delivery(StrEnum):
+    """What became of a message to people."""
+
+    SENDING = "sending"  # claimed: about to be sent, or the sender died before it could tell
+    SENT = "sent"
+    FAILED = "failed"  # refused for good; `reason` says why
+    UNKNOWN = "unknown"  # no answer came: it may have arrived
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notification:
+    """A message about a signal, in two entries: `<open_time_ms>-0` claims it before it is sent
+    (so nothing is sent twice), `<open_time_ms>-1` tells what became of it.
+
+    channel: "telegram" or "console". message_id: Telegram's, where it answered.
+    """
+
+    signal_id: str
+    symbol: str
+    interval: str
+    open_time_ms: int
+    state: str
+    channel: str
+    chat: str
+    text: str
+    reason: str = ""
+    message_id: int | None = None
+
+
 class Level(StrEnum):
     """How loud a notice is."""
 

@@ -119,7 +119,7 @@ def read_zip(archive: bytes, name: str, *, symbol: str, interval: str) -> KlineT
 
 
 def named(path: Path) -> tuple[str | None, str | None]:
-    """Symbol and interval of `SYMBOL-INTERVAL[-date].ext`, or of the folder of `YYYY-MM.parquet`."""
+    """Symbol and interval of `SYMBOL-INTERVAL[-date].ext`, or of a folder of `YYYY-MM.parquet`."""
     stem = path.name
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if stem.endswith(suffix):

@@ -12,6 +12,7 @@ from shared.events import (
     Funding,
     Kline,
     Notice,
+    Notification,
     Order,
     Prediction,
     Signal,
@@ -93,6 +94,13 @@ ORDER = Stream(
     False,
     lambda e: {"state": e.state, "side": e.side, "quantity": e.quantity, "price": e.price},
 )
+NOTIFICATION = Stream(
+    "notification",
+    Notification,
+    "symbol+interval",
+    True,
+    lambda e: {"state": e.state, "text": e.text},
+)
 NOTICE = Stream(
     "notice", Notice, "", False, lambda e: {"level": e.level, "code": e.code, "text": e.text}
 )
@@ -105,6 +113,7 @@ STREAMS: tuple[Stream[Any], ...] = (
     PREDICTION,
     SIGNAL,
     ORDER,
+    NOTIFICATION,
     NOTICE,
 )
 
