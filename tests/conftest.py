@@ -1,9 +1,12 @@
 """Fixtures that every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.valkey import Server
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +17,11 @@ def market_data() -> Path:
         reason = f"no market data in {folder}: set ITB_TEST_DATA to run the tests on real candles"
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Server]:
+    """A fresh Valkey of its own."""
+    server = Server(tmp_path / "valkey").start()
+    yield server
+    server.stop()
