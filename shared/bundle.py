@@ -1,0 +1,319 @@
+"""Runs a release: one ONNX graph that turns a feature vector into every output and the score.
+
+Live services, replay and backtest all come through here. Rows are run one at a time, whatever
+the batch: the vector instructions of a batched `Exp` or matrix product round differently, and a
+score must have the same bits wherever it is computed. Bits are promised for one onnxruntime
+version and CPU kind; elsewhere the golden rows must agree to `GOLDEN_TOLERANCE`.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# onnxruntime's threads must not spin beside the other services of a small machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from shared.errors import BadInput
+from shared.releases import MAX_MODEL_BYTES, Manifest, Release, cpu_kind, read_release
+
+FloatArray = npt.NDArray[np.float64]
+
+GOLDEN_TOLERANCE = 1e-6
+_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Of n rows: outputs (n, n_models) float64, columns as `models`; score (n,), NaN = nil."""
+
+    models: tuple[str, ...]
+    outputs: FloatArray
+    score: FloatArray
+
+    def named(self, row: int = 0) -> dict[str, float]:
+        return dict(zip(self.models, self.outputs[row].tolist(), strict=True))
+
+
+class Bundle:
+    """A verified release, ready to run. Threads may share one.
+
+    note: what a person should know about it ("" = nothing): its golden rows were computed by
+    another onnxruntime or CPU kind, so that bits may differ from the training machine's.
+    """
+
+    def __init__(self, release: Release) -> None:
+        self.release = release
+        self.manifest = release.manifest
+        self.models = tuple(release.manifest.models)
+        self._run = _session(release)
+        self.note = _check_golden(release, self.run)
+
+    @property
+    def id(self) -> str:
+        return self.release.id
+
+    @classmethod
+    def load(cls, folder: Path, max_bytes: int = MAX_MODEL_BYTES) -> "Bundle":
+        """Reads, verifies and tries the release in `folder` (a release, or `current`).
+
+        Raises:
+            BadInput: it must not be used; the text says why in one line.
+        """
+        return cls(read_release(folder, max_bytes))
+
+    def run(self, x: FloatArray, threads: int = 1) -> Outputs:
+        """All models and the score.
+
+        x: (n, n_features) float64, columns in the order of the manifest's features.
+        threads: rows are shared out; the bits are the same for any number.
+        """
+        x = np.ascontiguousarray(x, np.float64)
+        if x.ndim != 2 or x.shape[1] != len(self.manifest.features):
+            raise BadInput(
+                f"release {self.id}: needs (n, {len(self.manifest.features)}) features, "
+                f"got {x.shape}"
+            )
+        rows = len(x)
+        outputs = np.empty((rows, len(self.models)))
+        score = np.empty(rows)
+
+        def fill(start: int, stop: int) -> None:
+            run = self._run
+            for row in range(start, stop):
+                outputs[row], score[row : row + 1] = run(None, {"features": x[row : row + 1]})
+
+        if threads <= 1 or rows < 2 * threads:
+            fill(0, rows)
+        else:
+            bounds = np.linspace(0, rows, threads + 1).astype(int).tolist()
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, bounds[:-1], bounds[1:]))
+        return Outputs(models=self.models, outputs=outputs, score=score)
+
+
+def invalid_reason(
+    values: FloatArray,
+    manifest: Manifest,
+    gap: bool,
+    covered: bool,
+    *,
+    schema: str | None = None,
+    outputs: FloatArray | None = None,
+    score: float | None = None,
+    nan_share: float = 0.2,
+) -> str:
+    """Why a candle gets no score; "" where it gets one.
+
+    values: (n_features,) float64. schema: hash that came with them (None: known to fit).
+    outputs, score: what the bundle gave, once it has run; before that leave them out.
+    Only the features that the release uses count towards `nan_share`.
+    """
+    if schema is not None and schema != manifest.schema_hash:
+        return f"features have schema {schema}, release {manifest.id} needs {manifest.schema_hash}"
+    if values.shape != (len(manifest.features),):
+        return f"{values.size} features, release {manifest.id} needs {len(manifest.features)}"
+    if gap:
+        return "gap: the exchange has no such candle"
+    if not covered:
+        return "warm-up: the longest window is not covered"
+    used = values[manifest.used]
+    missing = int(np.isnan(used).sum())
+    if missing > nan_share * len(used):
+        return f"{missing} of {len(used)} features have no value"
+    infinite = np.isinf(used)
+    if infinite.any():
+        return f"feature {manifest.features[manifest.used[int(infinite.argmax())]]} is infinite"
+    if outputs is None:
+        return ""
+    # "not inside" rather than "outside", so that NaN is caught too
+    wrong = ~((outputs >= 0.0) & (outputs <= 1.0))
+    if wrong.any():
+        place = int(wrong.argmax())
+        return f"model {tuple(manifest.models)[place]} gave {outputs[place]:g}, outside [0, 1]"
+    if score is None or not math.isfinite(score):
+        return "no score: the outputs of both sides are 0"
+    return ""
+
+
+def check_graph(content: bytes) -> None:
+    """Refuses an ONNX model that could reach outside itself or run code that is not built in.
+
+    Walks the protobuf by itself: no external data, no operators but those of ONNX and ONNX-ML,
+    no model-local functions, no training graphs.
+
+    Raises:
+        BadInput: what was found.
+    """
+    seen_graph = False
+    for number, value in _fields(content):
+        if number == 7:
+            seen_graph = True
+            _check_graph_part(_message(value))
+        elif number == 8:
+            _check_domain(_text(_message(value), 1))
+        elif number in {20, 25}:
+            raise BadInput("it holds functions or training graphs")
+    if not seen_graph:
+        raise BadInput("it is no ONNX model")
+
+
+def _check_graph_part(graph: memoryview) -> None:
+    for number, value in _fields(graph):
+        if number == 1:
+            _check_node(_message(value))
+        elif number == 5:
+            _check_tensor(_message(value))
+        elif number == 15:
+            _check_sparse(_message(value))
+
+
+def _check_node(node: memoryview) -> None:
+    for number, value in _fields(node):
+        if number == 7:
+            _check_domain(bytes(_message(value)).decode("utf-8", "replace"))
+        elif number == 5:
+            for field, part in _fields(_message(value)):
+                if field in {5, 10}:
+                    _check_tensor(_message(part))
+                elif field in {6, 11}:
+                    _check_graph_part(_message(part))
+                elif field in {22, 23}:
+                    _check_sparse(_message(part))
+
+
+def _check_sparse(tensor: memoryview) -> None:
+    for number, value in _fields(tensor):
+        if number in {1, 2}:
+            _check_tensor(_message(value))
+
+
+def _check_tensor(tensor: memoryview) -> None:
+    for number, value in _fields(tensor):
+        if number == 13 or (number == 14 and value != 0):
+            raise BadInput("a tensor's data lies outside the file (external data)")
+
+
+def _check_domain(domain: str) -> None:
+    if domain not in _DOMAINS:
+        raise BadInput(f"it uses operators of {domain!r}; only ONNX and ONNX-ML are allowed")
+
+
+def _text(message: memoryview, field: int) -> str:
+    for number, value in _fields(message):
+        if number == field:
+            return bytes(_message(value)).decode("utf-8", "replace")
+    return ""
+
+
+def _message(value: "int | memoryview") -> memoryview:
+    if isinstance(value, int):
+        raise BadInput("it is no ONNX model (a number where a message must be)")
+    return value
+
+
+def _fields(content: "bytes | memoryview") -> Iterator[tuple[int, "int | memoryview"]]:
+    """Fields of a protobuf message: (number, int or bytes); fixed-width numbers count as 0."""
+    view = memoryview(content)
+    place, end = 0, len(view)
+    while place < end:
+        key, place = _varint(view, place)
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            value, place = _varint(view, place)
+            yield number, value
+        elif kind == 2:
+            size, place = _varint(view, place)
+            if place + size > end:
+                raise BadInput("it is cut short")
+            yield number, view[place : place + size]
+            place += size
+        elif kind in {1, 5}:
+            place += 8 if kind == 1 else 4
+            if place > end:
+                raise BadInput("it is cut short")
+            yield number, 0
+        else:
+            raise BadInput("it is no ONNX model (unknown wire type)")
+
+
+def _varint(view: memoryview, place: int) -> tuple[int, int]:
+    result = shift = 0
+    while True:
+        if place >= len(view) or shift > 63:
+            raise BadInput("it is cut short")
+        byte = view[place]
+        place += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, place
+        shift += 7
+
+
+def open_session(content: bytes) -> onnxruntime.InferenceSession:
+    """A session on one thread, from bytes: it has no folder from which anything could be read."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong comes as an exception
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _session(release: Release) -> Callable[[Any, dict[str, FloatArray]], list[Any]]:
+    """The session's `run`, once the graph was found harmless and of the right shape."""
+    manifest = release.manifest
+    try:
+        check_graph(release.bundle)
+        session = open_session(release.bundle)
+    except BadInput as error:
+        raise _refused(release, str(error)) from None
+    except Exception as error:  # noqa: BLE001  # onnxruntime raises a dozen classes of its own
+        raise _refused(release, f"onnxruntime: {' '.join(str(error).split())}") from None
+    inputs = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
+    if inputs != [("features", "tensor(double)", [len(manifest.features)])]:
+        raise _refused(release, f"its inputs are {inputs}, not the manifest's features")
+    outputs = [(o.name, o.type) for o in session.get_outputs()]
+    if outputs != [("outputs", "tensor(double)"), ("score", "tensor(double)")]:
+        raise _refused(release, f"its outputs are {outputs}, not `outputs` and `score`")
+    run: Callable[[Any, dict[str, FloatArray]], list[Any]] = session.run
+    return run
+
+
+def _check_golden(release: Release, run: Callable[[FloatArray], Outputs]) -> str:
+    manifest = release.manifest
+    golden = manifest.golden
+    try:
+        found = run(np.array(golden.inputs, np.float64))
+    except Exception as error:  # noqa: BLE001  # as above
+        raise _refused(release, f"onnxruntime: {' '.join(str(error).split())}") from None
+    got = np.column_stack([found.outputs, found.score])
+    want = np.column_stack([np.array(golden.outputs), np.array(golden.scores)])
+    if np.array_equal(got, want, equal_nan=True):
+        return ""
+    here = (onnxruntime.__version__, cpu_kind())
+    made = (manifest.runtime.onnxruntime, manifest.runtime.cpu)
+    if here == made:
+        raise _refused(release, "its golden rows do not give the recorded outputs")
+    if (np.isnan(got) != np.isnan(want)).any():
+        raise _refused(release, "its golden rows do not give the recorded outputs")
+    difference = float(np.nanmax(np.abs(got - want)))
+    if difference > GOLDEN_TOLERANCE:
+        raise _refused(release, f"its golden rows are off by {difference:.1e}")
+    return (
+        f"release {manifest.id} was made by onnxruntime {made[0]} on {made[1]}, this is "
+        f"{here[0]} on {here[1]}: outputs differ by up to {difference:.1e}"
+    )
+
+
+def _refused(release: Release, why: str) -> BadInput:
+    return BadInput(
+        f"{release.folder}: release refused: bundle.onnx: {why}; train again or promote another"
+    )
