@@ -5,7 +5,8 @@ input's history up to the last output; whatever was delivered after that output 
 whether it was acknowledged or not; only then are new entries read.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,10 @@ from shared.times import interval_ms
 _PAGE = 1_000
 
 
+_KEEP_MS = 8 * 86_400_000  # a week for people and replays, and a day to spare
+_JANITOR_S = 60.0
+
+
 class Core(Protocol):
     """The pure part of a stage, for one input stream.
 
@@ -26,14 +31,18 @@ class Core(Protocol):
 
     history: int
 
-    def load(self, entry: Entry[Any]) -> None:
-        """Takes in an entry whose outputs exist already."""
+    def load(self, entries: Sequence[Entry[Any]]) -> None:
+        """Forgets all and takes in history whose outputs exist already."""
 
     def step(self, entry: Entry[Any]) -> Sequence[Write[Any]]:
-        """What an entry leads to. `entry.event` is None where it could not be read."""
+        """What the next entry leads to. `entry.event` is None where it could not be read."""
 
     def skip(self, missing: int) -> None:
         """`missing` raster rows before the next entry exist neither as candles nor as markers."""
+
+
+# Fetches what a core needs besides its input, before it is given these entries.
+Prepare = Callable[[Core, Sequence[Entry[Any]]], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -55,12 +64,14 @@ class Stage:
         *,
         outputs: Callable[[Source[Any]], Sequence[Source[Any]]],
         core: Callable[[Source[Any]], Core],
+        prepare: Prepare | None = None,
     ) -> None:
         self._session = session
         self._bus = session.bus
         self._sources = by_key(sources)
         self._outputs = outputs
         self._core = core
+        self._prepare = prepare
         self._tracks: dict[str, _Track] = {}
 
     async def rebuild(self) -> None:
@@ -85,10 +96,10 @@ class Stage:
         done = None if None in ids else min((i for i in ids if i), key=id_order)
         track = self._tracks[source.key] = _Track(core=self._core(source), done=done)
         if done is not None:
-            for entry in await self._bus.tail(source, track.core.history, upto=done):
-                await self._raster(track, entry)
-                track.core.load(entry)
-                track.last = entry.id
+            history = await self._bus.tail(source, track.core.history, upto=done)
+            await self._ready_for(track.core, history)
+            track.core.load(history)
+            track.last = history[-1].id if history else None
         pending = {entry.id: entry for entry in await self._bus.own_pending(source)}
         delivered = await self._bus.delivered_id(source)
         after = done
@@ -102,27 +113,32 @@ class Stage:
         await self._bus.commit([Step(input=entry) for entry in pending.values()])
 
     async def _do(self, entries: Sequence[Entry[Any]]) -> None:
-        steps = []
+        for key in dict.fromkeys(entry.source.key for entry in entries):
+            own = [entry for entry in entries if entry.source.key == key]
+            await self._ready_for(self._tracks[key].core, own)
+        steps: list[Step] = []
         for entry in entries:
             track = self._tracks[entry.source.key]
             if track.last is not None and id_order(entry.id) <= id_order(track.last):
                 steps.append(Step(input=entry))
                 continue
             steps.extend(await self._raster(track, entry))
+            writes = list(track.core.step(entry))
             if track.done is not None and id_order(entry.id) <= id_order(track.done):
-                track.core.load(entry)
-                steps.append(Step(input=entry))
-            else:
-                writes = list(track.core.step(entry))
-                if entry.event is None:
-                    writes += self._poison(entry)
-                steps.append(Step(input=entry, writes=writes))
+                writes = []  # the outputs outlived their input: only the state needs it
+            elif entry.event is None:
+                writes += self._poison(entry)
+            steps.append(Step(input=entry, writes=writes))
             track.last = entry.id
         diverged = await self._bus.commit(steps)
         for entry in entries:
             self._session.health.last_ids[entry.source.key] = entry.id
         if diverged:
             await self._tell(diverged)
+
+    async def _ready_for(self, core: Core, entries: Sequence[Entry[Any]]) -> None:
+        if self._prepare is not None and entries:
+            await self._prepare(core, entries)
 
     async def _raster(self, track: _Track, entry: Entry[Any]) -> list[Step]:
         """Checks that nothing is missing between the last entry and this one (FAULTS F5)."""
@@ -160,3 +176,18 @@ class Stage:
         what = "is missing although newer ones exist" if first.found is None else "differs"
         text = f"{first.key} {first.id}: what stands there {what} ({len(diverged)} entries)"
         await self._session.notice(Level.ALERT, "diverged", text)
+
+
+async def janitor(session: Session, outputs: Sequence[Source[Any]], *, least_rows: int) -> None:
+    """Trims the streams that a service writes, for ever: only what every group has acknowledged
+    and nobody needs to rebuild from (FAULTS R11).
+
+    least_rows: candles that are kept at any rate; the days of `_KEEP_MS` may hold fewer.
+    """
+    keep_ms = max(_KEEP_MS, least_rows * session.settings.step_ms)
+    while True:
+        await asyncio.sleep(_JANITOR_S)
+        for source in outputs:
+            newest = await session.bus.last_id(source)
+            if newest is not None:
+                await session.bus.trim(source, keep_from_ms=id_order(newest)[0] - keep_ms)

@@ -1,0 +1,90 @@
+"""The featurizer: `kline` (and, where features read them, `fkline` and `depth`) to `feature`."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from featurizer.window import FeatureWindow, depth_row
+from shared.bus import Entry, Source, id_order
+from shared.events import Depth, Kline
+from shared.features import FeatureSet
+from shared.features.configured import configured
+from shared.runtime import Session
+from shared.stage import Core, Stage, janitor
+from shared.streams import DEPTH, FEATURE, FUTURES_KLINE, KLINE, schema_key
+
+_POLL_S = 0.05
+
+
+async def serve(session: Session) -> None:
+    """Rebuilds every window from the bus, then one feature entry per candle, for ever."""
+    settings = session.settings
+    features = configured(settings)
+    await session.bus.put(schema_key(features.schema), features.schema_json)
+    session.health.facts.update(schema=features.schema, features=len(features.names))
+    sources = [Source(KLINE, symbol, settings.interval) for symbol in settings.symbols]
+    companions = _Companions(session, features)
+    stage = Stage(
+        session,
+        sources,
+        outputs=lambda source: [Source(FEATURE, source.symbol, source.interval)],
+        core=lambda source: FeatureWindow(features, source),
+        prepare=companions.fetch if companions.needed else None,
+    )
+    await stage.rebuild()
+    session.health.is_ready()
+    async with asyncio.TaskGroup() as tasks:
+        outputs = [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols]
+        tasks.create_task(janitor(session, outputs, least_rows=2 * features.lookback))
+        await stage.work()
+
+
+class _Companions:
+    """The other series that a feature vector is made of.
+
+    Their entries carry the candle's id. A candle waits until its companion stream has come at
+    least as far: ids only grow, so from then on it is settled whether there is a row for it.
+    """
+
+    def __init__(self, session: Session, features: FeatureSet) -> None:
+        self._session = session
+        self._futures = "futur" in features.sources
+        self._depth = "depth" in features.sources
+        self.needed = self._futures or self._depth
+
+    async def fetch(self, core: Core, entries: Sequence[Entry[Any]]) -> None:
+        assert isinstance(core, FeatureWindow)  # noqa: S101  # the only core of this stage
+        symbol, interval = core.source.symbol, core.source.interval
+        if self._futures:
+            source = Source(FUTURES_KLINE, symbol, interval)
+            for entry in await self._rows(source, entries):
+                if isinstance(entry.event, Kline):
+                    core.futures[entry.time_ms] = np.array(entry.event.row())
+        if self._depth:
+            depth = Source(DEPTH, symbol, interval)
+            for entry in await self._rows(depth, entries):
+                if isinstance(entry.event, Depth):
+                    core.depth[entry.time_ms] = depth_row(entry.event)
+
+    async def _rows(self, source: Source[Any], entries: Sequence[Entry[Any]]) -> list[Entry[Any]]:
+        first, last = entries[0].id, entries[-1].id
+        started = time.monotonic()
+        while id_order(await self._session.bus.last_id(source) or "0-0") < id_order(last):
+            self._session.alive()
+            if time.monotonic() - started > 1:
+                self._session.health.not_ready(f"waits for {source.key} {last}")
+            await asyncio.sleep(_POLL_S)
+        if self._session.health.reason.startswith("waits for"):
+            self._session.health.is_ready()
+        found: list[Entry[Any]] = []
+        before_first = f"{id_order(first)[0] - 1}-0"
+        after: str | None = before_first
+        while True:
+            page = await self._session.bus.span(source, after=after, upto=last)
+            found.extend(page)
+            if not page:
+                return found
+            after = page[-1].id

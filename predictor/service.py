@@ -1,0 +1,37 @@
+"""The predictor: `feature` to `prediction` and `signal`, by the promoted release."""
+
+import asyncio
+
+from predictor.releases import ReleaseInUse
+from predictor.scoring import Scorer
+from shared.bus import Source
+from shared.runtime import Session
+from shared.stage import Stage, janitor
+from shared.streams import FEATURE, PREDICTION, SIGNAL
+
+
+async def serve(session: Session) -> None:
+    """Waits for a release, catches up, then one prediction and one signal per feature entry."""
+    settings = session.settings
+    release = ReleaseInUse(session)
+    stage = Stage(
+        session,
+        [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols],
+        outputs=lambda source: [
+            Source(PREDICTION, source.symbol, source.interval),
+            Source(SIGNAL, source.symbol, source.interval),
+        ],
+        core=lambda source: Scorer(release, source, nan_share=settings.limits.nan_share),
+    )
+    await release.first()
+    await stage.rebuild()
+    session.health.is_ready()
+    outputs = [
+        Source(stream, symbol, settings.interval)
+        for stream in (PREDICTION, SIGNAL)
+        for symbol in settings.symbols
+    ]
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(release.watch())
+        tasks.create_task(janitor(session, outputs, least_rows=1))
+        await stage.work(between=release.swap)
