@@ -83,7 +83,7 @@ class Link:
                     return [await self._reply() for _ in commands]
             except (RedisConnectionError, OSError, TimeoutError) as error:
                 await self.close()
-                raise Unavailable(f"Redis does not answer: {error or 'timeout'}") from None
+                raise Unavailable(f"Redis does not answer: {str(error) or 'timeout'}") from None
             except BaseException:
                 await self.close()  # a reply may still be under way: never reuse the connection
                 raise

@@ -1,0 +1,221 @@
+"""What the bus promises, on a real server."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+
+from shared.bus import Bus, Source, Step, Write, by_key
+from shared.errors import Failure, OutOfSync, Unavailable
+from shared.events import Kline
+from shared.streams import KLINE
+from tests.valkey import Server
+
+M = 60_000
+SOURCE = Source(KLINE, "BTCUSDT", "1m")
+
+
+def kline(time_ms: int, close: float = 1.5) -> Kline:
+    return Kline(
+        symbol="BTCUSDT",
+        interval="1m",
+        open_time_ms=time_ms,
+        close_time_ms=time_ms + M - 1,
+        open=1.0,
+        high=2.0,
+        low=0.5,
+        close=close,
+        volume=10.0,
+        quote_volume=15.0,
+        trades=3.0,
+        taker_base=4.0,
+        taker_quote=6.0,
+    )
+
+
+def write(time_ms: int, close: float = 1.5) -> Write[Kline]:
+    return Write(source=SOURCE, event=kline(time_ms, close), open_time_ms=time_ms)
+
+
+def raw(server: Server) -> Any:
+    return redis.Redis(port=server.port, decode_responses=False)
+
+
+async def test_a_repeat_is_a_no_op_and_a_different_one_is_told(valkey: Server) -> None:
+    async with Bus.session(valkey.url, service="s") as bus:
+        assert await bus.write(write(M)) == []
+        assert await bus.write(write(M)) == []
+        (diverged,) = await bus.write(write(M, close=9.0))
+        assert (diverged.id, diverged.found is not None) == (f"{M}-0", True)
+        await bus.write(write(3 * M))
+        (passed,) = await bus.write(write(2 * M))
+        assert (passed.id, passed.found) == (f"{2 * M}-0", None)
+        assert [e.id for e in await bus.tail(SOURCE, 9)] == [f"{M}-0", f"{3 * M}-0"]
+
+
+async def test_entries_read_well_in_redis_cli(valkey: Server) -> None:
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.write(write(M))
+    with raw(valkey) as client:
+        ((entry_id, fields),) = client.xrevrange("kline:{BTCUSDT}:1m", "+", "-", count=1)
+    assert entry_id == b"60000-0"
+    assert (fields[b"close"], fields[b"volume"]) == (b"1.5", b"10")
+    assert list(fields) == [b"close", b"volume", b"data"]
+
+
+async def test_a_step_writes_and_acknowledges_or_does_nothing(valkey: Server) -> None:
+    out = Source(KLINE, "ETHUSDT", "1m")
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.write(write(M), write(2 * M))
+        await bus.join([SOURCE])
+        first, second = await bus.read(by_key([SOURCE]))
+        await bus.commit(
+            [Step(input=first, writes=[Write(source=out, event=kline(M), open_time_ms=M)])]
+        )
+        assert [e.id for e in await bus.own_pending(SOURCE)] == [second.id]
+        assert await bus.last_id(out) == first.id
+        with raw(valkey) as client:
+            client.config_set("maxmemory", 1)
+        with pytest.raises(Unavailable, match=r"OOM|EXECABORT"):
+            await bus.commit([Step(input=second, writes=[write(9 * M)])])
+        with raw(valkey) as client:
+            client.config_set("maxmemory", 0)
+        assert [e.id for e in await bus.own_pending(SOURCE)] == [second.id]
+
+
+async def test_own_pending_comes_back_after_a_crash_and_poison_is_marked(valkey: Server) -> None:
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.write(write(M))
+        await bus.join([SOURCE])
+        await bus.read(by_key([SOURCE]))
+    for deliveries in range(2, 6):
+        async with Bus.session(valkey.url, service="s") as bus:
+            (entry,) = await bus.own_pending(SOURCE)
+            assert (entry.event, entry.problem) == (kline(M), ""), deliveries
+    async with Bus.session(valkey.url, service="s") as bus:
+        (entry,) = await bus.own_pending(SOURCE)
+        assert entry.event is None
+        assert "delivered 6 times" in entry.problem
+        await bus.commit([Step(input=entry, writes=[bus.dead_letter(entry, entry.problem)])])
+        assert await bus.own_pending(SOURCE) == []
+    with raw(valkey) as client:
+        ((_, fields),) = client.xrange("dead:kline:{BTCUSDT}:1m")
+    assert fields[b"reason"] == b"delivered 6 times without being done"
+    assert fields[b"id"] == b"60000-0"
+
+
+async def test_unreadable_entries_say_why(valkey: Server) -> None:
+    with raw(valkey) as client:
+        client.xadd(SOURCE.key, {"data": b"junk"}, id="60000-0")
+        client.xadd(SOURCE.key, {"close": "1"}, id="120000-0")
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.write(
+            Write(source=SOURCE, event=kline(M), open_time_ms=3 * M)  # id and event disagree
+        )
+        problems = [e.problem for e in await bus.tail(SOURCE, 9)]
+    assert "not a msgpack map" in problems[0]
+    assert "no `data`" in problems[1]
+    assert "the id is not the event's time" in problems[2]
+
+
+async def test_a_trimmed_pending_entry_is_unreadable_not_lost_silently(valkey: Server) -> None:
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.write(write(M), write(2 * M))
+        await bus.join([SOURCE])
+        await bus.read(by_key([SOURCE]))
+        with raw(valkey) as client:
+            client.xtrim(SOURCE.key, minid="120000-0", approximate=False)
+        first, second = await bus.own_pending(SOURCE)
+        assert (first.event, first.problem) == (None, "entry was trimmed")
+        assert second.event == kline(2 * M)
+
+
+async def test_trimming_stops_below_every_group(valkey: Server) -> None:
+    async with Bus.session(valkey.url, service="slow") as slow:
+        await slow.write(*(write(i * M) for i in range(1, 11)))
+        await slow.join([SOURCE])
+        entries = await slow.read(by_key([SOURCE]), count=6)
+        async with Bus.session(valkey.url, service="fast") as fast:
+            await fast.join([SOURCE])
+            done = await fast.read(by_key([SOURCE]))
+            await fast.commit([Step(input=e) for e in done])
+            # slow has acknowledged 1..3, holds 4..6 and has not seen 7..10
+            await slow.commit([Step(input=e) for e in entries[:3]])
+            await fast.trim(SOURCE, keep_from_ms=9 * M)
+            assert (await fast.tail(SOURCE, 99))[0].id == f"{4 * M}-0"
+            await slow.commit([Step(input=e) for e in entries[3:]])
+            await fast.trim(SOURCE, keep_from_ms=9 * M)
+            assert (await fast.tail(SOURCE, 99))[0].id == f"{6 * M}-0"
+            await fast.trim(SOURCE, keep_from_ms=5 * M)
+            assert (await fast.tail(SOURCE, 99))[0].id == f"{6 * M}-0"
+
+
+async def test_a_second_consumer_of_the_same_name_stands_by(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = asyncio.Event()
+
+    async def second() -> None:
+        monkeypatch.setattr("shared.bus._PROCESS", "another")
+        async with Bus.session(valkey.url, service="s"):
+            entered.set()
+
+    async with Bus.session(valkey.url, service="s"):
+        task = asyncio.create_task(second())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(entered.wait(), 0.6)
+        monkeypatch.setattr("shared.bus._PROCESS", "first")
+    await asyncio.wait_for(task, 5)
+
+
+async def test_a_deleted_stream_is_out_of_sync_and_a_dead_server_unavailable(
+    valkey: Server,
+) -> None:
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.join([SOURCE])
+        with raw(valkey) as client:
+            client.delete(SOURCE.key)
+        with pytest.raises(OutOfSync, match="NOGROUP"):
+            await bus.read(by_key([SOURCE]), block_ms=50)
+        reading = asyncio.create_task(bus.read(by_key([SOURCE]), block_ms=1000))
+        valkey.kill9()
+        with pytest.raises((Unavailable, OutOfSync)):
+            await reading
+        with pytest.raises(Unavailable):
+            await bus.last_id(SOURCE)
+        valkey.start()
+        with pytest.raises(Unavailable, match="closed"):  # never reused, never reconnected silently
+            await bus.last_id(SOURCE)
+
+
+async def test_a_server_without_aof_or_with_eviction_is_refused(valkey: Server) -> None:
+    with raw(valkey) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(Failure, match="maxmemory-policy noeviction"):
+        async with Bus.session(valkey.url, service="s"):
+            pass
+    with raw(valkey) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("appendonly", "no")
+    with pytest.raises(Failure, match="appendonly yes"):
+        async with Bus.session(valkey.url, service="s"):
+            pass
+
+
+async def test_a_frozen_server_does_not_hang_us(valkey: Server) -> None:
+    async with Bus.session(valkey.url, service="s") as bus:
+        bus._link.timeout_s = 0.3
+        valkey.freeze(True)
+        try:
+            with pytest.raises(Unavailable, match="timeout"):
+                await bus.last_id(SOURCE)
+        finally:
+            valkey.freeze(False)
+
+
+async def test_the_unix_socket_serves_as_well(valkey: Server) -> None:
+    async with Bus.session(valkey.unix_url, service="s") as bus:
+        await bus.write(write(M))
+        assert await bus.length(SOURCE) == 1
+        assert [e.event for e in await bus.span(SOURCE, after=None)] == [kline(M)]

@@ -1,0 +1,129 @@
+"""The config tree: sources, precedence, and the lines that mistakes get."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.config import load
+from shared.errors import Usage
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("ITB_"):
+            monkeypatch.delenv(name)
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "config.json"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_without_a_file_the_defaults_are_bitcoin_by_the_minute() -> None:
+    settings = load()
+    assert settings.symbols == ("BTCUSDT",)
+    assert (settings.interval, settings.step_ms) == ("1m", 60_000)
+    assert settings.base_of("BTCUSDT") == "BTC"
+    assert settings.trader.mode == "observe"
+
+
+def test_comments_and_urls_in_the_file_are_understood(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path, '{// mine\n"symbol": "ETHUSDT", /* x */ "binance_rest_url": "http://h/p",}'
+    )
+    settings = load(path)
+    assert settings.symbols == ("ETHUSDT",)
+    assert settings.binance_rest_url == "http://h/p"
+
+
+def test_environment_wins_over_file_and_file_over_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _write(tmp_path, '{"signaler": {"notification_threshold": 3}, "symbols": ["AUSDT"]}')
+    monkeypatch.setenv("ITB_SIGNALER__NOTIFICATION_THRESHOLD", "2")
+    monkeypatch.setenv("ITB_SIGNALER__MODEL__BUY_THRESHOLD", "0.3")
+    settings = load(path)
+    assert settings.signaler.notification_threshold == 2
+    assert settings.signaler.model.buy_threshold == 0.3
+    assert settings.symbols == ("AUSDT",)
+    monkeypatch.setenv("ITB_SYMBOLS", "BUSDT, CUSDT")
+    assert load(path).symbols == ("BUSDT", "CUSDT")
+    monkeypatch.setenv("ITB_SYMBOLS", '["DUSDT"]')
+    assert load(path).symbols == ("DUSDT",)
+
+
+def test_the_symbol_variable_replaces_the_symbols_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ITB_SYMBOL", "XRPUSDT")
+    assert load(_write(tmp_path, '{"symbols": ["AUSDT", "BUSDT"]}')).symbols == ("XRPUSDT",)
+
+
+def test_a_secret_comes_from_its_file_and_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("canary-secret\n")
+    monkeypatch.setenv("ITB_API_SECRET_FILE", str(secret))
+    settings = load()
+    assert settings.api_secret is not None
+    assert settings.api_secret.get_secret_value() == "canary-secret"
+    assert "canary" not in repr(settings)
+    assert "canary" not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"symbl": "BTCUSDT"}', "unknown key 'symbl'; did you mean 'symbol'?"),
+        (
+            '{"signaler": {"model": {"buy_treshold": 1}}}',
+            "unknown key 'signaler.model.buy_treshold'; did you mean 'buy_threshold'?",
+        ),
+        ('{"interval": "1w"}', "interval: interval '1w' is not supported"),
+        ('{"symbols": ["btcusdt"]}', "symbols: 'btcusdt' is no symbol"),
+        ('{"symbols": []}', "symbols: name at least one symbol"),
+        ('{"symbol": "A", "symbols": ["A"]}', "give `symbol` or `symbols`, not both"),
+        ('{"signaler": {"model": {"buy_threshold": 2}}}', "signaler.model.buy_threshold"),
+        ('{"signaler": {"model": {"buy_threshold": -0.5}}}', "sell_threshold must not be above"),
+        ('{"algorithms": [{"name": "x", "algo": "svm"}]}', "algorithms.0.algo"),
+        ('{"algorithms": [{"name": "x", "algo": "gb", "prams": {}}]}', "did you mean 'params'?"),
+        ('{"symbol": "A", "symbol": "B"}', "not valid JSON"),
+        ("[1]", "must be one JSON object"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_clear_line(tmp_path: Path, text: str, line: str) -> None:
+    with pytest.raises(Usage) as caught:
+        load(_write(tmp_path, text))
+    assert line in str(caught.value)
+    assert str(tmp_path / "config.json") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_mistyped_variable_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITB_SIGNALR__X", "1")
+    with pytest.raises(
+        Usage, match="ITB_SIGNALR__X: unknown key 'signalr'; did you mean 'signaler'"
+    ):
+        load()
+
+
+def test_a_bad_secret_value_is_not_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITB_API_SECRET_FILE", str(tmp_path / "absent"))
+    with pytest.raises(Usage, match=r"cannot read .*absent: No such file"):
+        load()
+    monkeypatch.delenv("ITB_API_SECRET_FILE")
+    with pytest.raises(Usage) as caught:
+        load(_write(tmp_path, '{"api_secret": ["canary"]}'))
+    assert "canary" not in str(caught.value)
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(Usage, match="no such config file; `itb init` writes one"):
+        load(tmp_path / "none.json")
