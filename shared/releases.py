@@ -18,7 +18,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -77,7 +77,6 @@ class ModelEntry(_Entry):
     algorithm: Literal["gb", "nn", "lc"]
     opset: int
     ml_opset: int | None = None
-    left_out: tuple[str, ...] = ()
 
 
 class LabelEntry(_Entry):
@@ -177,6 +176,8 @@ class Manifest(_Entry):
             raise ValueError(f"id {self.id!r} is not of the form 20261122T120000Z-1a2b3c4d")
         if len(set(self.features)) != len(self.features):
             raise ValueError("a feature is listed twice")
+        if feature_schema(self.features) != self.schema_hash:
+            raise ValueError("the schema hash is not that of the features in this order")
         if unknown := set(self.left_out) - set(self.features):
             raise ValueError(f"left_out names an unknown feature {min(unknown)!r}")
         if not set(self.features) - set(self.left_out):
@@ -211,6 +212,12 @@ class Release:
     @property
     def id(self) -> str:
         return self.manifest.id
+
+
+def feature_schema(names: Sequence[str]) -> str:
+    """Schema hash of feature names in order, as `schema:<hash>` on the bus (DESIGN section 3)."""
+    text = json.dumps(list(names), separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def cpu_kind() -> str:
