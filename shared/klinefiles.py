@@ -739,8 +739,15 @@ def write_columns(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """A parquet file (zstd) of int64 and float64 columns, at once or not at all."""
-    import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
+
+    with replacing(path) as unfinished:
+        pq.write_table(arrow_table(columns, metadata or {}), unfinished, compression="zstd")
+
+
+def arrow_table(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> Any:
+    """A pyarrow table of int64 and float64 columns."""
+    import pyarrow as pa  # noqa: PLC0415
 
     arrays = []
     for column in columns.values():
@@ -748,11 +755,7 @@ def write_columns(
         whole = np.ascontiguousarray(column)
         kind = pa.int64() if whole.dtype == np.int64 else pa.float64()
         arrays.append(pa.Array.from_buffers(kind, len(whole), [None, pa.py_buffer(whole)]))
-    table = pa.Table.from_arrays(arrays, names=list(columns))
-    if metadata:
-        table = table.replace_schema_metadata(dict(metadata))
-    with replacing(path) as unfinished:
-        pq.write_table(table, unfinished, compression="zstd")
+    return pa.Table.from_arrays(arrays, names=list(columns), metadata=dict(metadata) or None)
 
 
 def read_columns(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
@@ -811,8 +814,8 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{path.name}.*.tmp"):
-            if not _is_running(left.name.split(".")[-2]):
+        for left in path.parent.glob(f".{path.name}.[0-9]*.tmp"):
+            if not is_running(int(left.name.split(".")[-2])):
                 left.unlink(missing_ok=True)
         try:
             yield unfinished
@@ -831,10 +834,11 @@ def replacing(path: Path) -> Iterator[Path]:
         raise Failure(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def _is_running(pid: str) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; the temporary files of another one are litter."""
     try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True

@@ -27,7 +27,11 @@ from shared.errors import Failure, Rejected, Unavailable, Usage
 from trainer.progress import Progress
 
 # name: (module, what it does)
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "merge": ("trainer.merge", "put all sources on one regular raster"),
+    "features": ("trainer.features", "compute features, from the config or from bare files"),
+    "labels": ("trainer.labels", "compute labels"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
