@@ -1,0 +1,464 @@
+"""The market as a function of its data and of market time: candles of every interval, trades, book time.
+
+Nothing here knows a clock or a socket: `now_ms` is an argument. A candle is closed once now_ms has
+reached its open time plus its interval; before that it is the fold of its trades so far. A minute that
+the data does not have does not exist, neither here nor in any larger interval.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import BadInput
+from shared.klines import KlineTable
+from shared.times import INTERVALS_MS, floor_ms
+from simulator.trades import Paths, count_trades, make_paths
+from simulator.wire import Candle
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_CHUNK = 32  # candles whose trade paths are made together; fixed, so that a path never depends on who asked
+_KEPT_CHUNKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class AggTrade:
+    """One taker order: trades first_id..last_id at one price and time."""
+
+    agg_id: int
+    price: float
+    quantity: float
+    first_id: int
+    last_id: int
+    time_ms: int
+    buyer_is_maker: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Closed candles of one interval.
+
+    start: index of each candle's first base row. closes_ms: open time plus interval.
+    """
+
+    step_ms: int
+    open_time_ms: Ints
+    values: Floats
+    start: Ints
+    first_id: Ints
+    last_id: Ints
+
+    def __len__(self) -> int:
+        return len(self.open_time_ms)
+
+    def closed(self, now_ms: int) -> int:
+        """How many candles are closed at `now_ms`."""
+        return int(np.searchsorted(self.open_time_ms, now_ms - self.step_ms, side="right"))
+
+    def candle(self, index: int) -> Candle:
+        open_time = int(self.open_time_ms[index])
+        return Candle(
+            open_time,
+            open_time + self.step_ms - 1,
+            tuple(self.values[index].tolist()),
+            int(self.first_id[index]),
+            int(self.last_id[index]),
+        )
+
+
+class Series:
+    """One symbol: its finest candles, everything that follows from them, and their trades."""
+
+    def __init__(self, table: KlineTable, seed: int) -> None:
+        self.symbol = table.symbol
+        self.interval = table.interval
+        self.step_ms = table.step_ms
+        self._seed = _symbol_seed(seed, table.symbol)
+        self._levels: dict[tuple[int, int], Level] = {}
+        self._paths: dict[int, Paths] = {}
+        self._quotes: dict[int, tuple[Floats, ...]] = {}
+        self._load(table)
+
+    def _load(self, table: KlineTable) -> None:
+        prices = table.values[:, :4]
+        there = ~np.isnan(prices).any(axis=1)
+        if not there.all():  # a raster table: a row of NaN is a candle that never existed
+            table = KlineTable(
+                symbol=table.symbol,
+                interval=table.interval,
+                open_time_ms=table.open_time_ms[there],
+                values=table.values[there],
+            )
+        if not len(table):
+            raise BadInput(f"{table.symbol}-{table.interval}: there is no candle in the data")
+        self.table = table
+        self.price_digits = _digits(table.values[:, :4], 9e6)
+        self.lot_digits = _lot_digits(table.values[:, 4])
+        lots = np.rint(np.nan_to_num(table.values[:, 4]) * 10.0**self.lot_digits).astype(np.int64)
+        self._trades = count_trades(self._seed, table.open_time_ms, lots, table.values[:, 6])
+        after = np.cumsum(self._trades)
+        first = after - self._trades + 1
+        self._first_trade = first
+        none = self._trades == 0
+        rows = np.arange(len(table), dtype=np.int64)
+        self.base = Level(
+            self.step_ms,
+            table.open_time_ms,
+            table.values,
+            rows,
+            np.where(none, -1, first),
+            np.where(none, -1, after),
+        )
+        self._levels = {(self.step_ms, 0): self.base}
+
+    def extend(self, table: KlineTable) -> None:
+        """Append later candles (the synthetic market grows as time passes)."""
+        old = self.table
+        kept = self._paths, self._quotes
+        self._load(
+            KlineTable(
+                symbol=old.symbol,
+                interval=old.interval,
+                open_time_ms=np.concatenate([old.open_time_ms, table.open_time_ms]),
+                values=np.concatenate([old.values, table.values]),
+            )
+        )
+        last = len(old) // _CHUNK
+        self._paths, self._quotes = ({k: v for k, v in d.items() if k < last} for d in kept)  # type: ignore[assignment]
+
+    def serves(self, interval: str) -> bool:
+        """Whether candles of this interval can be made from the data: a multiple of its own."""
+        step = INTERVALS_MS.get(interval)
+        return step is not None and step >= self.step_ms and step % self.step_ms == 0
+
+    def level(self, interval: str, offset_ms: int = 0) -> Level:
+        """Candles of an interval; offset_ms moves its raster, as a time zone east of UTC does."""
+        step = INTERVALS_MS[interval]
+        key = (step, offset_ms % step % INTERVALS_MS["1d"])
+        level = self._levels.get(key)
+        if level is None:
+            level = self._levels[key] = self._fold(*key)
+        return level
+
+    def _fold(self, step: int, offset: int) -> Level:
+        shifted = self.base.open_time_ms + offset
+        bucket = shifted - shifted % step - offset
+        start = np.flatnonzero(np.diff(bucket, prepend=bucket[0] - step))
+        values = self.base.values
+        folded = np.empty((len(start), 9))
+        end = np.append(start[1:], len(bucket)) - 1
+        folded[:, 0] = values[start, 0]
+        folded[:, 1] = np.maximum.reduceat(values[:, 1], start)
+        folded[:, 2] = np.minimum.reduceat(values[:, 2], start)
+        folded[:, 3] = values[end, 3]
+        folded[:, 4:] = np.round(np.add.reduceat(values[:, 4:], start, axis=0), 8)
+        before = self._first_trade[start] - 1
+        after = self._first_trade[end] + self._trades[end] - 1
+        none = after == before
+        return Level(
+            step,
+            bucket[start],
+            folded,
+            start.astype(np.int64),
+            np.where(none, -1, before + 1),
+            np.where(none, -1, after),
+        )
+
+    # trades
+
+    def _chunk(self, index: int) -> tuple[Paths, tuple[Floats, ...]]:
+        number = index // _CHUNK
+        paths = self._paths.get(number)
+        if paths is None:
+            rows = slice(number * _CHUNK, min((number + 1) * _CHUNK, len(self.table)))
+            paths = make_paths(
+                self._seed,
+                self.base.open_time_ms[rows],
+                self.step_ms,
+                self.base.values[rows],
+                self._trades[rows],
+                self.price_digits,
+                self.lot_digits,
+            )
+            while len(self._paths) >= _KEPT_CHUNKS:
+                oldest = next(iter(self._paths))
+                del self._paths[oldest], self._quotes[oldest]
+            bought = np.where(paths.buy, paths.lots, 0)
+            low = paths.price[:, :1]
+            lot, tick = 10.0**-self.lot_digits, 10.0**-self.price_digits
+            lots, taker = np.cumsum(paths.lots, axis=1), np.cumsum(bought, axis=1)
+            # sums relative to the first price stay exact integers
+            quote = np.cumsum((paths.price - low) * paths.lots, axis=1)
+            taker_quote = np.cumsum((paths.price - low) * bought, axis=1)
+            self._paths[number] = paths
+            self._quotes[number] = (
+                np.maximum.accumulate(paths.price, axis=1) / 10.0**self.price_digits,
+                np.minimum.accumulate(paths.price, axis=1) / 10.0**self.price_digits,
+                lots / 10.0**self.lot_digits,
+                taker / 10.0**self.lot_digits,
+                low * tick * (lots * lot) + quote * (tick * lot),
+                low * tick * (taker * lot) + taker_quote * (tick * lot),
+            )
+        return paths, self._quotes[number]
+
+    def partial(self, index: int, now_ms: int) -> Candle | None:
+        """Base candle `index` as its trades up to `now_ms` leave it; None before its first trade."""
+        level = self.base
+        open_time = int(level.open_time_ms[index])
+        row = level.values[index]
+        close_time = open_time + self.step_ms - 1
+        paths, (high, low, lots, taker, quote, taker_quote) = self._chunk(index)
+        i = index % _CHUNK
+        orders = int(paths.orders[i])
+        if not orders:
+            still = float(row[0])
+            empty = np.where(np.isnan(row[4:]), np.nan, 0.0).tolist()
+            return Candle(open_time, close_time, (still, still, still, still, *empty), -1, -1)
+        last = int(np.searchsorted(paths.time_ms[i, :orders], now_ms, side="right")) - 1
+        if last < 0:
+            return None
+        if last == orders - 1:
+            return level.candle(index)
+        count = int(paths.before[i, last] + paths.trades[i, last])
+        first_id = int(self._first_trade[index])
+        has = ~np.isnan(row)
+        nan = float("nan")
+        return Candle(
+            open_time,
+            close_time,
+            (
+                float(row[0]),
+                float(high[i, last]),
+                float(low[i, last]),
+                float(paths.price[i, last]) / 10.0**self.price_digits,
+                float(lots[i, last]) if has[4] else nan,
+                round(float(quote[i, last]), 8) if has[5] else nan,
+                float(count) if has[6] else nan,
+                float(taker[i, last]) if has[7] else nan,
+                round(float(taker_quote[i, last]), 8) if has[8] else nan,
+            ),
+            first_id,
+            first_id + count - 1,
+        )
+
+    def open_candle(self, interval: str, now_ms: int, offset_ms: int = 0) -> Candle | None:
+        """The candle that contains `now_ms`, as it stands; None where the data has none there (yet)."""
+        base = self.base
+        done = base.closed(now_ms)
+        part = None
+        if done < len(base) and base.open_time_ms[done] <= now_ms:
+            part = self.partial(done, now_ms)
+        step = INTERVALS_MS[interval]
+        if step == self.step_ms:
+            return part
+        bucket = floor_ms(now_ms + offset_ms, step) - offset_ms
+        start = int(np.searchsorted(base.open_time_ms, bucket))
+        candles = [base.candle(i) for i in range(start, done)] if step <= 64 * self.step_ms else []
+        if not candles and start < done:
+            candles = [_fold_rows(base, start, done, self.step_ms)]
+        if part is not None:
+            candles.append(part)
+        return _fold_candles(candles, bucket, step) if candles else None
+
+    def klines(
+        self,
+        interval: str,
+        start_ms: int | None,
+        end_ms: int | None,
+        limit: int,
+        now_ms: int,
+        offset_ms: int = 0,
+    ) -> list[Candle]:
+        """Candles whose open time lies in [start_ms, end_ms], oldest first, the open one last.
+
+        Without start: the newest `limit`; with it: the oldest.
+        """
+        level = self.level(interval, offset_ms)
+        done = level.closed(now_ms)
+        opened = self.open_candle(interval, now_ms, offset_ms)
+        if opened is not None and start_ms is not None and opened.open_time_ms < start_ms:
+            opened = None
+        if opened is not None and end_ms is not None and opened.open_time_ms > end_ms:
+            opened = None
+        low = 0 if start_ms is None else int(np.searchsorted(level.open_time_ms, start_ms))
+        high = done
+        if end_ms is not None:
+            high = min(done, int(np.searchsorted(level.open_time_ms, end_ms, side="right")))
+        more = 1 if opened is not None else 0
+        if start_ms is None:
+            low = max(low, high + more - limit)
+        elif high - low + more > limit:
+            high = min(high, low + limit)
+            if high - low + more > limit:
+                opened = None
+        candles = [level.candle(i) for i in range(low, high)]
+        if opened is not None:
+            candles.append(opened)
+        return candles
+
+    def agg_trades(self, after_ms: int, until_ms: int) -> list[AggTrade]:
+        """Taker orders with after_ms < time <= until_ms, oldest first."""
+        base = self.base
+        low = int(np.searchsorted(base.open_time_ms, after_ms - self.step_ms, side="left"))
+        high = int(np.searchsorted(base.open_time_ms, until_ms, side="right"))
+        found: list[AggTrade] = []
+        for index in range(low, high):
+            found += (t for t in self.candle_trades(index) if after_ms < t.time_ms <= until_ms)
+        return found
+
+    def candle_trades(self, index: int) -> list[AggTrade]:
+        """Every taker order of base candle `index`."""
+        paths, _ = self._chunk(index)
+        i = index % _CHUNK
+        first = int(self._first_trade[index])
+        tick, lot = 10.0**self.price_digits, 10.0**self.lot_digits
+        return [
+            AggTrade(
+                first + before,  # an aggregate's id is its first trade's: rising, and stateless
+                price / tick,
+                lots / lot,
+                first + before,
+                first + before + count - 1,
+                time_ms,
+                not buy,
+            )
+            for price, lots, before, count, time_ms, buy in zip(
+                paths.price[i].tolist(),
+                paths.lots[i].tolist(),
+                paths.before[i].tolist(),
+                paths.trades[i].tolist(),
+                paths.time_ms[i].tolist(),
+                paths.buy[i].tolist(),
+                strict=True,
+            )
+            if count
+        ]
+
+    def candle_of_trade(self, trade_id: int) -> int:
+        """Index of the base candle that holds the trade, or of the next one with a trade."""
+        after = self._first_trade + self._trades - 1
+        return int(np.searchsorted(after, trade_id))
+
+    def last_price(self, now_ms: int) -> tuple[float, bool]:
+        """Price and side (did the taker buy?) of the last trade at or before now."""
+        base = self.base
+        index = int(np.searchsorted(base.open_time_ms, now_ms, side="right")) - 1
+        if index < 0:
+            return float(base.values[0, 0]), True
+        paths, _ = self._chunk(index)
+        i = index % _CHUNK
+        orders = int(paths.orders[i])
+        last = int(np.searchsorted(paths.time_ms[i, :orders], now_ms, side="right")) - 1
+        if last < 0:
+            before = base.values[index - 1, 3] if index and not orders else base.values[index, 0]
+            return float(before), True
+        return float(paths.price[i, last]) / 10.0**self.price_digits, bool(paths.buy[i, last])
+
+
+class Market:
+    """All symbols on one time line."""
+
+    def __init__(self, tables: Sequence[KlineTable], *, seed: int = 0) -> None:
+        self.seed = seed
+        self.series: dict[str, Series] = {}
+        for table in sorted(tables, key=lambda t: t.step_ms):
+            self.series.setdefault(table.symbol, Series(table, seed))
+        self.closes_ms = _union(self.series.values())
+
+    @property
+    def step_ms(self) -> int:
+        """The shortest base interval: the length of one step of the time line."""
+        return min(series.step_ms for series in self.series.values())
+
+    def extend(self, tables: Iterable[KlineTable]) -> None:
+        for table in tables:
+            self.series[table.symbol].extend(table)
+        self.closes_ms = _union(self.series.values())
+
+    def next_close(self, after_ms: int) -> int | None:
+        """When the next candle of any symbol closes; None at the end of the data."""
+        index = int(np.searchsorted(self.closes_ms, after_ms, side="right"))
+        return int(self.closes_ms[index]) if index < len(self.closes_ms) else None
+
+    def steps_done(self, now_ms: int) -> int:
+        return int(np.searchsorted(self.closes_ms, now_ms, side="right"))
+
+
+def _union(series: Iterable[Series]) -> Ints:
+    """Every time at which some candle closes."""
+    distinct: list[Ints] = []
+    for one in series:
+        closes = one.base.open_time_ms + one.step_ms
+        if not any(np.array_equal(closes, other) for other in distinct):
+            distinct.append(closes)
+    return np.unique(np.concatenate(distinct))
+
+
+def _fold_rows(base: Level, start: int, stop: int, step: int) -> Candle:
+    values = base.values[start:stop]
+    first = base.first_id[start:stop]
+    ids = first[first >= 0]
+    last = base.last_id[start:stop]
+    open_time = int(base.open_time_ms[start])
+    return Candle(
+        open_time,
+        open_time + step - 1,
+        (
+            float(values[0, 0]),
+            float(values[:, 1].max()),
+            float(values[:, 2].min()),
+            float(values[-1, 3]),
+            *np.round(values[:, 4:].sum(axis=0), 8).tolist(),
+        ),
+        int(ids[0]) if len(ids) else -1,
+        int(last.max()),
+    )
+
+
+def _fold_candles(candles: Sequence[Candle], open_time_ms: int, step_ms: int) -> Candle:
+    values = [candle.values for candle in candles]
+    sums = (round(sum(column), 8) for column in list(zip(*values, strict=True))[4:])
+    return Candle(
+        open_time_ms,
+        open_time_ms + step_ms - 1,
+        (
+            values[0][0],
+            max(v[1] for v in values),
+            min(v[2] for v in values),
+            values[-1][3],
+            *sums,
+        ),
+        next((c.first_id for c in candles if c.first_id >= 0), -1),
+        max(c.last_id for c in candles),
+    )
+
+
+def _symbol_seed(seed: int, symbol: str) -> int:
+    digest = 0xCBF29CE484222325  # FNV-1a
+    for byte in f"{seed}:{symbol}".encode():
+        digest = (digest ^ byte) * 0x100000001B3 % (1 << 64)
+    return digest
+
+
+def _digits(values: Floats, limit: float) -> int:
+    """The fewest decimals that print every value exactly, at most eight."""
+    largest = float(np.nanmax(values)) if values.size else 1.0
+    for digits in range(9):
+        scaled = values * 10.0**digits
+        if (np.rint(scaled) / 10.0**digits == values).all():
+            return digits
+        if largest * 10.0 ** (digits + 1) > limit * 1e6:
+            return digits
+    return 8
+
+
+def _lot_digits(volume: Floats) -> int:
+    """The most decimals, up to eight, that keep every volume an exact integer of lots."""
+    largest = max(float(np.nanmax(volume, initial=0.0)), 1e-8)
+    for digits in range(8, 0, -1):
+        if largest * 10.0**digits < 2.0**52:
+            return digits
+    return 0

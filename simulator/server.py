@@ -1,0 +1,240 @@
+"""The running simulator: plays the market along its clock and serves it.
+
+`play` is the only task that moves market time. Everything else reads it.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+
+from shared.errors import Failure, Usage
+from shared.klines import KlineTable
+from simulator import events
+from simulator.clock import MANUAL, MAX, Clock
+from simulator.endpoints import FUTURES, SPOT, Venue
+from simulator.events import Message
+from simulator.rest import Rest, wall_ms
+from simulator.streams import Hub, names_of
+from simulator.wire import Candle
+
+log = logging.getLogger(__name__)
+
+More = Callable[[int], dict[str, list[KlineTable]]]
+_POSITION_BYTES = 24
+
+
+class PositionFile:
+    """Where the market stood, so that a killed simulator goes on there: one number, written in place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def load(self) -> int | None:
+        try:
+            text = self._path.read_text()
+        except FileNotFoundError:
+            return None
+        if not text.strip().isdecimal():
+            raise Failure(f"{self._path} does not hold a market time: remove it to start afresh")
+        return int(text)
+
+    def save(self, position_ms: int) -> None:
+        if self._fd < 0:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.pwrite(self._fd, str(position_ms).ljust(_POSITION_BYTES - 1).encode() + b"\n", 0)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+@dataclass(kw_only=True)
+class Simulator:
+    """Everything that runs. venues: SPOT and FUTURES. more: makes later candles (synthetic market)."""
+
+    venues: dict[str, Venue]
+    clock: Clock
+    key: str = "demo"
+    more: More | None = None
+    position_file: PositionFile | None = None
+    hub: Hub = field(default_factory=Hub)
+
+    def __post_init__(self) -> None:
+        self.rest = Rest(venues=self.venues, now=self.now, adjust=self.adjust, key=self.key)
+        self.at_end = False
+        self.moved = asyncio.Event()
+        self._next_instant: int | None = None
+        self._steps_wanted = 0
+        self._wake = asyncio.Event()
+
+    # market time
+
+    def now(self) -> tuple[int, int]:
+        """(market now, last instant played)."""
+        position = self.clock.position_ms
+        return self.clock.now_ms(wall_ms(), self._next_instant), position
+
+    def adjust(
+        self, _venue: str, _symbol: str, _interval: str, candles: list[Candle]
+    ) -> list[Candle]:
+        return candles
+
+    def _next_close(self) -> int | None:
+        position = self.clock.position_ms
+        found = [v.market.next_close(position) for v in self.venues.values()]
+        if self.more is not None and any(close is None for close in found):
+            for name, tables in self.more(position).items():
+                self.venues[name].market.extend(tables)
+            found = [v.market.next_close(position) for v in self.venues.values()]
+        return min((close for close in found if close is not None), default=None)
+
+    def _messages(self, prev_ms: int, now_ms: int) -> list[tuple[str, Message]]:
+        return [
+            (venue, message)
+            for venue, topic in list(self.hub.topics)
+            for message in events.messages(topic, self.venues[venue].market, prev_ms, now_ms)
+        ]
+
+    async def play(self) -> None:
+        """Move the market, for ever; at the end of the data it stands still."""
+        self.clock.start(wall_ms())
+        while True:
+            close = self._next_close()
+            if close is None:
+                if not self.at_end:
+                    log.info("end of the data: the market stands still")
+                self.at_end, self._next_instant = True, None
+                await self._woken()
+                continue
+            self.at_end = False
+            instants = self.clock.instants(self.venues[SPOT].market, close)
+            if self.clock.is_paced:
+                for instant in instants:
+                    await self._paced(instant)
+                self._arrived(close)
+            else:
+                await self._unpaced(instants, close)
+
+    async def _unpaced(self, instants: list[int], close: int) -> None:
+        """A whole candle at once, as soon as every consumer has taken the one before."""
+        self._next_instant = instants[0]
+        if self.clock.speed == MANUAL or self._steps_wanted:
+            while not self._steps_wanted:
+                await self._woken()
+            self._steps_wanted -= 1
+        else:
+            while self.clock.is_paused and not self._steps_wanted:
+                await self._woken()
+            self._steps_wanted = max(0, self._steps_wanted - 1)
+            await self.hub.some_consumer()
+        for instant in instants:
+            self.hub.send(self._messages(self.clock.position_ms, instant))
+            self.clock.position_ms = instant
+        self._save(close)
+        self.hub.flush()
+        await self.hub.taken()
+        self._arrived(close)
+
+    async def _paced(self, instant: int) -> None:
+        self._next_instant = instant
+        version = self.hub.version
+        messages = self._messages(self.clock.position_ms, instant)
+        self.hub.prepare(messages)
+        while True:
+            if self.clock.is_paused:
+                if self._steps_wanted:
+                    break
+                await self._woken()
+                continue
+            wait = self.clock.due_ms(instant) - wall_ms()
+            if wait <= 0:
+                break
+            await self._woken(wait / 1000)
+        if self.hub.version != version:
+            messages = self._messages(self.clock.position_ms, instant)
+        self._save(instant)
+        self.clock.position_ms = instant
+        self.hub.send(messages)
+        self.hub.flush()
+        await asyncio.sleep(0)
+
+    def _save(self, position_ms: int) -> None:
+        if self.position_file is not None:
+            self.position_file.save(position_ms)
+
+    def _arrived(self, _close: int) -> None:
+        if self.clock.is_paced and self._steps_wanted:
+            self._steps_wanted -= 1
+        self.moved.set()
+        self.moved = asyncio.Event()
+
+    async def _woken(self, timeout_s: float | None = None) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    # commands
+
+    def pause(self) -> None:
+        self.clock.pause(wall_ms())
+        self._wake.set()
+
+    def resume(self) -> None:
+        self.clock.resume(wall_ms())
+        self._wake.set()
+
+    async def advance(self, candles: int) -> None:
+        """Play that many candles (closes of the time line), now; back when consumers have them."""
+        if self.clock.speed != MANUAL and not self.clock.is_paused:
+            raise Usage("advance needs --speed manual or a paused market")
+        target = candles
+        self._steps_wanted += candles
+        self._wake.set()
+        while target and not self.at_end:
+            moved = self.moved
+            async with asyncio.timeout(None):
+                await moved.wait()
+            target -= 1
+
+    # the server
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=1 << 20)
+        app.router.add_route("*", "/api/v3/{tail:.*}", self.rest.api)
+        app.router.add_route("*", "/fapi/v1/{tail:.*}", self.rest.fapi)
+        app.router.add_route("*", "/sapi/v1/{tail:.*}", self.rest.sapi)
+        app.router.add_route("*", "/dapi/v1/{tail:.*}", self.rest.dapi)
+        for path in ("/ws", "/stream", "/ws/{names:.+}", "/stream/ws/{names:.+}"):
+            app.router.add_get(path, self._spot_socket)
+        for path in ("ws", "stream", "ws/{names:.+}", "stream/ws/{names:.+}"):
+            app.router.add_get("/{route:public|market|private}/" + path, self._futures_socket)
+        return app
+
+    async def _spot_socket(self, request: web.Request) -> web.StreamResponse:
+        return await self._socket(request, SPOT, "")
+
+    async def _futures_socket(self, request: web.Request) -> web.StreamResponse:
+        return await self._socket(request, FUTURES, request.match_info["route"])
+
+    async def _socket(self, request: web.Request, venue: str, route: str) -> web.StreamResponse:
+        if not self.hub.admits(asyncio.get_running_loop().time()):
+            return web.Response(status=429, headers={"Retry-After": "300"})
+        raw = request.match_info.get("names")
+        combined = raw is None and request.path.endswith("/stream")
+        names = names_of(raw or "") if raw else names_of(request.query.get("streams", ""))
+        return await self.hub.serve(
+            request, venue=venue, route=route, combined=combined, names=names
+        )
+
+
+__all__ = ["MAX", "PositionFile", "Simulator"]

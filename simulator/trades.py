@@ -1,0 +1,261 @@
+"""The public trades inside a candle: one deterministic path from its seed and its nine numbers.
+
+Folding the trades gives the candle back: open, high, low, close, volume, number of trades and taker
+volume exactly, both quote volumes to their last printed decimal, wherever a candle has at least ten
+taker orders (with fewer, or with source rows that contradict themselves, the quote volumes are as
+near as the order sizes allow). Where the source has no trade count or taker columns, the path has a
+plausible number of its own; candles never show it.
+
+A candle has up to SLOTS taker orders, each at one price (Binance's aggregate trade) and each made of
+one or more trades. Everything is an integer: prices in 10**-price_digits, amounts in 10**-lot_digits.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+SLOTS = 48
+_SHAPED = 10  # orders needed for a path that meets both quote volumes exactly
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Taker orders of consecutive candles: (candles, SLOTS) arrays, times rising along a row.
+
+    orders: (candles,) how many slots of the row are used. price and lots in integer units, buy = the
+    taker bought, trades = number of trades in the order, before = trades of the candle before it.
+    """
+
+    orders: Ints
+    time_ms: Ints
+    price: Ints
+    lots: Ints
+    buy: Bools
+    trades: Ints
+    before: Ints
+
+
+def uniform(seed: int, keys: Ints, lane: int, width: int = SLOTS) -> Floats:
+    """(len(keys), width) float64 in [0, 1), a pure function of its arguments (splitmix64)."""
+    mask = (1 << 64) - 1
+    with np.errstate(over="ignore"):
+        start = keys.astype(np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
+        salt = np.uint64((seed + lane * 0xD1B54A32D192ED03) & mask)
+        x = start + salt + np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def count_trades(seed: int, open_time_ms: Ints, volume_lots: Ints, trades: Floats) -> Ints:
+    """(n,) trades per candle: the source's, or a plausible number where it has none; 0 without volume."""
+    own = 24 + (uniform(seed, open_time_ms, 11, 1)[:, 0] * 40).astype(np.int64)
+    known = ~np.isnan(trades)
+    count = np.where(known, np.nan_to_num(trades).astype(np.int64), own)
+    return np.where(volume_lots > 0, np.maximum(np.minimum(count, volume_lots), 1), 0)
+
+
+def make_paths(
+    seed: int,
+    open_time_ms: Ints,
+    step_ms: int,
+    values: Floats,
+    trades: Ints,
+    price_digits: int,
+    lot_digits: int,
+) -> Paths:
+    """The trade paths of some candles; `trades` as count_trades gives them."""
+    rows = np.arange(len(open_time_ms))
+    unit = 10.0**price_digits
+    first, high, low, last = (np.rint(values[:, i] * unit).astype(np.int64) for i in range(4))
+    volume = _lots(values[:, 4], lot_digits)
+    orders = np.minimum(trades, SLOTS)
+    valid = np.arange(SLOTS) < orders[:, None]
+    u = [uniform(seed, open_time_ms, lane) for lane in range(6)]
+
+    price, shaped, low_at, high_at = _prices(first, high, low, last, orders, u[0], u[1])
+    taker = _lots(np.where(np.isnan(values[:, 7]), -1.0, values[:, 7]), lot_digits)
+    share = np.where(taker < 0, 0.35 + 0.3 * u[1][:, 5], taker / np.maximum(volume, 1))
+    buy = u[2] < share[:, None]
+    mixed = (share > 0) & (share < 1)
+    two_sided = shaped & mixed
+    for at, is_buy in (
+        (low_at, True),
+        (low_at + 1, True),
+        (low_at + 2, False),
+        (low_at + 3, False),
+        (high_at, True),
+        (high_at + 1, False),
+    ):
+        buy[rows[two_sided], at[two_sided]] = is_buy
+    few = mixed & ~shaped & (orders > 1)
+    buy[rows[few], 0] = True
+    buy[rows[few], (orders - 1)[few]] = False
+
+    taker = np.where(taker < 0, np.minimum(np.rint(volume * share).astype(np.int64), volume), taker)
+    height = price - low[:, None]
+    weight = -np.log1p(-u[3]) + 0.05
+    fine = shaped & (high > low)
+    scale = price_digits + lot_digits
+    bought = [_units(x, scale) for x in values[:, 8]]
+    sold = [
+        None if both is None or part is None else both - part
+        for both, part in zip((_units(x, scale) for x in values[:, 5]), bought, strict=True)
+    ]
+    lots = _side_lots(buy & valid, taker, bought, weight, height, low, fine, low_at)
+    lots += _side_lots(~buy & valid, volume - taker, sold, weight, height, low, fine, low_at + 2)
+
+    extra = np.maximum(trades - orders, 0)
+    spread = np.where(valid, -np.log1p(-u[4]), 0.0)
+    spread_sum = np.maximum(spread.sum(axis=1), 1e-300)
+    per_order = np.floor(spread * (extra / spread_sum)[:, None]).astype(np.int64)
+    per_order[rows, np.argmax(spread, axis=1)] += extra - per_order.sum(axis=1)
+    per_order = np.where(valid, per_order + 1, 0)
+
+    pause = np.where(valid, -np.log1p(-u[5]) + 1e-3, 0.0)
+    so_far = np.cumsum(pause, axis=1)
+    part = (so_far - pause[:, :1]) / np.maximum(so_far[:, -1:], 1e-300)
+    time_ms = open_time_ms[:, None] + np.minimum((part * step_ms).astype(np.int64), step_ms - 1)
+    before = np.cumsum(per_order, axis=1) - per_order
+    return Paths(orders, time_ms, price, lots, buy, per_order, before)
+
+
+def _lots(amount: Floats, digits: int) -> Ints:
+    return np.rint(np.nan_to_num(amount) * 10.0**digits).astype(np.int64)
+
+
+def _units(quote: float, scale: int) -> int | None:
+    """A quote amount as an exact integer of 10**-scale; None when the source has none."""
+    if quote != quote:
+        return None
+    if scale >= 8:
+        return round(quote * 1e8) * int(10 ** (scale - 8))
+    return round(quote * 10**scale)
+
+
+def _prices(
+    first: Ints, high: Ints, low: Ints, last: Ints, orders: Ints, u: Floats, v: Floats
+) -> tuple[Ints, Bools, Ints, Ints]:
+    """Prices from open over both extremes to close.
+
+    Rows with at least _SHAPED orders visit low, low + 1 tick, low, low + 1 tick in one block and the
+    high twice in another, so that either side has an order at each: enough to meet any average price.
+    Returns (prices, shaped, first slot of the low block, first slot of the high block).
+    """
+    rows = np.arange(len(orders))
+    shaped = orders >= _SHAPED
+    low_first = (last >= first) ^ (v[:, 0] < 0.2)
+    one, two = np.where(low_first, low, high), np.where(low_first, high, low)
+    size_one = np.where(low_first, 4, 2)
+    room = np.maximum(orders - 8, 0)
+    at_one = 1 + np.floor(room * (0.05 + 0.45 * v[:, 1])).astype(np.int64)
+    left = room - (at_one - 1)
+    at_two = at_one + size_one + np.floor(left * (0.3 + 0.65 * v[:, 2])).astype(np.int64)
+    at_one = np.where(shaped, at_one, 1)
+    at_two = np.where(shaped, at_two, 2)
+    end = np.maximum(orders - 1, 1)
+
+    j = np.arange(SLOTS)[None, :]
+    a, b, e = at_one[:, None], at_two[:, None], end[:, None]
+    f, x, y, z = (s[:, None].astype(np.float64) for s in (first, one, two, last))
+    line = np.where(
+        j < a,
+        f + (x - f) * j / a,
+        np.where(
+            j < b, x + (y - x) * (j - a) / (b - a), y + (z - y) * (j - b) / np.maximum(e - b, 1)
+        ),
+    )
+    span = (high - low)[:, None]
+    price = np.rint(line + (u - 0.5) * 0.3 * span).astype(np.int64)
+    price = np.clip(price, low[:, None], high[:, None])
+
+    low_at = np.where(low_first, at_one, at_two)
+    high_at = np.where(low_first, at_two, at_one)
+    up = np.minimum(low + 1, high)
+    full = rows[shaped]
+    for offset, level in ((0, low), (1, up), (2, low), (3, up)):
+        price[full, low_at[shaped] + offset] = level[shaped]
+    for offset in (0, 1):
+        price[full, high_at[shaped] + offset] = high[shaped]
+    some = ~shaped & (orders >= 4)
+    price[rows[some], 1] = one[some]
+    price[rows[some], 2] = two[some]
+    three = orders == 3
+    top = np.maximum(first, last)
+    price[rows[three], 1] = np.where(high > top, high, low)[three]
+    price[rows, 0] = first
+    many = orders > 1
+    price[rows[many], (orders - 1)[many]] = last[many]
+    return price, shaped, low_at, high_at
+
+
+def _side_lots(
+    on: Bools,
+    total: Ints,
+    wanted: list[int | None],
+    weight: Floats,
+    height: Ints,
+    low: Ints,
+    fine: Bools,
+    low_at: Ints,
+) -> Ints:
+    """Amounts of one side's orders: they sum to `total`, and price * amount to `wanted`.
+
+    Random weights, mixed with as much of the highest (or lowest) order as the average price asks for,
+    rounded down to lots; what is left is moved between orders of known price difference.
+    """
+    rows = np.arange(len(total))
+    share = np.where(on, weight, 0.0)
+    share /= np.maximum(share.sum(axis=1, keepdims=True), 1e-300)
+    top = np.argmax(np.where(on, height, -1), axis=1)
+    bottom = np.argmin(np.where(on, height, np.iinfo(np.int64).max), axis=1)
+    peak, floor = height[rows, top], height[rows, bottom]
+    mean = (share * height).sum(axis=1)
+    target = [
+        None if w is None else w - int(base) * int(t)
+        for w, base, t in zip(wanted, low, total, strict=True)
+    ]
+    goal = np.array(
+        [
+            m if t is None else t / max(int(v), 1)
+            for m, t, v in zip(mean, target, total, strict=True)
+        ]
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rise = np.where(goal > mean, (goal - mean) / (peak - mean), 0.0)
+        fall = np.where(goal < mean, (mean - goal) / (mean - floor), 0.0)
+    rise = np.clip(np.nan_to_num(rise, posinf=0.0), 0.0, 1.0)
+    fall = np.clip(np.nan_to_num(fall, posinf=0.0), 0.0, 1.0)
+    share *= (1 - rise - fall)[:, None]
+    share[rows, top] += rise
+    share[rows, bottom] += fall
+    lots = np.floor(share * total[:, None]).astype(np.int64)
+    lots = np.where(on, np.maximum(lots, 1), 0)
+    used = on.any(axis=1)
+    largest = np.argmax(lots, axis=1)
+    lots[rows[used], largest[used]] += (total - lots.sum(axis=1))[used]
+
+    know = np.array([t is not None for t in target]) & used & (peak > floor)
+    have = (lots * height).sum(axis=1)
+    rest = np.array(
+        [0 if t is None else t - int(h) for t, h in zip(target, have, strict=True)], dtype=np.int64
+    )
+    gap = np.maximum(peak - floor, 1)
+    move = rest // gap
+    move = np.clip(move, 1 - lots[rows, top], lots[rows, bottom] - 1)
+    move = np.where(know, move, 0)
+    lots[rows, top] += move
+    lots[rows, bottom] -= move
+    rest = rest - move * gap
+    at = np.where(fine, low_at, 0)
+    move = np.clip(rest, 1 - lots[rows, np.minimum(at + 1, SLOTS - 1)], lots[rows, at] - 1)
+    move = np.where(know & fine, move, 0)
+    lots[rows, at] -= move
+    lots[rows, np.minimum(at + 1, SLOTS - 1)] += move
+    return lots
