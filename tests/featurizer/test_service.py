@@ -1,0 +1,269 @@
+"""The featurizer on a real bus: same bits as batch, whatever ends it and whenever."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from featurizer.service import serve
+from shared import codec
+from shared.bus import Bus, Source, Write
+from shared.config import Settings, load
+from shared.errors import Unavailable
+from shared.events import Depth, Feature, Kline
+from shared.features import FeatureSet
+from shared.klines import DEPTH_COLUMNS
+from shared.streams import DEPTH, FEATURE, FUTURES_KLINE, KLINE
+from tests.kills import Killed, Plan, pairs, run_until_caught_up, singles
+from tests.valkey import Server
+
+M = 60_000
+START = 28_000_000 * M
+NAMES = ("close_trend_5", "close_trend_7", "close_area_9")
+SOURCE = Source(KLINE, "BTCUSDT", "1m")
+OUTPUT = Source(FEATURE, "BTCUSDT", "1m")
+
+
+def settings(**keys: Any) -> Settings:
+    return load(**({"features_kline": NAMES} | keys))
+
+
+def klines(count: int, *, seed: int = 1, gaps: Sequence[int] = ()) -> list[Kline]:
+    rng = random.Random(seed)
+    price, found = 100.0, []
+    for n in range(count):
+        time_ms = START + n * M
+        if n in gaps:
+            found.append(Kline.gap_marker("BTCUSDT", "1m", time_ms, time_ms + M - 1))
+            continue
+        price *= 1 + rng.gauss(0, 0.001)
+        found.append(
+            Kline(
+                symbol="BTCUSDT",
+                interval="1m",
+                open_time_ms=time_ms,
+                close_time_ms=time_ms + M - 1,
+                open=price,
+                high=price * 1.001,
+                low=price * 0.999,
+                close=price,
+                volume=rng.uniform(0, 5),
+                quote_volume=rng.uniform(0, 500),
+                trades=float(rng.randrange(9)),
+                taker_base=rng.uniform(0, 5),
+                taker_quote=rng.uniform(0, 500),
+            )
+        )
+    return found
+
+
+async def put(url: str, events: Sequence[Kline], source: Source[Any] = SOURCE) -> None:
+    async with Bus.session(url, service="collector", exclusive=False) as bus:
+        await bus.write(
+            *(Write(source=source, event=e, open_time_ms=e.open_time_ms) for e in events)
+        )
+
+
+async def outputs(url: str) -> list[Feature]:
+    async with Bus.session(url, service="reader", exclusive=False) as bus:
+        entries = await bus.tail(OUTPUT, 100_000)
+    assert [e.problem for e in entries] == [""] * len(entries)
+    assert [e.id for e in entries] == sorted({e.id for e in entries})
+    return [e.event for e in entries if e.event is not None]
+
+
+def batch(events: Sequence[Kline], names: Sequence[str] = NAMES) -> np.ndarray[Any, Any]:
+    rows = np.array([e.row() for e in events])
+    return FeatureSet.of(names).batch(START // M, rows)
+
+
+def assert_equal_bits(found: Sequence[Feature], expected: np.ndarray[Any, Any]) -> None:
+    got = np.array([np.frombuffer(f.values, "<f8") for f in found])
+    assert got.shape == expected.shape
+    assert got.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+async def test_live_equals_batch_bit_for_bit(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = klines(60, gaps=(20, 21, 40))
+    await put(valkey.url, events)
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    found = await outputs(valkey.url)
+    assert_equal_bits(found, batch(events))
+    assert [f.gap for f in found] == [e.gap for e in events]
+    assert [f.covered for f in found] == [n >= 8 for n in range(60)]
+    assert found[-1].close == events[-1].close
+    assert np.isnan(np.frombuffer(found[3].values, "<f8")).all(), "warm-up is NaN"
+
+
+async def test_the_schema_is_published_under_its_hash(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(valkey.url, klines(1))
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    (feature,) = await outputs(valkey.url)
+    with redis.Redis(port=valkey.port) as client:
+        text = client.get(f"schema:{feature.schema}")
+    assert text == b'["close_trend_5","close_trend_7","close_area_9"]'
+
+
+async def test_killed_at_every_command_once_it_loses_doubles_and_changes_nothing(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _kill_everywhere(valkey, monkeypatch, singles, limit=None)
+
+
+async def test_killed_twice_at_random_commands_it_still_does(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _kill_everywhere(valkey, monkeypatch, pairs, limit=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+async def test_killed_twice_at_every_pair_of_commands_it_still_does(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _kill_everywhere(valkey, monkeypatch, pairs, limit=None)
+
+
+async def _kill_everywhere(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, plans: Any, *, limit: int | None
+) -> None:
+    """Half of the input is there at the start, half was processed by an earlier, healthy life."""
+    events = klines(16, gaps=(11,))
+    expected = batch(events)
+    configured = settings()
+
+    async def attempt(plan: Plan) -> None:
+        with redis.Redis(port=valkey.port) as client:
+            client.flushall()
+        await put(valkey.url, events[:8])
+        healthy = Plan()
+        await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, configured, healthy)
+        await put(valkey.url, events[8:])
+        await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, configured, plan)
+        assert_equal_bits(await outputs(valkey.url), expected)
+        with redis.Redis(port=valkey.port) as client:
+            assert client.xpending(SOURCE.key, "featurizer")["pending"] == 0
+
+    undisturbed = Plan()
+    await attempt(undisturbed)
+    chosen = plans(undisturbed.calls)
+    if limit is not None:
+        chosen = random.Random(7).sample(chosen, limit)
+    struck = 0
+    for number, points in enumerate(chosen):
+        plan = Plan(points=points, error=(Killed, Unavailable)[number % 2])
+        await attempt(plan)
+        struck += plan.struck
+    assert struck >= len(chosen) * 0.9, "the plans did not strike"
+
+
+async def test_an_undecodable_candle_is_a_gap_and_goes_to_the_dead_letters(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = klines(20)
+    await put(valkey.url, events[:10])
+    with redis.Redis(port=valkey.port) as client:
+        client.xadd(SOURCE.key, {"data": b"junk"}, id=f"{events[10].open_time_ms}-0")
+    await put(valkey.url, events[11:])
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    found = await outputs(valkey.url)
+    marker = Kline.gap_marker("BTCUSDT", "1m", 0, 0)
+    assert_equal_bits(found, batch([*events[:10], marker, *events[11:]]))
+    assert found[10].gap
+    with redis.Redis(port=valkey.port) as client:
+        ((_, letter),) = client.xrange("dead:kline:{BTCUSDT}:1m")
+        assert letter[b"id"].decode() == f"{events[10].open_time_ms}-0"
+        codes = [fields[b"code"] for _, fields in client.xrange("notice")]
+    assert codes == [b"dead_letter"]
+
+
+async def test_a_hole_without_a_marker_is_told_and_counts_as_empty_rows(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = klines(30)
+    await put(valkey.url, [*events[:12], *events[14:]])
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    found = await outputs(valkey.url)
+    marker = Kline.gap_marker("BTCUSDT", "1m", 0, 0)
+    expected = batch([*events[:12], marker, marker, *events[14:]])
+    assert_equal_bits(found, np.delete(expected, [12, 13], axis=0))
+    with redis.Redis(port=valkey.port) as client:
+        notices = [fields for _, fields in client.xrange("notice")]
+    assert [n[b"code"] for n in notices] == [b"hole"]
+    assert b"2 candles before" in notices[0][b"text"]
+
+
+async def test_deleted_outputs_are_computed_again(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = klines(25)
+    await put(valkey.url, events)
+    for lost in ("feature:{BTCUSDT}:1m", "kline:{BTCUSDT}:1m"):
+        await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+        with redis.Redis(port=valkey.port) as client:
+            client.delete(lost)
+        if lost.startswith("kline"):  # the collector fills it again, and goes on
+            more = klines(30)
+            await put(valkey.url, more)
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    assert_equal_bits(await outputs(valkey.url), batch(klines(30)))
+
+
+async def test_futures_and_depth_rows_join_the_candle_of_their_minute(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spot, futures = klines(50, gaps=(30,)), klines(50, seed=2, gaps=(25,))
+    depth = np.random.default_rng(3).uniform(1, 9, (50, len(DEPTH_COLUMNS)))
+    depth[10] = np.nan  # no snapshot was taken in that minute
+    names = {
+        "features_kline": ("close_trend_5",),
+        "features_futur": ("f_close_trend_5",),
+        "features_depth": ("gap_2", "bids_1_2"),
+    }
+    await put(valkey.url, futures, Source(FUTURES_KLINE, "BTCUSDT", "1m"))
+    async with Bus.session(valkey.url, service="collector", exclusive=False) as bus:
+        for n in range(50):
+            if n != 10:
+                event = Depth(
+                    symbol="BTCUSDT",
+                    interval="1m",
+                    open_time_ms=START + n * M,
+                    values=depth[n].astype("<f8").tobytes(),
+                )
+                source = Source(DEPTH, "BTCUSDT")
+                await bus.write(Write(source=source, event=event, open_time_ms=START + n * M))
+    expected = FeatureSet.of(("close_trend_5", "f_close_trend_5", "gap_2", "bids_1_2")).batch(
+        START // M,
+        np.array([e.row() for e in spot]),
+        np.array([e.row() for e in futures]),
+        depth,
+    )
+    for part in (spot[:35], spot[35:]):  # the second life rebuilds its window from three streams
+        await put(valkey.url, part)
+        await run_until_caught_up(
+            monkeypatch, valkey.url, "featurizer", serve, settings(**names), Plan()
+        )
+    assert_equal_bits(await outputs(valkey.url), expected)
+
+
+async def test_a_flat_copy_of_the_bus_gives_the_same_content(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    events = klines(20)
+    kept: list[list[bytes]] = []
+    for _ in range(2):
+        with redis.Redis(port=valkey.port) as client:
+            client.flushall()
+        await put(valkey.url, events)
+        await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+        with redis.Redis(port=valkey.port) as client:
+            kept.append([fields[b"data"] for _, fields in client.xrange(OUTPUT.key)])
+    assert all(codec.same_content(a, b) for a, b in zip(*kept, strict=True))
