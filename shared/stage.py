@@ -104,6 +104,7 @@ class Stage:
         delivered = await self._bus.delivered_id(source)
         after = done
         while id_order(after or "0-0") < id_order(delivered):
+            self._session.alive()
             entries = await self._bus.span(source, after=after, upto=delivered, count=_PAGE)
             if not entries:
                 break
