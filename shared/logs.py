@@ -16,7 +16,7 @@ from shared.times import iso
 
 # Shapes that are secret wherever they stand: Telegram tokens, signatures and keys in URLs.
 _SHAPES = (
-    re.compile(r"\b\d{6,12}:[A-Za-z0-9_-]{30,}\b"),
+    re.compile(r"(?<!\d)\d{6,12}:[A-Za-z0-9_-]{30,}"),
     re.compile(r"(?<=signature=)[^&\s\"']+"),
     re.compile(r"(?<=X-MBX-APIKEY: )\S+"),
     re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),
@@ -48,7 +48,7 @@ class _JsonLines(logging.Formatter):
     def __init__(self, service: str, redact: Redactor) -> None:
         super().__init__()
         self._service = service
-        self._redact = redact
+        self.redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -61,18 +61,29 @@ class _JsonLines(logging.Formatter):
         line.update(extra)
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = "".join(traceback.format_exception(record.exc_info[1]))
-        return self._redact(json.dumps(line, default=str, ensure_ascii=False))
+        return self.redact(json.dumps(line, default=str, ensure_ascii=False))
 
 
 def set_up(service: str, *, level: str = "info", redact: Redactor | None = None) -> None:
     """Sends every logger of this process to stderr as redacted JSON lines."""
+    redact = redact or Redactor()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines(service, redact or Redactor()))
+    handler.setFormatter(_JsonLines(service, redact))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for noisy in ("aiohttp", "aiogram", "websockets", "asyncio", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def last_words(text: str) -> None:
+    """The one plain line with which a process ends, on stderr, without secrets."""
+    redact = Redactor()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _JsonLines):
+            redact = handler.formatter.redact
+    sys.stderr.write(f"error: {redact(' '.join(text.split()))}\n")
+    sys.stderr.flush()
 
 
 class Quiet:

@@ -142,17 +142,12 @@ def run(main: Callable[[], Awaitable[None]]) -> int:
         try:
             return runner.run(_until_stopped(main))
         except Failure as error:
-            _last_words(str(error))
+            logs.last_words(str(error))
             return error.exit_code
         except Exception as error:  # the one place: report and let the supervisor restart
             log.critical("ended by an unexpected error", exc_info=error)
-            _last_words(f"unexpected {type(error).__name__}: {error}")
+            logs.last_words(f"unexpected {type(error).__name__}: {error}")
             return 1
-
-
-def _last_words(text: str) -> None:
-    sys.stderr.write(f"error: {' '.join(text.split())}\n")
-    sys.stderr.flush()
 
 
 async def _until_stopped(main: Callable[[], Awaitable[None]]) -> int:
@@ -265,5 +260,7 @@ class _Watchdog:
     def _watch(self) -> None:
         while time.monotonic() - self._last < STALL_S:
             time.sleep(1.0)
-        _last_words(f"{self._service} stood still for {STALL_S:.0f} s and ends; it is restarted")
+        logs.last_words(
+            f"{self._service} stood still for {STALL_S:.0f} s and ends; it is restarted"
+        )
         os._exit(70)
