@@ -8,7 +8,7 @@ version and CPU kind; elsewhere the golden rows must agree to `GOLDEN_TOLERANCE`
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from shared.errors import BadInput
-from shared.releases import MAX_MODEL_BYTES, Manifest, Release, cpu_kind, read_release
+from shared.releases import BUNDLE, MAX_MODEL_BYTES, Manifest, Release, cpu_kind, read_release
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -42,45 +42,30 @@ class Outputs:
         return dict(zip(self.models, self.outputs[row].tolist(), strict=True))
 
 
-class Bundle:
-    """A verified release, ready to run. Threads may share one.
+class Runner:
+    """A bundle's graph in a session of its own. Threads may share one."""
 
-    note: what a person should know about it ("" = nothing): its golden rows were computed by
-    another onnxruntime or CPU kind, so that bits may differ from the training machine's.
-    """
-
-    def __init__(self, release: Release) -> None:
-        self.release = release
-        self.manifest = release.manifest
-        self.models = tuple(release.manifest.models)
-        self._run = _session(release)
-        self.note = _check_golden(release, self.run)
-
-    @property
-    def id(self) -> str:
-        return self.release.id
-
-    @classmethod
-    def load(cls, folder: Path, max_bytes: int = MAX_MODEL_BYTES) -> "Bundle":
-        """Reads, verifies and tries the release in `folder` (a release, or `current`).
-
-        Raises:
-            BadInput: it must not be used; the text says why in one line.
+    def __init__(self, content: bytes, features: int, models: Sequence[str]) -> None:
         """
-        return cls(read_release(folder, max_bytes))
+        Raises:
+            BadInput: the graph is refused, or has other inputs and outputs than a bundle.
+        """
+        self._features = features
+        self.models = tuple(models)
+        self._run = _open_bundle(content, features)
 
     def run(self, x: FloatArray, threads: int = 1) -> Outputs:
         """All models and the score.
 
         x: (n, n_features) float64, columns in the order of the manifest's features.
         threads: rows are shared out; the bits are the same for any number.
+
+        Raises:
+            BadInput: x has another shape.
         """
         x = np.ascontiguousarray(x, np.float64)
-        if x.ndim != 2 or x.shape[1] != len(self.manifest.features):
-            raise BadInput(
-                f"release {self.id}: needs (n, {len(self.manifest.features)}) features, "
-                f"got {x.shape}"
-            )
+        if x.ndim != 2 or x.shape[1] != self._features:
+            raise BadInput(f"the models need (n, {self._features}) features, got {x.shape}")
         rows = len(x)
         outputs = np.empty((rows, len(self.models)))
         score = np.empty(rows)
@@ -97,6 +82,45 @@ class Bundle:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(fill, bounds[:-1], bounds[1:]))
         return Outputs(models=self.models, outputs=outputs, score=score)
+
+
+class Bundle:
+    """A verified release, ready to run. Threads may share one.
+
+    note: what a person should know about it ("" = nothing): its golden rows were computed by
+    another onnxruntime or CPU kind, so that bits may differ from the training machine's.
+    """
+
+    def __init__(self, release: Release) -> None:
+        """
+        Raises:
+            BadInput: the bundle is refused or does not give its golden outputs.
+        """
+        self.release = release
+        self.manifest = release.manifest
+        self.models = tuple(release.manifest.models)
+        try:
+            runner = Runner(release.bundle, len(self.manifest.features), self.models)
+            self.note = _check_golden(self.manifest, runner)
+        except BadInput as error:
+            raise BadInput(
+                f"{release.folder}: release refused: {BUNDLE}: {error}; "
+                "train again or promote another release"
+            ) from None
+        self.run = runner.run
+
+    @property
+    def id(self) -> str:
+        return self.release.id
+
+    @classmethod
+    def load(cls, folder: Path, max_bytes: int = MAX_MODEL_BYTES) -> "Bundle":
+        """Reads, verifies and tries the release in `folder` (a release, or `current`).
+
+        Raises:
+            BadInput: it must not be used; the text says why in one line.
+        """
+        return cls(read_release(folder, max_bytes))
 
 
 def invalid_reason(
@@ -267,53 +291,43 @@ def open_session(content: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def _session(release: Release) -> Callable[[Any, dict[str, FloatArray]], list[Any]]:
+def _open_bundle(
+    content: bytes, features: int
+) -> Callable[[Any, dict[str, FloatArray]], list[Any]]:
     """The session's `run`, once the graph was found harmless and of the right shape."""
-    manifest = release.manifest
+    check_graph(content)
     try:
-        check_graph(release.bundle)
-        session = open_session(release.bundle)
-    except BadInput as error:
-        raise _refused(release, str(error)) from None
+        session = open_session(content)
     except Exception as error:  # noqa: BLE001  # onnxruntime raises a dozen classes of its own
-        raise _refused(release, f"onnxruntime: {' '.join(str(error).split())}") from None
+        raise BadInput(f"onnxruntime: {' '.join(str(error).split())}") from None
     inputs = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
-    if inputs != [("features", "tensor(double)", [len(manifest.features)])]:
-        raise _refused(release, f"its inputs are {inputs}, not the manifest's features")
+    if inputs != [("features", "tensor(double)", [features])]:
+        raise BadInput(f"its inputs are {inputs}, not the manifest's {features} features")
     outputs = [(o.name, o.type) for o in session.get_outputs()]
     if outputs != [("outputs", "tensor(double)"), ("score", "tensor(double)")]:
-        raise _refused(release, f"its outputs are {outputs}, not `outputs` and `score`")
+        raise BadInput(f"its outputs are {outputs}, not `outputs` and `score`")
     run: Callable[[Any, dict[str, FloatArray]], list[Any]] = session.run
     return run
 
 
-def _check_golden(release: Release, run: Callable[[FloatArray], Outputs]) -> str:
-    manifest = release.manifest
+def _check_golden(manifest: Manifest, runner: Runner) -> str:
     golden = manifest.golden
     try:
-        found = run(np.array(golden.inputs, np.float64))
-    except Exception as error:  # noqa: BLE001  # as above
-        raise _refused(release, f"onnxruntime: {' '.join(str(error).split())}") from None
+        found = runner.run(np.array(golden.inputs, np.float64))
+    except Exception as error:  # noqa: BLE001  # as above; also outputs of another width
+        raise BadInput(f"onnxruntime: {' '.join(str(error).split())}") from None
     got = np.column_stack([found.outputs, found.score])
     want = np.column_stack([np.array(golden.outputs), np.array(golden.scores)])
     if np.array_equal(got, want, equal_nan=True):
         return ""
     here = (onnxruntime.__version__, cpu_kind())
     made = (manifest.runtime.onnxruntime, manifest.runtime.cpu)
-    if here == made:
-        raise _refused(release, "its golden rows do not give the recorded outputs")
-    if (np.isnan(got) != np.isnan(want)).any():
-        raise _refused(release, "its golden rows do not give the recorded outputs")
+    if here == made or (np.isnan(got) != np.isnan(want)).any():
+        raise BadInput("its golden rows do not give the recorded outputs")
     difference = float(np.nanmax(np.abs(got - want)))
     if difference > GOLDEN_TOLERANCE:
-        raise _refused(release, f"its golden rows are off by {difference:.1e}")
+        raise BadInput(f"its golden rows are off by {difference:.1e}")
     return (
         f"release {manifest.id} was made by onnxruntime {made[0]} on {made[1]}, this is "
         f"{here[0]} on {here[1]}: outputs differ by up to {difference:.1e}"
-    )
-
-
-def _refused(release: Release, why: str) -> BadInput:
-    return BadInput(
-        f"{release.folder}: release refused: bundle.onnx: {why}; train again or promote another"
     )
