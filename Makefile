@@ -1,0 +1,100 @@
+# One command each; every target creates what it needs in .venv from hashed lock files.
+#   make demo  [ARGS="--bars 300 --speed max"]   real or synthetic candles through the whole pipeline
+#   make test                                    the test suite
+# PYTHON=python3.12 chooses the interpreter that the environment is made from.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := .stamps
+ARGS ?=
+PYTEST_ARGS ?=
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	if $$p -c '$(NEW_ENOUGH)' 2>/dev/null; then echo $$p; break; fi; done)
+# Quiet about itself, not about what it fetches. All of it goes to stderr: stdout is the command's.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A full environment serves every target; otherwise the smallest that does.
+DEMO_READY := $(if $(wildcard $(STAMPS)/dev),$(STAMPS)/dev,$(STAMPS)/demo)
+
+.PHONY: help setup demo test test-slow check format bench lock docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo [ARGS=...]   candles in, signals out, on this machine (itb demo --help)"
+	@echo "make setup             only install, into .venv"
+	@echo "make test              the test suite; make test-slow: the long tests"
+	@echo "make check             format, lint and types"
+	@echo "make bench             the benchmarks"
+	@echo "make docs              write the tables that README.md takes from the code"
+	@echo "make lock              resolve the lock files again (UPGRADE=1: newest versions)"
+	@echo "make clean             remove .venv, caches and work/"
+
+setup: $(DEMO_READY)
+	@echo "Ready: $(BIN)/itb --help"
+
+demo: $(DEMO_READY)
+	@$(BIN)/itb demo $(ARGS)
+
+test: $(STAMPS)/dev
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(STAMPS)/dev
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+check: $(STAMPS)/dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(STAMPS)/dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMPS)/bench
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(DEMO_READY)
+	@$(BIN)/python -m deploy.reference README.md
+
+clean:
+	rm -rf $(VENV) $(STAMPS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf work
+
+$(VENV)/pyvenv.cfg:
+	@if [ -z "$(PYTHON)" ]; then echo "error: no Python 3.11 or newer found; install one, or say \
+	which: make PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@if ! $(PYTHON) -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo "error: $(PYTHON) is not Python \
+	3.11 or newer; say which: make PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import venv, ensurepip' >/dev/null 2>&1; then echo "error: $(PYTHON) lacks \
+	its venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; fi
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)" >&2
+	@$(PYTHON) -m venv $(VENV)
+
+# $(call install,LOCK): the locked packages with their hashes, then this code in place.
+define install
+	@echo "Installing from $(1) into $(VENV)" >&2
+	@$(PIP) install --require-hashes --no-deps -r $(1) >&2
+	@$(PIP) install -q --no-deps --no-build-isolation -e . >&2
+	@mkdir -p $(STAMPS) && touch $@
+endef
+
+$(STAMPS)/demo: requirements-demo.lock pyproject.toml $(VENV)/pyvenv.cfg
+	$(call install,requirements-demo.lock)
+
+$(STAMPS)/dev: requirements.lock pyproject.toml $(VENV)/pyvenv.cfg
+	$(call install,requirements.lock)
+
+$(STAMPS)/bench: requirements-bench.lock pyproject.toml $(VENV)/pyvenv.cfg
+	$(call install,requirements-bench.lock)
+
+# Same versions everywhere: requirements.lock is resolved first, the others within it.
+# The build backend is locked too: nothing that is installed goes unhashed.
+COMPILE = echo 'setuptools>=77' | $(BIN)/uv pip compile pyproject.toml - --generate-hashes --universal \
+	--python-version 3.11 --no-header -q $(if $(UPGRADE),--upgrade)
+lock: $(VENV)/pyvenv.cfg
+	@$(BIN)/uv --version >/dev/null 2>&1 || $(PIP) install -q uv >&2
+	$(COMPILE) --extra train --extra dev -o requirements.lock
+	$(COMPILE) --extra train -c requirements.lock -o requirements-demo.lock
+	$(COMPILE) -c requirements.lock -o requirements-live.lock
+	$(COMPILE) --extra train --extra dev --extra bench -c requirements.lock \
+		-o requirements-bench.lock
