@@ -19,6 +19,7 @@ from shared.errors import BadInput
 
 VERSION = 1
 E = TypeVar("E")
+_CRC_KEY = b"\xa3crc"
 _pack = msgpack.packb
 
 
@@ -34,8 +35,11 @@ def encode(event: Any, meta: events.Meta) -> bytes:
     if meta.market_ms is not None:
         clocks["market_ms"] = meta.market_ms
     body["meta"] = clocks
-    body["crc"] = zlib.crc32(_pack(body))
-    return _pack(body)  # type: ignore[no-any-return]  # msgpack has no types
+    packed: bytes = _pack(body)
+    tail = packed[_header_size(len(body)) :]
+    return b"".join(
+        (_map_header(len(body) + 1), tail, _CRC_KEY, _pack(zlib.crc32(packed)))  # crc comes last
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,42 @@ def decode(kind: type[E], data: bytes | None, *, max_bytes: int = 1 << 20) -> De
     if not isinstance(body, dict) or "crc" not in body:
         raise BadInput("`data` is not a msgpack map with a crc")
     crc = body.pop("crc")
-    if crc != zlib.crc32(_pack(body)):
+    if crc != _checksum(data, body, crc):
         raise BadInput("`data` does not match its crc")
     if body.get("v") != VERSION:
         raise BadInput(f"`data` has shape version {body.get('v')!r}, known is {VERSION}")
     values: dict[str, Any] = {}
-    for name, check, required in _checks(kind):  # type: ignore[arg-type]  # a class is hashable
-        if name in body:
-            values[name] = check(name, body[name])
-        elif required:
-            raise BadInput(f"field `{name}` is missing")
+    for name, plain, check, required in _checks(kind):  # type: ignore[arg-type]  # as above
+        if name not in body:
+            if required:
+                raise BadInput(f"field `{name}` is missing")
+            continue
+        value: Any = body[name]
+        # The common case first: the very type, and no infinity (inf - inf is NaN; so is NaN - NaN).
+        if type(value) is plain and (plain is not float or value - value == 0):
+            values[name] = value
+        else:
+            values[name] = check(name, value)
     return Decoded(kind(**values), _meta(body.get("meta")))
+
+
+def _checksum(data: bytes, body: dict[str, Any], crc: Any) -> int:
+    """crc32 of the map without its crc, without packing it again where the crc stands last."""
+    end = _CRC_KEY + _pack(crc)
+    if not data.endswith(end):
+        return zlib.crc32(_pack(body))
+    start = _header_size(len(body) + 1)
+    return zlib.crc32(memoryview(data)[start : -len(end)], zlib.crc32(_map_header(len(body))))
+
+
+def _header_size(count: int) -> int:
+    return 1 if count < 16 else 3
+
+
+@cache
+def _map_header(count: int) -> bytes:
+    """msgpack's header of a map of `count` pairs."""
+    return bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
 
 
 def content(data: bytes) -> dict[str, Any]:
@@ -157,8 +186,16 @@ def _names(kind: type[Any]) -> tuple[str, ...]:
 
 
 @cache
-def _checks(kind: type[Any]) -> tuple[tuple[str, Callable[[str, Any], Any], bool], ...]:
+def _checks(
+    kind: type[Any],
+) -> tuple[tuple[str, type | None, Callable[[str, Any], Any], bool], ...]:
+    """Per field: name, the plain type that needs no closer look, the check, whether it must be."""
     return tuple(
-        (f.name, _check_of(f.type), f.default is MISSING and f.default_factory is MISSING)
+        (
+            f.name,
+            f.type if f.type in (float, int, str, bytes, bool) else None,
+            _check_of(f.type),
+            f.default is MISSING and f.default_factory is MISSING,
+        )
         for f in fields(kind)
     )
