@@ -78,7 +78,11 @@ def decode(kind: type[E], data: bytes | None, *, max_bytes: int = 1 << 20) -> De
             continue
         value: Any = body[name]
         # The common case first: the very type, and no infinity (inf - inf is NaN; so is NaN - NaN).
-        if type(value) is plain and (plain is not float or value - value == 0):
+        if plain is float:
+            simple = type(value) is float and value - value == 0
+        else:
+            simple = type(value) is plain
+        if simple:
             values[name] = value
         else:
             values[name] = check(name, value)
