@@ -1,0 +1,64 @@
+"""How a message leaves: what every channel does, and the console, the one without a vendor."""
+
+import sys
+from typing import Protocol
+
+from shared.errors import Rejected, Unavailable
+
+
+class Slow(Unavailable):
+    """Asked to wait: nothing may be sent for `retry_after_s`."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class Closed(Rejected):
+    """The target takes no message any more, this one or another, until a person mends it."""
+
+
+class Channel(Protocol):
+    """Where messages go. name and chat are written into the journal of notifications."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def chat(self) -> str: ...
+
+    async def check(self) -> None:
+        """Asks whether messages can be sent at all. Raises as `send` does."""
+
+    async def send(self, text: str) -> int | None:
+        """Sends plain text; returns the message's id where there is one.
+
+        Raises:
+            Unavailable: not sent, try again later (Slow: not before ...).
+            Unknown: no answer; it may have arrived.
+            Rejected: refused for good (Closed: and so will be every other).
+        """
+
+    async def close(self) -> None: ...
+
+
+class Console:
+    """Messages are lines on stdout: the product of a notifier without a token."""
+
+    name = "console"
+    chat = ""
+
+    async def check(self) -> None:
+        return None
+
+    async def send(self, text: str) -> int | None:
+        try:
+            # Bytes, because the terminal's own encoding may have no such characters.
+            sys.stdout.buffer.write(text.encode() + b"\n")
+            sys.stdout.buffer.flush()
+        except (OSError, ValueError) as error:
+            raise Closed(f"stdout is closed: {error}") from None
+        return None
+
+    async def close(self) -> None:
+        return None

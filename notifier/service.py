@@ -1,0 +1,466 @@
+"""Signals and notices in, messages to people out.
+
+A message is claimed before it is sent: the claim (state `sending`) and the acknowledgement of what
+it is about are one step; a second entry tells what became of it. Until it is claimed a message is
+only a pending entry on the bus, so what waits here is lost by no crash. A claim without an outcome
+means that the notifier ended in between: a score is then left alone, an alert is sent again and
+says that it may be a duplicate.
+
+Two tasks: the intake reads the bus and never waits for Telegram; the delivery sends.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from notifier.channel import Channel, Closed, Console, Slow
+from notifier.market import market_now_ms
+from notifier.messages import DUPLICATE, alert_text, clean, is_alert, score_text
+from notifier.outbox import Outbox, Pace, Score
+from shared.bus import Entry, Source, Step, Write, by_key, id_order, now_us
+from shared.config import Settings
+from shared.errors import OutOfSync, Rejected, Unavailable, Unknown, Usage
+from shared.events import Delivery, Level, Notice, Notification, Signal
+from shared.logs import Quiet
+from shared.runtime import Session
+from shared.streams import NOTICE, NOTIFICATION, SIGNAL, Stream
+
+log = logging.getLogger(__name__)
+# Messages about notices. The one that covers notices up to `<ms>-<n>` is claimed as `<ms>-<2n>`
+# and its outcome is `<ms>-<2n+1>`.
+ALERT = Stream("alert", Notification, "", True, NOTIFICATION.summary)
+_ALERTS = Source(ALERT)
+_NOTICES = Source(NOTICE)
+_BATCH = 256
+_REASON = 300
+_LAST_WORD_S = 3.0
+_DUPLICATE_PAUSE = 5.0
+
+
+class Notifier:
+    """What outlives a session with the bus: how fast we may send, and whether at all.
+
+    retry_s: shortest and longest pause before another attempt.
+    """
+
+    def __init__(self, *, retry_s: tuple[float, float] = (1.0, 60.0)) -> None:
+        self.retry_s = retry_s
+        self.pace: Pace | None = None
+        self.closed = ""
+
+    async def serve(self, session: Session) -> None:
+        """Settles what an earlier life left open, then works until something breaks."""
+        settings, bus = session.settings, session.bus
+        if settings.telegram_bot_token is not None and not settings.telegram_chat_id:
+            raise Usage("telegram_chat_id is missing: whom should the bot write to?")
+        if self.pace is None and settings.telegram_bot_token is not None:
+            self.pace = Pace(settings.notifier.messages_per_minute)
+        signals = by_key(Source(SIGNAL, symbol, settings.interval) for symbol in settings.symbols)
+        await bus.join((*signals.values(), _NOTICES))
+        outbox, wake = Outbox(settings.notifier.queue), asyncio.Event()
+        delivery = _Delivery(session, self, outbox, wake)
+        intake = _Intake(session, outbox, wake, signals)
+        for source in signals.values():
+            intake.claimed[source.key] = await delivery.settle_score(source)
+        intake.alerted = await delivery.settle_alert()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(delivery.run(), name="delivery")
+            await intake.run()
+
+
+class _Intake:
+    """Reads; acknowledges at once what stays silent; puts the rest into the outbox.
+
+    claimed, alerted: what waits or was claimed up to here is not taken in again, whoever
+    delivers it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        outbox: Outbox,
+        wake: asyncio.Event,
+        signals: dict[str, Source[Signal]],
+    ) -> None:
+        self._session = session
+        self._settings = session.settings
+        self._bus = session.bus
+        self._outbox = outbox
+        self._wake = wake
+        self._signals = signals
+        self.claimed: dict[str, int] = {}
+        self.alerted = (0, 0)
+        self._counts = dict.fromkeys(("silent", "too_old", "queued", "crowded_out"), 0)
+
+    async def run(self) -> None:
+        everything: dict[str, Source[Any]] = {**self._signals, _NOTICES.key: _NOTICES}
+        for source in everything.values():
+            self._session.alive()
+            await self._take(await self._bus.own_pending(source))
+        block_ms = 1  # the first look does not wait, so that a start is ready at once
+        while True:
+            self._session.alive()
+            room = self._outbox.room
+            entries = await self._bus.read(
+                everything if room else self._signals,  # what finds no room is safe on the bus
+                count=max(1, min(_BATCH, room or _BATCH)),
+                block_ms=block_ms,
+            )
+            await self._take(entries)
+            if len(entries) < _BATCH:
+                self._session.health.is_ready()
+                block_ms = 1_000
+
+    async def _take(self, entries: Sequence[Entry[Any]]) -> None:
+        steps: list[Step] = []
+        clocks: dict[str, int | None] = {}
+        for entry in entries:
+            if entry.source.stream is NOTICE:
+                steps.extend(await self._notice(entry))
+            else:
+                steps.extend(await self._signal(entry, clocks))
+        await self._bus.commit(steps)
+        self._wake.set()
+        health = self._session.health
+        for entry in entries:
+            health.last_ids[entry.source.key] = entry.id
+        health.facts |= {"counts": dict(self._counts), "waiting": len(self._outbox)}
+
+    async def _signal(self, entry: Entry[Signal], clocks: dict[str, int | None]) -> list[Step]:
+        source, signal = entry.source, entry.event
+        if signal is None:
+            return [self._poison(entry, entry.problem)]
+        if (signal.symbol, signal.interval) != (source.symbol, source.interval):
+            return [self._poison(entry, f"it is about {signal.symbol}-{signal.interval}")]
+        text = score_text(
+            signal,
+            self._settings.base_of(signal.symbol),
+            self._settings.signaler.notification_threshold,
+        )
+        if text is None or entry.time_ms <= self.claimed[source.key]:
+            self._counts["silent"] += 1
+            return [Step(input=entry)]
+        if source.key not in clocks:
+            clocks[source.key] = await _market_now_ms(self._session, source)
+        if not _is_fresh(self._settings, signal, clocks[source.key]):
+            self._counts["too_old"] += 1
+            return [Step(input=entry)]
+        self._counts["queued"] += 1
+        self.claimed[source.key] = entry.time_ms
+        return self._gone(self._outbox.add_score(Score(entry, text)))
+
+    async def _notice(self, entry: Entry[Notice]) -> list[Step]:
+        if entry.event is None and entry.problem != "entry was trimmed":
+            # One that was delivered often only waited long: it is still an alert.
+            entry = await self._bus.at(entry.source, entry.id) or entry
+        if entry.event is None:
+            return [self._poison(entry, entry.problem)]
+        if (
+            id_order(entry.id) <= self.alerted
+            or not self._settings.notifier.alerts
+            or not is_alert(entry.event)
+        ):
+            return [Step(input=entry)]
+        return self._gone(self._outbox.add_alert(entry, entry.event))
+
+    def _gone(self, scores: Sequence[Score]) -> list[Step]:
+        self._counts["crowded_out"] += len(scores)
+        return [Step(input=score.entry) for score in scores]
+
+    def _poison(self, entry: Entry[Any], problem: str) -> Step:
+        key = entry.source.key
+        text = f"{key} {entry.id}: {problem}; dropped, kept under dead:{key}"
+        notice = self._session.notice_write(
+            Level.ALERT, "dead_letter", text, entry.source.symbol, entry.time_ms
+        )
+        return Step(input=entry, writes=[self._bus.dead_letter(entry, problem), notice])
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    state: Delivery
+    reason: str = ""
+    message_id: int | None = None
+
+
+class _Delivery:
+    """Claims, sends and records, one message after the other."""
+
+    def __init__(
+        self, session: Session, notifier: Notifier, outbox: Outbox, wake: asyncio.Event
+    ) -> None:
+        self._session = session
+        self._settings = session.settings
+        self._bus = session.bus
+        self._notifier = notifier
+        self._outbox = outbox
+        self._wake = wake
+        self._unfinished: Entry[Notification] | None = None
+        self._channel: Channel = Console()
+        self._stopping = False
+        self._quiet = Quiet()
+        self._counts = {state.value: 0 for state in Delivery if state != Delivery.SENDING}
+
+    # -- what an earlier life left open -------------------------------------------------------
+
+    async def settle_score(self, signals: Source[Signal]) -> int:
+        """Time of the newest claim. One without an outcome may have been sent: it stays at that,
+        because a late or doubled score is worse than none."""
+        source = Source(NOTIFICATION, signals.symbol, signals.interval)
+        newest = await self._bus.tail(source, 1)
+        if not newest:
+            return -1
+        claim = newest[0]
+        if claim.event is not None and claim.event.state == Delivery.SENDING:
+            outcome = _Outcome(Delivery.UNKNOWN, "the notifier ended while it was sent")
+            await self._record(_claim(claim), outcome)
+        return claim.time_ms
+
+    async def settle_alert(self) -> tuple[int, int]:
+        """Id of the newest notice that a claim covers; one without an outcome is sent again."""
+        newest = await self._bus.tail(_ALERTS, 1)
+        if not newest:
+            return (0, 0)
+        claim = newest[0]
+        if claim.event is not None and claim.event.state == Delivery.SENDING:
+            self._unfinished = claim
+        ms, sequence = id_order(claim.id)
+        return ms, sequence // 2
+
+    # -- sending ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        self._channel = await _open(self._settings)
+        self._session.health.facts["channel"] = self._channel.name
+        try:
+            await self._check()
+            if self._unfinished is not None:
+                claim = _claim(self._unfinished)
+                await self._deliver(claim, claim.event.text + DUPLICATE, fresh=None)
+            while True:
+                if not len(self._outbox):
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                await self._turn()
+                if self._outbox.alerts:
+                    await self._alerts()
+                elif self._outbox.scores:
+                    await self._score(self._outbox.scores.popleft())
+        finally:
+            await self._channel.close()
+
+    async def _check(self) -> None:
+        """A bad token is told at the start, not with the first message."""
+        try:
+            await self._channel.check()
+        except Closed as error:
+            await self._close(error)
+        except (Unavailable, Unknown, Rejected) as error:
+            log.warning("%s", error)
+
+    async def _score(self, score: Score) -> None:
+        signal = score.entry.event
+        if signal is None or not await self._fresh(score.entry):
+            await self._bus.commit([Step(input=score.entry)])
+            return
+        claim = Write(
+            source=Source(NOTIFICATION, signal.symbol, signal.interval),
+            event=Notification(
+                signal_id=signal.id,
+                symbol=signal.symbol,
+                interval=signal.interval,
+                open_time_ms=signal.open_time_ms,
+                state=Delivery.SENDING,
+                channel=self._channel.name,
+                chat=self._channel.chat,
+                text=score.text,
+            ),
+            open_time_ms=signal.open_time_ms,
+            received_us=score.entry.meta.received_us,
+        )
+        if await self._claimed([Step(input=score.entry, writes=[claim])]):
+            await self._deliver(claim, score.text, fresh=lambda: self._fresh(score.entry))
+
+    async def _alerts(self) -> None:
+        """All alerts that wait, as far as they fit, are one message."""
+        waiting = list(self._outbox.alerts)
+        message = alert_text([notice for _, notice in waiting], now_us() // 1000)
+        entries = [entry for entry, _ in waiting[: message.notices]]
+        ms, sequence = id_order(entries[-1].id)
+        claim = Write(
+            source=_ALERTS,
+            event=Notification(
+                signal_id="",
+                symbol="",
+                interval="",
+                open_time_ms=ms,
+                state=Delivery.SENDING,
+                channel=self._channel.name,
+                chat=self._channel.chat,
+                text=message.text,
+            ),
+            open_time_ms=ms,
+            sequence=2 * sequence,
+        )
+        steps = [Step(input=entry) for entry in entries[:-1]]
+        claimed = await self._claimed([*steps, Step(input=entries[-1], writes=[claim])])
+        for _ in entries:
+            self._outbox.alerts.popleft()
+        if claimed:
+            await self._deliver(claim, message.text, fresh=None)
+
+    async def _claimed(self, steps: Sequence[Step]) -> bool:
+        """Whether the claim is ours. If not, somebody else told people already."""
+        diverged = await self._bus.commit(steps)
+        for found in diverged:
+            log.warning("%s %s was claimed before: not sent", found.key, found.id)
+        return not diverged
+
+    async def _deliver(
+        self,
+        claim: Write[Notification],
+        text: str,
+        *,
+        fresh: Callable[[], Awaitable[bool]] | None,
+    ) -> None:
+        """fresh: whether a score is still worth sending; None = an alert, sent for ever."""
+        outcome = await self._attempts(text, fresh)
+        if outcome.state == Delivery.FAILED and fresh is None:
+            log.warning("an alert was not sent: %s", text, extra={"reason": outcome.reason})
+        await self._record(claim, outcome)
+        if self._stopping:
+            raise asyncio.CancelledError
+
+    async def _attempts(self, text: str, fresh: Callable[[], Awaitable[bool]] | None) -> _Outcome:
+        attempt, reason, shown = 0, "", text
+        while True:
+            if self._notifier.closed:
+                return _Outcome(Delivery.FAILED, self._notifier.closed)
+            await self._turn()
+            if attempt and fresh is not None and not await fresh():
+                return _Outcome(Delivery.FAILED, f"too old after {attempt} attempts: {reason}")
+            attempt += 1
+            shortest, longest = self._notifier.retry_s
+            pause_s = min(longest, shortest * 2.0 ** min(attempt - 1, 16))
+            try:
+                message_id = await self._send(shown)
+            except Slow as error:
+                reason, pause_s = str(error), error.retry_after_s
+            except Unavailable as error:
+                reason, pause_s = str(error), pause_s * random.uniform(0.75, 1.25)
+            except Unknown as error:
+                if fresh is not None:
+                    return _Outcome(Delivery.UNKNOWN, str(error))
+                reason, pause_s = str(error), max(pause_s, _DUPLICATE_PAUSE * shortest)
+                shown = text if text.endswith(DUPLICATE) else text + DUPLICATE
+            except Closed as error:
+                await self._close(error)
+                return _Outcome(Delivery.FAILED, str(error))
+            except Rejected as error:
+                log.warning("a message was refused: %s", error)
+                return _Outcome(Delivery.FAILED, str(error))
+            else:
+                self._session.health.facts["trouble"] = ""
+                return _Outcome(Delivery.SENT, message_id=message_id)
+            self._session.health.facts["trouble"] = reason
+            if (held := self._quiet.allows("retry")) is not None:
+                log.warning("%s: next attempt in %.1f s", reason, pause_s, extra={"left_out": held})
+            if self._stopping:
+                return _Outcome(Delivery.SENDING)
+            if self._notifier.pace is not None:
+                self._notifier.pace.block(time.monotonic() + pause_s)
+
+    async def _send(self, text: str) -> int | None:
+        """A SIGTERM while a message is on its way leaves it a moment, so that its outcome is
+        known; the task then ends behind the record."""
+        if self._notifier.pace is not None:
+            self._notifier.pace.sent(time.monotonic())
+        sending = asyncio.ensure_future(self._channel.send(text))
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait({sending}, timeout=_LAST_WORD_S)
+            if not sending.done():
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sending
+                raise
+            self._stopping = True
+            return sending.result()
+
+    async def _turn(self) -> None:
+        """Waits until a message may be sent."""
+        pace = self._notifier.pace
+        while pace is not None and not self._notifier.closed:
+            wait_s = pace.wait_s(time.monotonic())
+            if wait_s <= 0:
+                return
+            await asyncio.sleep(wait_s)
+
+    async def _record(self, claim: Write[Notification], outcome: _Outcome) -> None:
+        """Writes what became of a claimed message beside its claim."""
+        if outcome.state == Delivery.SENDING:
+            return
+        event = replace(
+            claim.event,
+            state=outcome.state,
+            reason=clean(outcome.reason, _REASON),
+            message_id=outcome.message_id,
+            chat=self._channel.chat or claim.event.chat,
+        )
+        await self._bus.write(replace(claim, event=event, sequence=claim.sequence + 1))
+        self._counts[outcome.state] += 1
+        self._session.health.facts["outcomes"] = dict(self._counts)
+
+    async def _close(self, error: Closed) -> None:
+        """Nothing can be sent any more: say so where people can still see it, go on reading."""
+        self._notifier.closed = str(error)
+        text = f"{error}; no messages are sent until the notifier is restarted"
+        await self._session.notice(Level.ALERT, "messages_stopped", text)
+        self._session.health.facts["trouble"] = text
+
+    async def _fresh(self, entry: Entry[Signal]) -> bool:
+        now_ms = await _market_now_ms(self._session, entry.source)
+        return entry.event is not None and _is_fresh(self._settings, entry.event, now_ms)
+
+
+async def _market_now_ms(session: Session, source: Source[Signal]) -> int | None:
+    return await market_now_ms(
+        session.bus, source.symbol, source.interval, speed=session.settings.market_speed
+    )
+
+
+def _is_fresh(settings: Settings, signal: Signal, market_now_ms: int | None) -> bool:
+    """Neither old, nor from the future, nor without a candle that tells the market's time."""
+    if market_now_ms is None:
+        return False
+    age_ms = market_now_ms - (signal.open_time_ms + settings.step_ms)
+    return 0 <= age_ms <= settings.notifier.max_age_s * 1000
+
+
+def _claim(entry: Entry[Notification]) -> Write[Notification]:
+    """The write that a claim on the bus was."""
+    if entry.event is None:
+        raise OutOfSync(f"{entry.source.key} {entry.id} cannot be read: {entry.problem}")
+    ms, sequence = id_order(entry.id)
+    return Write(source=entry.source, event=entry.event, open_time_ms=ms, sequence=sequence)
+
+
+async def _open(settings: Settings) -> Channel:
+    """Telegram with a token, else the console."""
+    token, chat = settings.telegram_bot_token, settings.telegram_chat_id
+    if token is None or not chat:
+        return Console()
+
+    def load() -> Channel:
+        from notifier.telegram import Telegram  # noqa: PLC0415  # takes seconds, and only here
+
+        return Telegram(token, chat, base_url=settings.telegram_url)
+
+    return await asyncio.to_thread(load)

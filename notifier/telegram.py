@@ -1,0 +1,176 @@
+"""Telegram as a channel, over aiogram: what an answer, or none, means for a message.
+
+aiogram takes seconds to import and 130 MB: only a notifier with a token loads this module.
+
+The token stands in every URL and so in many errors of the HTTP client. No such error leaves this
+file: each becomes one of ours, with a text that was redacted, outside of its `except`.
+"""
+
+import html
+import logging
+from typing import Any
+
+from aiogram import Bot
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.client.telegram import TelegramAPIServer
+from aiogram.exceptions import (
+    AiogramError,
+    ClientDecodeError,
+    TelegramAPIError,
+    TelegramBadRequest,
+    TelegramEntityTooLarge,
+    TelegramForbiddenError,
+    TelegramMigrateToChat,
+    TelegramNetworkError,
+    TelegramNotFound,
+    TelegramRetryAfter,
+    TelegramServerError,
+    TelegramUnauthorizedError,
+)
+from aiogram.methods import Response, TelegramMethod
+from aiogram.types import LinkPreviewOptions
+from aiogram.utils.token import TokenValidationError
+from aiohttp import ClientConnectorError, ClientTimeout, ConnectionTimeoutError, InvalidURL
+from pydantic import SecretStr
+
+from notifier.channel import Closed, Slow
+from shared.errors import Rejected, Unavailable, Unknown, Usage
+from shared.logs import Redactor
+
+log = logging.getLogger(__name__)
+_CONNECT_S = 10.0
+_SLOW_S = 30.0
+_NO_LINKS = LinkPreviewOptions(is_disabled=True)
+
+
+class _NoAnswer(AiogramError):
+    """Something answered, but not Telegram: a proxy's page, half a reply."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status} without Telegram's JSON")
+        self.status = status
+
+
+class _Session(AiohttpSession):
+    """A connection per message: an idle one that the server closed looks like a lost reply."""
+
+    def __init__(self, base_url: str, timeout_s: float) -> None:
+        super().__init__(api=TelegramAPIServer.from_base(base_url))
+        self._connector_init["force_close"] = True
+        # aiohttp gets this as it is; aiogram declares seconds.
+        self.timeout = ClientTimeout(total=timeout_s, connect=_CONNECT_S)  # type: ignore[assignment]  # see above
+
+    def check_response(
+        self, bot: Bot, method: TelegramMethod[Any], status_code: int, content: str
+    ) -> Response[Any]:
+        """As aiogram's, but the status survives where the body is not Telegram's."""
+        try:
+            return super().check_response(bot, method, status_code, content)
+        except ClientDecodeError as error:
+            reply = error.data
+        # A message of a kind that aiogram does not know yet was sent all the same.
+        if isinstance(reply, dict) and reply.get("ok") is True and status_code < 300:
+            return Response[Any].model_construct(ok=True, result=reply.get("result"))
+        raise _NoAnswer(status_code)
+
+
+class Telegram:
+    """One bot and one chat."""
+
+    name = "telegram"
+
+    def __init__(
+        self, token: SecretStr, chat: str, *, base_url: str, timeout_s: float = 30.0
+    ) -> None:
+        self.chat = chat
+        self._redact = Redactor([token.get_secret_value()])
+        session = _Session(base_url, timeout_s)
+        try:
+            bot = Bot(token.get_secret_value(), session=session)
+        except TokenValidationError:
+            bot = None
+        if bot is None:
+            raise Usage("telegram_bot_token: not a bot token (<digits>:<letters>, from @BotFather)")
+        self._bot = bot
+
+    async def check(self) -> None:
+        """Is the token good? Raises as `send`."""
+        try:
+            await self._bot.get_me()
+            return
+        except (AiogramError, TimeoutError, OSError) as error:
+            failure = self._meaning(error)
+        raise failure
+
+    async def send(self, text: str) -> int | None:
+        """Sends plain text; follows a chat that moved; where HTML is refused sends it bare."""
+        body, mode = html.escape(text, quote=False), "HTML"
+        for _attempt in range(3):
+            try:
+                message = await self._bot.send_message(
+                    self.chat, body, parse_mode=mode, link_preview_options=_NO_LINKS
+                )
+                return _message_id(message)
+            except TelegramMigrateToChat as error:
+                self.chat = str(error.migrate_to_chat_id)
+                log.warning("the chat moved: set telegram_chat_id to %s", self.chat)
+            except TelegramBadRequest as error:
+                if "can't parse entities" not in error.message or not mode:
+                    failure = self._meaning(error)
+                    break
+                body, mode = text, ""
+            except (AiogramError, TimeoutError, OSError) as error:
+                failure = self._meaning(error)
+                break
+        else:
+            failure = Rejected("Telegram: the chat moves on and on")
+        raise failure
+
+    async def close(self) -> None:
+        await self._bot.session.close()
+
+    def _meaning(self, error: BaseException) -> Exception:
+        """One of our errors, without the token, for one of aiogram's or the HTTP client's."""
+        if isinstance(error, _NoAnswer):
+            # A gateway that timed out, or an OK that we cannot read: it may have been sent.
+            unknown = error.status == 504 or error.status < 300
+            return Unknown(str(error)) if unknown else Unavailable(str(error))
+        if not isinstance(error, TelegramAPIError):
+            return Unknown(f"Telegram: {type(error).__name__}")
+        reason = self._redact(f"Telegram: {' '.join(error.message.split())}")
+        match error:
+            case TelegramRetryAfter():
+                return Slow(f"Telegram asks for {error.retry_after} s", float(error.retry_after))
+            case TelegramEntityTooLarge():
+                return Rejected(reason)
+            case TelegramNetworkError():
+                return self._network(error)
+            case TelegramServerError():
+                return Unavailable(reason)
+            case TelegramUnauthorizedError() | TelegramNotFound():
+                return Closed(f"{reason}; check telegram_bot_token")
+            case TelegramForbiddenError():
+                return Closed(f"{reason}; let the bot into the chat {self.chat} again")
+            case TelegramBadRequest() if "chat not found" in error.message:
+                return Closed(f"{reason}; check telegram_chat_id, and write to the bot once")
+            case _ if error.message.startswith("Too Many Requests"):
+                return Slow(reason, _SLOW_S)
+            case _:
+                return Rejected(reason)
+
+    def _network(self, error: TelegramNetworkError) -> Exception:
+        cause = error.__cause__
+        kind = type(cause).__name__
+        if isinstance(cause, InvalidURL):
+            return Closed("Telegram: telegram_url is not a URL")
+        if isinstance(cause, ClientConnectorError | ConnectionTimeoutError):
+            return Unavailable(f"Telegram is not reachable: {kind}")
+        return Unknown(f"Telegram did not answer: {kind}")
+
+
+def _message_id(message: Any) -> int | None:
+    if isinstance(message, dict):
+        found = message.get("message_id")
+    else:
+        found = getattr(message, "message_id", None)
+    return found if isinstance(found, int) else None
