@@ -1,0 +1,77 @@
+"""Linear classifiers and networks as matrix products, with the scaling that stands before them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainer.export.graph import Graph
+from trainer.models.lc import Linear
+from trainer.models.nn import Network
+from trainer.models.scaling import CLIP, Scaling
+
+_ACTIVATION = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid"}
+
+
+def add_scaling(
+    graph: Graph, scaling: Scaling, features: str, columns: Sequence[int], width: int
+) -> str:
+    """Name of the scaled columns, (n, len(columns)) double.
+
+    features: name of the (n, width) double input, values as float32 has them.
+    """
+    x = features
+    if list(columns) != list(range(width)):
+        x = graph.add("Gather", x, graph.constant(columns, np.int64), axis=1)
+    x = graph.add("Where", graph.add("IsNaN", x), graph.constant(scaling.median, np.float64), x)
+    if scaling.is_identity:
+        return x
+    x = graph.add("Sub", x, graph.constant(scaling.mean, np.float64))
+    x = graph.add("Div", x, graph.constant(scaling.scale, np.float64))
+    return graph.add("Clip", x, graph.constant(-CLIP, np.float64), graph.constant(CLIP, np.float64))
+
+
+def add_linear(graph: Graph, scaled: str, models: Sequence[Linear]) -> str:
+    """Logits of classifiers that share their scaling, (n, len(models)) double."""
+    weights = np.column_stack([model.weights for model in models])
+    biases = [model.bias for model in models]
+    return graph.add(
+        "Gemm", scaled, graph.constant(weights, np.float64), graph.constant(biases, np.float64)
+    )
+
+
+def add_networks(graph: Graph, scaled: str, models: Sequence[Network]) -> str:
+    """Logits of networks of one shape that share their scaling, (n, len(models)) double.
+
+    The first layers stand side by side in one product, the others are one batched product over
+    (models, n, units): fewer and larger nodes than one chain for each.
+    """
+    count, activation = len(models), _ACTIVATION.get(models[0].activation)
+    x = graph.cast(scaled, np.float32)
+    first = np.column_stack([model.weights[0] for model in models])
+    first_bias = np.concatenate([model.biases[0] for model in models])
+    x = graph.add(
+        "Gemm", x, graph.constant(first, np.float32), graph.constant(first_bias, np.float32)
+    )
+    layers = len(models[0].weights)
+    for layer in range(1, layers):
+        if activation is not None:
+            x = graph.add(activation, x)
+        if layer == 1 and count > 1:
+            shape = graph.constant([-1, count, first.shape[1] // count], np.int64)
+            x = graph.add("Transpose", graph.add("Reshape", x, shape), perm=[1, 0, 2])
+        weights = [model.weights[layer] for model in models]
+        biases = [model.biases[layer] for model in models]
+        if count == 1:
+            x = graph.add(
+                "Gemm",
+                x,
+                graph.constant(weights[0], np.float32),
+                graph.constant(biases[0], np.float32),
+            )
+        else:
+            x = graph.add("MatMul", x, graph.constant(np.stack(weights), np.float32))
+            x = graph.add("Add", x, graph.constant(np.stack(biases)[:, None, :], np.float32))
+    if count > 1:  # (models, n, 1) -> (n, models)
+        x = graph.add("Transpose", x, perm=[1, 2, 0])
+        x = graph.add("Reshape", x, graph.constant([-1, count], np.int64))
+    return graph.cast(x, np.float64)

@@ -1,0 +1,1 @@
+"""The families of models: how each is fitted, how it predicts natively, what its parameters are."""

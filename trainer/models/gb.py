@@ -1,0 +1,202 @@
+"""Gradient-boosted trees by LightGBM."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# OpenMP threads that spin while they wait make fits many times slower on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import lightgbm
+import numpy as np
+import numpy.typing as npt
+
+from shared.config import Algorithm
+from shared.errors import Failure
+from trainer.models import options
+
+log = logging.getLogger(__name__)
+
+# Small trees and no class weights: more capacity lost AUC and log-loss out of sample, and weights
+# make the outputs no probabilities.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "objective": "binary",
+        "num_boost_round": 200,
+        "num_leaves": 7,
+        "learning_rate": 0.05,
+        "feature_fraction": 0.6,
+        "bagging_fraction": 0.7,
+        "bagging_freq": 1,
+        "lambda_l2": 5.0,
+        "max_bin": 127,
+    },
+    # The predecessor's settings of 2021.
+    "seed": {
+        "objective": "cross_entropy",
+        "num_boost_round": 1500,
+        "max_depth": 1,
+        "num_leaves": 32,
+        "learning_rate": 0.01,
+        "lambda_l1": 1.0,
+        "lambda_l2": 1.0,
+        "is_unbalance": True,
+    },
+}
+_ROUNDS = [
+    "num_boost_round",
+    "num_iterations",
+    "num_iteration",
+    "n_iter",
+    "num_tree",
+    "num_trees",
+    "num_round",
+    "num_rounds",
+    "nrounds",
+    "n_estimators",
+    "max_iter",
+]
+_LEAF_ROWS = [
+    "min_data_in_leaf",
+    "min_data_per_leaf",
+    "min_data",
+    "min_child_samples",
+    "min_samples_leaf",
+]
+# Each would need another graph than sum of leaves + logistic, or makes NaN ambiguous.
+_REFUSED = [
+    "linear_tree",
+    "linear_trees",
+    "categorical_feature",
+    "cat_feature",
+    "categorical_column",
+    "cat_column",
+    "categorical_features",
+    "zero_as_missing",
+    "num_class",
+    "num_classes",
+    "boosting_type",
+    "machine",
+    "num_machines",
+    "device",
+    "device_type",
+    "early_stopping_round",
+    "input_model",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """preset: defaults below `train`, which holds LightGBM's own parameters."""
+
+    preset: str
+    train: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boosting:
+    """A fitted booster over the columns that it was given."""
+
+    booster: lightgbm.Booster
+
+    def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        return np.asarray(self.booster.predict(x, num_threads=1), np.float64)
+
+
+class _Log:
+    """LightGBM's own messages; a parameter that it does not know is an error, not a warning."""
+
+    def __init__(self) -> None:
+        self.unknown = ""
+
+    def info(self, text: str) -> None:
+        log.debug("%s", text)
+
+    def warning(self, text: str) -> None:
+        if "Unknown parameter" in text:
+            self.unknown = text.partition(":")[2].strip()
+        log.debug("%s", text)
+
+
+def parse(algorithm: Algorithm) -> Options:
+    """Raises Usage where the config is wrong."""
+    options.check_names(
+        algorithm, "params", algorithm.params, ("preset", "is_scale", *options.ROW_PARAMS)
+    )
+    if options.flag(algorithm, "is_scale", False):
+        raise options.refused(algorithm, "trees need no scaling: remove params.is_scale")
+    for name in algorithm.train:
+        if name in _REFUSED:
+            raise options.refused(algorithm, f"train.{name} cannot be exported or has no use here")
+    objective = algorithm.train.get("objective", "binary")
+    if objective not in {"binary", "cross_entropy", "xentropy"}:
+        raise options.refused(algorithm, "train.objective must be binary or cross_entropy")
+    if algorithm.train.get("boosting", "gbdt") not in {"gbdt", "goss", "dart"}:
+        raise options.refused(algorithm, "train.boosting must be gbdt, goss or dart")
+    preset = options.choice(algorithm, "preset", "default", tuple(PRESETS))
+    return Options(preset=preset, train=dict(algorithm.train))
+
+
+def leaf_rows(rows: int) -> int:
+    """Fewest rows in a leaf: 300 where there are many, a 250th of fewer, never under 20."""
+    return min(300, max(20, rows // 250))
+
+
+def parameters(chosen: Options, rows: int, threads: int, seed: int) -> tuple[dict[str, Any], int]:
+    """LightGBM's parameters and the number of rounds."""
+    merged: dict[str, Any] = {**PRESETS[chosen.preset]}
+    if any(name in chosen.train for name in _ROUNDS):
+        del merged["num_boost_round"]
+    merged |= chosen.train
+    rounds = int(next(merged.pop(name) for name in _ROUNDS if name in merged))
+    if not any(name in merged for name in _LEAF_ROWS):
+        share = max(1, rows // 100)  # the predecessor's rule: 1 % of the rows
+        merged["min_data_in_leaf"] = share if chosen.preset == "seed" else leaf_rows(rows)
+    merged |= {
+        "seed": merged.get("seed", seed),
+        "num_threads": threads,
+        "deterministic": True,
+        "force_row_wise": True,
+        "feature_pre_filter": False,
+        "verbosity": 0,
+    }
+    return merged, rounds
+
+
+class Trainer:
+    """Fits many labels on the same rows: their values are binned once."""
+
+    def __init__(self, x: npt.NDArray[np.float32], threads: int, seed: int) -> None:
+        """x: (n, n_columns) float32, NaN = missing."""
+        self._x = x
+        self._threads = threads
+        self._seed = seed
+        self._binned: dict[str, lightgbm.Dataset] = {}
+
+    def fit(self, chosen: Options, y: npt.NDArray[np.float64], name: str) -> Boosting:
+        """y: (n,) 0 or 1.
+
+        Raises:
+            Failure: LightGBM refused the parameters; the text is its own.
+        """
+        parameters_, rounds = parameters(chosen, len(y), self._threads, self._seed)
+        messages = _Log()
+        lightgbm.register_logger(messages)
+        try:
+            dataset = self._dataset(parameters_).set_label(y)
+            booster = lightgbm.train(parameters_, dataset, rounds)
+        except lightgbm.basic.LightGBMError as error:
+            raise Failure(f"{name}: LightGBM: {' '.join(str(error).split())}") from None
+        if messages.unknown:
+            raise Failure(f"{name}: LightGBM does not know the parameter {messages.unknown}")
+        return Boosting(booster=booster)
+
+    def _dataset(self, parameters_: Mapping[str, Any]) -> lightgbm.Dataset:
+        key = repr(sorted(parameters_.items(), key=lambda item: item[0]))
+        if key not in self._binned:
+            self._binned.clear()
+            dataset = lightgbm.Dataset(self._x, params=dict(parameters_), free_raw_data=False)
+            self._binned[key] = dataset.set_label(np.zeros(len(self._x))).construct()
+        return self._binned[key]
