@@ -118,6 +118,27 @@ def read_zip(archive: bytes, name: str, *, symbol: str, interval: str) -> KlineT
     return _join(parts, symbol, interval, strict=False)
 
 
+def read_rows(
+    rows: Sequence[Sequence[Any]], name: str, *, symbol: str, interval: str
+) -> KlineTable:
+    """Candles as REST sends them, lists in ROW_ORDER; every candle off the raster is left out.
+
+    Raises:
+        BadInput: a row is not a candle; `name` stands for the file in the message.
+    """
+    if not rows:
+        return no_klines(symbol, interval)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    try:
+        for position, column in enumerate(ROW_ORDER):
+            kind = np.int64 if column in _TIMES else np.float64
+            arrays[column] = np.array([kind(row[position]) for row in rows], kind)
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise BadInput(f"{name}: not rows of klines ({_line(error)})") from None
+    part = _part(name, arrays, row_word="row", first_row=1)
+    return _join([part], symbol, interval, strict=False)
+
+
 def named(path: Path) -> tuple[str | None, str | None]:
     """Symbol and interval of `SYMBOL-INTERVAL[-date].ext`, or of a folder of `YYYY-MM.parquet`."""
     stem = path.name
@@ -648,14 +669,15 @@ def read_history(
             _check_spacing(part, interval)
             parts.append(part)
     if not parts:
-        return _no_klines(symbol, interval)
+        return no_klines(symbol, interval)
     table = _join(parts, symbol, interval, strict=True)
     if start_ms is None and end_ms is None:
         return table
     return table.between(start_ms or 0, _MS_RANGE[1] if end_ms is None else end_ms)
 
 
-def _no_klines(symbol: str, interval: str) -> KlineTable:
+def no_klines(symbol: str, interval: str) -> KlineTable:
+    """A table without rows."""
     return KlineTable(
         symbol=symbol,
         interval=interval,

@@ -28,6 +28,7 @@ from trainer.progress import Progress
 
 # name: (module, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "download": ("trainer.download", "fetch history from Binance's bulk archive and REST"),
     "merge": ("trainer.merge", "put all sources on one regular raster"),
     "features": ("trainer.features", "compute features, from the config or from bare files"),
     "labels": ("trainer.labels", "compute labels"),
