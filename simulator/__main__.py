@@ -7,15 +7,21 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import uvloop
 from aiohttp import web
+from pyarrow import ArrowException
 
-from shared.errors import Failure, Usage
+from shared import logs
+from shared.errors import BadInput, Failure, Usage
+from shared.klinefiles import read_klines
 from shared.klines import KlineTable
-from shared.times import floor_ms, interval_ms
+from shared.times import floor_ms, interval_ms, iso
 from simulator import synthetic
 from simulator.clock import MANUAL, MAX, Clock, Speed, count_updates
 from simulator.endpoints import FUTURES, SPOT, Venue
+from simulator.futures import Funding, Recorded, derive
 from simulator.market import Market
 from simulator.rest import wall_ms
 from simulator.server import More, PositionFile, Simulator
@@ -45,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=8290, help="0 = any free one")
     add("--data", nargs="+", default=[], metavar="FILE", help="kline files to replay")
+    add("--futures-data", nargs="+", default=[], metavar="FILE", help="USD-M klines")
+    add("--funding-data", nargs="+", default=[], metavar="FILE", help="SYMBOL-*.parquet")
     add("--symbol", nargs="+", default=[], metavar="S")
     add("--interval", metavar="I", help="interval of the data, or of the synthetic market (1m)")
     add("--speed", type=speed, default=1.0, metavar="X|max|manual")
@@ -60,16 +68,64 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_files(paths: list[str], symbols: list[str], interval: str | None) -> list[KlineTable]:
-    from shared.klinefiles import read_klines
-
+    """The tables of --data, only those of --symbol where given."""
     only = symbols[0] if len(symbols) == 1 else None
-    tables = read_klines(
-        [Path(path) for path in paths],
-        symbol=only,
-        interval=interval,
-        default_symbol=only or "BTCUSDT",
-    )
-    return [table for table in tables if not symbols or table.symbol in symbols]
+    tables = read_klines(paths, symbol=only, interval=interval, default_symbol=only or "BTCUSDT")
+    chosen = [table for table in tables if not symbols or table.symbol in symbols]
+    if not chosen:
+        raise Usage(f"no candles of {' '.join(symbols) or 'any symbol'} in {' '.join(paths)}")
+    return chosen
+
+
+def load_funding(paths: list[str], symbols: list[str]) -> Recorded:
+    """`SYMBOL-*.parquet` with the columns fundingTime (ms) and fundingRate."""
+    found: Recorded = {}
+    for path in map(Path, paths):
+        symbol = path.name.split("-")[0]
+        try:
+            table = pq.read_table(path, columns=["fundingTime", "fundingRate"])
+        except (OSError, ValueError, KeyError, ArrowException) as error:
+            raise BadInput(
+                f"{path}: not a funding file (fundingTime, fundingRate): {error}"
+            ) from error
+        times = table["fundingTime"].to_numpy().astype(np.int64)
+        found[symbol if symbol in symbols else symbols[0]] = (
+            times,
+            table["fundingRate"].to_numpy().astype(np.float64),
+        )
+    return found
+
+
+def replay(options: argparse.Namespace) -> tuple[Market, int]:
+    """The market of --data, and where it starts."""
+    market = Market(load_files(options.data, options.symbol, options.interval), seed=options.seed)
+    total = len(market.closes_ms)
+    history = options.history or max(1, min(_HISTORY, total // 2))
+    if not 1 <= history <= total:
+        raise Usage(f"--history {history}: the data has {total} candles")
+    return market, int(market.closes_ms[history - 1])
+
+
+def synthesise(options: argparse.Namespace, saved: int | None) -> tuple[Market, int, More]:
+    """The seeded market, where it starts, and its continuation. At real time it is where we are."""
+    interval = options.interval or "1m"
+    step = interval_ms(interval)
+    symbols = options.symbol or ["BTCUSDT"]
+    start = wall_ms() if options.speed == 1.0 else saved or _REPLAY_START_MS
+    start = options.start_at or start
+    ahead = max(_DAY_MS, 16 * step)
+    first = floor_ms(start, step) - (options.history or _HISTORY) * step
+
+    def make(symbol: str, begin: int, end: int) -> KlineTable:
+        return synthetic.generate(symbol, interval, begin, end, seed=options.seed)
+
+    market = Market([make(s, first, start + ahead) for s in symbols], seed=options.seed)
+
+    def more(position_ms: int) -> list[KlineTable]:
+        begin = int(market.closes_ms[-1])
+        return [make(s, begin, position_ms + ahead) for s in symbols]
+
+    return market, start, more
 
 
 def build(options: argparse.Namespace) -> Simulator:
@@ -79,48 +135,49 @@ def build(options: argparse.Namespace) -> Simulator:
     saved = position_file.load() if position_file else None
     more: More | None = None
     if options.data:
-        tables = load_files(options.data, options.symbol, options.interval)
-        if not tables:
-            raise Usage(f"no candles of {' '.join(options.symbol)} in the files of --data")
-        market = Market(tables, seed=options.seed)
-        total = len(market.closes_ms)
-        history = options.history or min(_HISTORY, total // 2)
-        if not 1 <= history <= total:
-            raise Usage(f"--history {history}: the data has {total} candles")
-        start = options.start_at or int(market.closes_ms[history - 1])
+        market, start = replay(options)
+        start = saved or options.start_at or start
     else:
-        interval = options.interval or "1m"
-        step = interval_ms(interval)
-        symbols = options.symbol or ["BTCUSDT"]
-        live = options.speed == 1.0
-        start = options.start_at or (wall_ms() if live else _REPLAY_START_MS)
-        if live and options.start_at is None:
-            saved = None  # a live synthetic market is where the clock is
-        first = floor_ms(saved or start, step) - (options.history or _HISTORY) * step
-        ahead = max(_DAY_MS, 16 * step)
-
-        def grow(position_ms: int) -> dict[str, list[KlineTable]]:
-            begin = int(market.closes_ms[-1])
-            return {SPOT: [make(s, begin, position_ms + ahead) for s in symbols]}
-
-        def make(symbol: str, begin: int, end: int) -> KlineTable:
-            return synthetic.generate(symbol, interval, begin, end, seed=options.seed)
-
-        market = Market([make(s, first, start + ahead) for s in symbols], seed=options.seed)
-        more = grow
-    if saved is not None:
-        start = saved
+        market, start, more = synthesise(options, saved)
     first_ms, last_ms = int(market.closes_ms[0]), int(market.closes_ms[-1])
     if not first_ms <= start <= last_ms:
-        raise Usage(f"market time {start} is outside the data ({first_ms} to {last_ms})")
+        hint = f" (remove {workdir}/simulator-position to start afresh)" if saved else ""
+        raise Usage(f"market time {iso(start)} is outside the data{hint}")
     updates = options.updates or count_updates(market.step_ms, options.speed)
     return Simulator(
-        venues={SPOT: Venue(name=SPOT, market=market), FUTURES: Venue(name=FUTURES, market=market)},
+        venues={SPOT: spot_venue(market), FUTURES: futures_venue(options, market)},
         clock=Clock(options.speed, start, updates),
         key=options.key,
         more=more,
         position_file=position_file,
     )
+
+
+def spot_venue(market: Market) -> Venue:
+    venue = Venue(SPOT, lambda: market)
+    assert venue.market is market  # noqa: S101 - made at once: the clock runs on it
+    return venue
+
+
+def futures_venue(options: argparse.Namespace, spot: Market) -> Venue:
+    """USD-M futures: from files, else derived from spot when somebody first asks."""
+    funding = Funding(spot, load_funding(options.funding_data, list(spot.series)))
+    if options.futures_data:
+        own = Market(
+            load_files(options.futures_data, options.symbol, options.interval),
+            seed=options.seed + 1,
+        )
+        venue = Venue(FUTURES, lambda: own, funding=funding, grow=lambda _: [])
+        assert venue.market is own  # noqa: S101 - its candles are part of the time line
+        return venue
+
+    def grown(tables: list[KlineTable]) -> list[KlineTable]:
+        return [derive(spot.series[table.symbol], table) for table in tables]
+
+    def make() -> Market:
+        return Market(grown([s.table for s in spot.series.values()]), seed=options.seed + 1)
+
+    return Venue(FUTURES, make, funding=funding, grow=grown)
 
 
 async def run(options: argparse.Namespace) -> None:
@@ -159,11 +216,7 @@ async def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     options = parser().parse_args()
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.set_up("simulator")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(options))

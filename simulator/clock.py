@@ -18,7 +18,7 @@ _FEWEST_UPDATES = 3
 
 
 def count_updates(step_ms: int, speed: Speed) -> int:
-    """How many open-candle updates a candle gets: every 2 s of market time, at most 4 a wall second."""
+    """How many open-candle updates a candle gets: every 2 s of market, at most 4 a wall second."""
     if isinstance(speed, str):
         return _FEWEST_UPDATES
     spacing = max(_UPDATE_MARKET_MS, _UPDATE_WALL_MS * speed)
@@ -63,8 +63,7 @@ class Clock:
 
     def due_ms(self, instant_ms: int) -> float:
         """Wall time at which a paced market reaches the instant."""
-        assert not isinstance(self.speed, str)
-        return self.anchor_wall_ms + (instant_ms - self.anchor_market_ms) / self.speed
+        return self.anchor_wall_ms + (instant_ms - self.anchor_market_ms) / float(self.speed)
 
     def now_ms(self, wall_ms: float, next_ms: int | None) -> int:
         """Market time: paced it flows between instants, otherwise it stands on the last one."""

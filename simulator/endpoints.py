@@ -9,9 +9,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from shared.times import INTERVALS_MS
-from simulator.market import Market, Series
-from simulator.wire import Candle, kline_row, text
+from shared.klines import KlineTable
+from shared.times import INTERVALS_MS, floor_ms
+from simulator.book import DEPTH, book_at
+from simulator.futures import FUNDING_MS, Funding
+from simulator.market import AggTrade, Market, Series
+from simulator.statistics import DAY_MS, Stats, average_price, window
+from simulator.wire import Candle, kline_row, levels, text
 
 SPOT, FUTURES = "spot", "futures"
 
@@ -29,12 +33,41 @@ class ApiError(Exception):
         return json.dumps({"code": self.code, "msg": self.message}, separators=(",", ":")).encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Venue:
-    """Spot or USD-M futures: its market and its name."""
+    """Spot or USD-M futures: its name, its market, and on futures its funding.
 
-    name: str
-    market: Market
+    The futures market is made when somebody first asks for it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], Market],
+        *,
+        funding: Funding | None = None,
+        grow: Callable[[list[KlineTable]], list[KlineTable]] | None = None,
+    ) -> None:
+        self.name = name
+        self.funding = funding
+        self._make = make
+        self._grow = grow
+        self._market: Market | None = None
+
+    @property
+    def market(self) -> Market:
+        if self._market is None:
+            self._market = self._make()
+        return self._market
+
+    @property
+    def is_made(self) -> bool:
+        return self._market is not None
+
+    def extend(self, spot_tables: list[KlineTable]) -> None:
+        """Append the continuation of the synthetic market."""
+        if self._market is not None:
+            tables = spot_tables if self._grow is None else self._grow(spot_tables)
+            self._market.extend(tables)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +91,7 @@ _DIGITS = re.compile(r"^[0-9]{1,20}$")
 
 
 class Params:
-    """The parameters of one request, read by name; what is left unread is an error, as it is there."""
+    """The parameters of one request, read by name; one left unread is an error."""
 
     def __init__(self, given: Mapping[str, str]) -> None:
         self._given = given
@@ -86,7 +119,8 @@ class Params:
             raise ApiError(
                 400,
                 -1100,
-                f"Illegal characters found in parameter '{name}'; legal range is '^[0-9]{{1,20}}$'.",
+                f"Illegal characters found in parameter '{name}'; legal range is "
+                "'^[0-9]{1,20}$'.",
             )
         return int(value)
 
@@ -357,6 +391,321 @@ def trade_fees(venue: Venue, symbol: str | None) -> str:
     return json.dumps(fees, separators=(",", ":"))
 
 
+def depth(view: View, params: Params) -> str:
+    series = series_of(view, params.need("symbol"))
+    if view.venue.name == FUTURES:
+        limit = params.limit(500, 1000)
+        if limit not in (5, 10, 20, 50, 100, 500, 1000):
+            raise ApiError(400, -4021, f"'{limit}' is not valid depth limit.")
+    else:
+        limit = params.limit(100, 5000)
+    params.finish()
+    book = book_at(series, view.book_ms, min(limit, DEPTH) + 2)
+    stamp = view.book_ms * view.unit
+    times = f'"E":{stamp},"T":{stamp},' if view.venue.name == FUTURES else ""
+    return (
+        f'{{"lastUpdateId":{book.update_id},{times}"bids":{levels(book.bids[:limit])},'
+        f'"asks":{levels(book.asks[:limit])}}}'
+    )
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _trade_rows(orders: list[AggTrade], view: View, limit: int, from_id: int | None) -> str:
+    rows = [
+        (number, quantity, order)
+        for order in orders
+        for number, quantity in order.trades()
+        if from_id is None or number >= from_id
+    ]
+    rows = rows[-limit:] if from_id is None else rows[:limit]
+    best = "" if view.venue.name == FUTURES else ',"isBestMatch":true'
+    return (
+        "["
+        + ",".join(
+            f'{{"id":{number},"price":"{text(order.price)}","qty":"{text(quantity)}",'
+            f'"quoteQty":"{text(round(order.price * quantity, 8))}",'
+            f'"time":{order.time_ms * view.unit},'
+            f'"isBuyerMaker":{_bool(order.buyer_is_maker)}{best}}}'
+            for number, quantity, order in rows
+        )
+        + "]"
+    )
+
+
+def trades(view: View, params: Params) -> str:
+    series = series_of(view, params.need("symbol"))
+    limit = params.limit(500, 1000)
+    params.finish()
+    return _trade_rows(series.newest_trades(view.now_ms, limit), view, limit, None)
+
+
+def historical_trades(view: View, params: Params) -> str:
+    series = series_of(view, params.need("symbol"))
+    limit = params.limit(500, 1000)
+    first = params.integer("fromId")
+    params.finish()
+    if first is None:
+        return _trade_rows(series.newest_trades(view.now_ms, limit), view, limit, None)
+    return _trade_rows(series.trades_from(first, view.now_ms, limit), view, limit, first)
+
+
+def agg_trades(view: View, params: Params) -> str:
+    series = series_of(view, params.need("symbol"))
+    limit = params.limit(500, 1000)
+    start, end, first = params.time("startTime"), params.time("endTime"), params.integer("fromId")
+    params.finish()
+    if first is not None and (start is not None or end is not None):
+        raise ApiError(400, -1128, "Combination of optional parameters invalid.")
+    until = view.now_ms if end is None else min(end, view.now_ms)
+    if first is not None:
+        found = series.trades_from(first, view.now_ms, limit)
+    elif start is not None:
+        begin = series.first_trade_at(start)
+        found = [t for t in series.trades_from(begin, until, limit) if t.time_ms >= start]
+    else:
+        found = series.newest_trades(until, limit * 1000, orders=limit)
+    rows = found[:limit] if first is not None or start is not None else found[-limit:]
+    best = "" if view.venue.name == FUTURES else ',"M":true'
+    return (
+        "["
+        + ",".join(
+            f'{{"a":{t.agg_id},"p":"{text(t.price)}","q":"{text(t.quantity)}","f":{t.first_id},'
+            f'"l":{t.last_id},"T":{t.time_ms * view.unit},"m":{_bool(t.buyer_is_maker)}{best}}}'
+            for t in rows
+        )
+        + "]"
+    )
+
+
+def avg_price(view: View, params: Params) -> str:
+    series = series_of(view, params.need("symbol"))
+    params.finish()
+    price, last_ms = average_price(series, view.now_ms)
+    return f'{{"mins":5,"price":"{text(price)}","closeTime":{last_ms * view.unit}}}'
+
+
+def _several(
+    view: View, params: Params, write: Callable[[Series], str], *, always: bool = False
+) -> str:
+    """An object for one `symbol`, an array otherwise. always: naming symbols is mandatory."""
+    if always and params.get("symbol") is None and params.get("symbols") is None:
+        params.need("symbol")
+    chosen, single = _symbols(view, params)
+    status = params.get("symbolStatus")
+    params.finish()
+    if status not in (None, "TRADING"):
+        raise ApiError(400, -1220, "The symbol's status does not match the requested symbolStatus.")
+    rows = [write(series) for series in chosen]
+    return rows[0] if single else "[" + ",".join(rows) + "]"
+
+
+def ticker_price(view: View, params: Params) -> str:
+    def write(series: Series) -> str:
+        price = text(series.last_price(view.now_ms)[0])
+        more = f',"time":{view.now_ms * view.unit}' if view.venue.name == FUTURES else ""
+        return f'{{"symbol":"{series.symbol}","price":"{price}"{more}}}'
+
+    return _several(view, params, write)
+
+
+def ticker_book(view: View, params: Params) -> str:
+    def write(series: Series) -> str:
+        book = book_at(series, view.book_ms, 5)
+        (bid, bid_size), (ask, ask_size) = book.bids[0], book.asks[0]
+        more = f',"time":{view.book_ms * view.unit}' if view.venue.name == FUTURES else ""
+        return (
+            f'{{"symbol":"{series.symbol}","bidPrice":"{text(bid)}","bidQty":"{text(bid_size)}",'
+            f'"askPrice":"{text(ask)}","askQty":"{text(ask_size)}"{more}}}'
+        )
+
+    return _several(view, params, write)
+
+
+def _stats_text(series: Series, stats: Stats, view: View, *, mini: bool, full: bool) -> str:
+    """The statistics object; full = with the fields that only ticker/24hr has."""
+    unit = view.unit
+    head = f'{{"symbol":"{series.symbol}",'
+    change = (
+        ""
+        if mini
+        else (
+            f'"priceChange":"{text(stats.change)}","priceChangePercent":"{stats.change_percent:.3f}",'
+            f'"weightedAvgPrice":"{text(stats.average)}",'
+        )
+    )
+    quotes = ""
+    if full and not mini:
+        if view.venue.name == SPOT:
+            book = book_at(series, view.book_ms, 5)
+            (bid, bid_size), (ask, ask_size) = book.bids[0], book.asks[0]
+            quotes = (
+                f'"prevClosePrice":"{text(stats.before)}","bidPrice":"{text(bid)}",'
+                f'"bidQty":"{text(bid_size)}","askPrice":"{text(ask)}","askQty":"{text(ask_size)}",'
+            )
+        quotes += f'"lastQty":"{text(stats.last_quantity)}",'
+    return (
+        f'{head}{change}{quotes}"openPrice":"{text(stats.open)}","highPrice":"{text(stats.high)}",'
+        f'"lowPrice":"{text(stats.low)}","lastPrice":"{text(stats.last)}",'
+        f'"volume":"{text(stats.volume)}","quoteVolume":"{text(stats.quote_volume)}",'
+        f'"openTime":{stats.open_ms * unit},"closeTime":{stats.close_ms * unit},'
+        f'"firstId":{stats.first_id},"lastId":{stats.last_id},"count":{stats.count}}}'
+    )
+
+
+def _is_mini(params: Params) -> bool:
+    kind = params.get("type")
+    if kind not in (None, "FULL", "MINI"):
+        raise ApiError(400, -1130, "Data sent for parameter 'type' is not valid.")
+    return kind == "MINI"
+
+
+def ticker_24hr(view: View, params: Params) -> str:
+    mini = _is_mini(params)
+    return _several(
+        view,
+        params,
+        lambda s: _stats_text(s, window(s, view.now_ms, DAY_MS), view, mini=mini, full=True),
+    )
+
+
+_WINDOW = re.compile(r"^([1-9]\d?)([mhd])$")
+
+
+def ticker_window(view: View, params: Params) -> str:
+    mini = _is_mini(params)
+    match = _WINDOW.match(params.get("windowSize") or "1d")
+    most = {"m": 59, "h": 23, "d": 7}
+    if not match or int(match[1]) > most[match[2]]:
+        raise ApiError(400, -1130, "Data sent for parameter 'windowSize' is not valid.")
+    length = int(match[1]) * {"m": 60_000, "h": 3_600_000, "d": DAY_MS}[match[2]]
+    return _several(
+        view,
+        params,
+        lambda s: _stats_text(s, window(s, view.now_ms, length), view, mini=mini, full=False),
+        always=True,
+    )
+
+
+def ticker_day(view: View, params: Params) -> str:
+    mini = _is_mini(params)
+    zone = _zone_ms(params)
+    start = floor_ms(view.now_ms + zone, DAY_MS) - zone
+    return _several(
+        view,
+        params,
+        lambda s: _stats_text(
+            s, window(s, view.now_ms, DAY_MS, start), view, mini=mini, full=False
+        ),
+        always=True,
+    )
+
+
+def continuous_klines(view: View, params: Params) -> str:
+    series = series_of(view, params.need("pair"))
+    if params.need("contractType") != "PERPETUAL":
+        raise ApiError(400, -1121, "Invalid symbol.")
+    return _klines(view, params, series, interval_of(series, params.need("interval")))
+
+
+def _funding(view: View) -> Funding:
+    if view.venue.funding is None:
+        raise ApiError(404, -5000, "Path is invalid")
+    return view.venue.funding
+
+
+def premium_index(view: View, params: Params) -> str:
+    funding = _funding(view)
+
+    def write(series: Series) -> str:
+        mark = funding.mark(series, view.now_ms)
+        return (
+            f'{{"symbol":"{series.symbol}","markPrice":"{text(mark.price)}",'
+            f'"indexPrice":"{text(mark.index)}","estimatedSettlePrice":"{text(mark.price)}",'
+            f'"lastFundingRate":"{text(mark.rate)}","interestRate":"0.00010000",'
+            f'"nextFundingTime":{mark.next_ms},"time":{view.now_ms}}}'
+        )
+
+    return _several(view, params, write)
+
+
+def funding_rate(view: View, params: Params) -> str:
+    funding = _funding(view)
+    symbol = params.get("symbol")
+    chosen = [series_of(view, symbol)] if symbol else list(view.venue.market.series.values())
+    start, end = params.time("startTime"), params.time("endTime")
+    limit = params.limit(100, 1000)
+    params.finish()
+    until = view.now_ms if end is None else min(end, view.now_ms)
+    rows = []
+    for series in chosen:
+        first = int(series.base.open_time_ms[0])
+        begin = max(first, start if start is not None else until - limit * FUNDING_MS)
+        rows += [(paid, rate, series) for paid, rate in funding.history(series, begin, until)]
+    rows.sort(key=lambda row: row[0])
+    rows = rows[:limit] if start is not None else rows[-limit:]
+    return (
+        "["
+        + ",".join(
+            f'{{"symbol":"{s.symbol}","fundingRate":"{text(rate)}","fundingTime":{paid},'
+            f'"markPrice":"{text(s.last_price(paid)[0])}"}}'
+            for paid, rate, s in rows
+        )
+        + "]"
+    )
+
+
+def funding_info(_view: View, params: Params) -> str:
+    params.finish()
+    return "[]"  # only symbols with adjusted caps or hours are listed
+
+
+def futures_exchange_info(view: View, params: Params) -> str:
+    params.finish()
+    symbols = []
+    for series in view.venue.market.series.values():
+        base, quote = assets(series.symbol)
+        shared = ("PRICE_FILTER", "LOT_SIZE", "MARKET_LOT_SIZE", "MAX_NUM_ORDERS")
+        filters = [f for f in _filters(series) if f["filterType"] in shared]
+        filters.append({"filterType": "MIN_NOTIONAL", "notional": "100"})
+        symbols.append(
+            {
+                "symbol": series.symbol,
+                "pair": series.symbol,
+                "contractType": "PERPETUAL",
+                "deliveryDate": 4133404800000,
+                "onboardDate": int(series.base.open_time_ms[0]),
+                "status": "TRADING",
+                "baseAsset": base,
+                "quoteAsset": quote,
+                "marginAsset": quote,
+                "pricePrecision": series.price_digits,
+                "quantityPrecision": min(3, series.lot_digits),
+                "baseAssetPrecision": 8,
+                "quotePrecision": 8,
+                "underlyingType": "COIN",
+                "filters": filters,
+                "orderTypes": ["LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT"],
+                "timeInForce": ["GTC", "IOC", "FOK", "GTX"],
+            }
+        )
+    info = {
+        "timezone": "UTC",
+        "serverTime": view.wall_ms,
+        "rateLimits": [
+            _rate("REQUEST_WEIGHT", "MINUTE", 1, view.weight_limit),
+            _rate("ORDERS", "MINUTE", 1, 1200),
+            _rate("ORDERS", "SECOND", 10, 300),
+        ],
+        "exchangeFilters": [],
+        "assets": [],
+        "symbols": symbols,
+    }
+    return json.dumps(info, separators=(",", ":"))
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """An endpoint: what it answers, and what it costs (a function of the parameters)."""
@@ -369,13 +718,31 @@ def _fixed(weight: int) -> Callable[[Mapping[str, str]], int]:
     return lambda _: weight
 
 
-SPOT_ROUTES: dict[str, Route] = {
-    "ping": Route(ping, _fixed(1)),
-    "time": Route(time, _fixed(1)),
-    "exchangeInfo": Route(exchange_info, _fixed(20)),
-    "klines": Route(klines, _fixed(2)),
-    "uiKlines": Route(klines, _fixed(2)),
-}
+def _given(query: Mapping[str, str]) -> int | None:
+    """How many symbols a query names; None = all."""
+    if query.get("symbol"):
+        return 1
+    many = query.get("symbols")
+    return many.count(",") + 1 if many else None
+
+
+def _depth_weight(query: Mapping[str, str]) -> int:
+    given = query.get("limit", "")
+    limit = int(given) if given.isdecimal() else 100
+    return 5 if limit <= 100 else 25 if limit <= 500 else 50 if limit <= 1000 else 250
+
+
+def _day_weight(query: Mapping[str, str]) -> int:
+    count = _given(query)
+    return 80 if count is None or count > 100 else 2 if count <= 20 else 40
+
+
+def _one_or_many(query: Mapping[str, str]) -> int:
+    return 2 if query.get("symbol") else 4
+
+
+def _per_symbol(query: Mapping[str, str]) -> int:
+    return min(200, 4 * (_given(query) or 1))
 
 
 def _futures_kline_weight(query: Mapping[str, str]) -> int:
@@ -384,8 +751,48 @@ def _futures_kline_weight(query: Mapping[str, str]) -> int:
     return 1 if limit < 100 else 2 if limit < 500 else 5 if limit <= 1000 else 10
 
 
+def _futures_depth_weight(query: Mapping[str, str]) -> int:
+    given = query.get("limit", "")
+    limit = int(given) if given.isdecimal() else 500
+    return 2 if limit <= 50 else 5 if limit <= 100 else 10 if limit <= 500 else 20
+
+
+def _single_cheap(query: Mapping[str, str]) -> int:
+    return 1 if query.get("symbol") else 10
+
+
+SPOT_ROUTES: dict[str, Route] = {
+    "ping": Route(ping, _fixed(1)),
+    "time": Route(time, _fixed(1)),
+    "exchangeInfo": Route(exchange_info, _fixed(20)),
+    "klines": Route(klines, _fixed(2)),
+    "uiKlines": Route(klines, _fixed(2)),
+    "depth": Route(depth, _depth_weight),
+    "trades": Route(trades, _fixed(25)),
+    "historicalTrades": Route(historical_trades, _fixed(25)),
+    "aggTrades": Route(agg_trades, _fixed(4)),
+    "avgPrice": Route(avg_price, _fixed(2)),
+    "ticker/price": Route(ticker_price, _one_or_many),
+    "ticker/bookTicker": Route(ticker_book, _one_or_many),
+    "ticker/24hr": Route(ticker_24hr, _day_weight),
+    "ticker": Route(ticker_window, _per_symbol),
+    "ticker/tradingDay": Route(ticker_day, _per_symbol),
+}
+
 FUTURES_ROUTES: dict[str, Route] = {
     "ping": Route(ping, _fixed(1)),
     "time": Route(time, _fixed(1)),
+    "exchangeInfo": Route(futures_exchange_info, _fixed(1)),
     "klines": Route(klines, _futures_kline_weight),
+    "continuousKlines": Route(continuous_klines, _futures_kline_weight),
+    "depth": Route(depth, _futures_depth_weight),
+    "trades": Route(trades, _fixed(5)),
+    "historicalTrades": Route(historical_trades, _fixed(200)),
+    "aggTrades": Route(agg_trades, _fixed(20)),
+    "premiumIndex": Route(premium_index, _single_cheap),
+    "fundingRate": Route(funding_rate, _fixed(1)),
+    "fundingInfo": Route(funding_info, _fixed(1)),
+    "ticker/price": Route(ticker_price, _one_or_many),
+    "ticker/bookTicker": Route(ticker_book, _one_or_many),
+    "ticker/24hr": Route(ticker_24hr, _single_cheap),
 }

@@ -1,4 +1,4 @@
-"""Request-weight accounting as Binance does it: fixed windows on the clock, 429, then a ban (418)."""
+"""Request-weight accounting as Binance does it: fixed windows, 429, then a ban (418)."""
 
 from dataclasses import dataclass, field
 
@@ -57,6 +57,6 @@ class Budget:
         return Refusal(
             418,
             max(1, -(-(self._banned_until_ms - wall_ms) // 1000)),
-            f"Way too much request weight used; IP banned until {self._banned_until_ms}. Please use "
-            "WebSocket Streams for live updates to avoid bans.",
+            f"Way too much request weight used; IP banned until {self._banned_until_ms}. Please "
+            "use WebSocket Streams for live updates to avoid bans.",
         )

@@ -1,8 +1,8 @@
-"""The market as a function of its data and of market time: candles of every interval, trades, book time.
+"""The market as a function of its data and of market time: candles of every interval, and trades.
 
 Nothing here knows a clock or a socket: `now_ms` is an argument. A candle is closed once now_ms has
-reached its open time plus its interval; before that it is the fold of its trades so far. A minute that
-the data does not have does not exist, neither here nor in any larger interval.
+reached its open time plus its interval; before that it is the fold of its trades so far. A minute
+that the data does not have does not exist, neither here nor in any larger interval.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,13 @@ import numpy.typing as npt
 from shared.errors import BadInput
 from shared.klines import KlineTable
 from shared.times import INTERVALS_MS, floor_ms
-from simulator.trades import Paths, count_trades, make_paths
+from simulator.trades import SLOTS, Paths, count_trades, make_paths
 from simulator.wire import Candle
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_CHUNK = 32  # candles whose trade paths are made together; fixed, so that a path never depends on who asked
+_CHUNK = 32  # candles whose paths are made together; fixed, so a path never depends on who asked
 _KEPT_CHUNKS = 4
 
 
@@ -35,6 +35,15 @@ class AggTrade:
     last_id: int
     time_ms: int
     buyer_is_maker: bool
+    lots: int
+    lot_unit: float
+
+    def trades(self) -> list[tuple[int, float]]:
+        """(trade id, quantity) of every trade in the order."""
+        count = self.last_id - self.first_id + 1
+        each = self.lots // count
+        first = self.lots - each * (count - 1)
+        return [(self.first_id + i, (each if i else first) / self.lot_unit) for i in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,7 @@ class Series:
         self.symbol = table.symbol
         self.interval = table.interval
         self.step_ms = table.step_ms
-        self._seed = _symbol_seed(seed, table.symbol)
+        self.seed = _symbol_seed(seed, table.symbol)
         self._levels: dict[tuple[int, int], Level] = {}
         self._paths: dict[int, Paths] = {}
         self._quotes: dict[int, tuple[Floats, ...]] = {}
@@ -98,10 +107,11 @@ class Series:
         self.price_digits = _digits(table.values[:, :4], 9e6)
         self.lot_digits = _lot_digits(table.values[:, 4])
         lots = np.rint(np.nan_to_num(table.values[:, 4]) * 10.0**self.lot_digits).astype(np.int64)
-        self._trades = count_trades(self._seed, table.open_time_ms, lots, table.values[:, 6])
+        self._trades = count_trades(self.seed, table.open_time_ms, lots, table.values[:, 6])
         after = np.cumsum(self._trades)
         first = after - self._trades + 1
         self._first_trade = first
+        self.typical_lots = max(1.0, float(np.mean(lots[:10_000]))) * 60_000 / self.step_ms
         none = self._trades == 0
         rows = np.arange(len(table), dtype=np.int64)
         self.base = Level(
@@ -175,7 +185,7 @@ class Series:
         if paths is None:
             rows = slice(number * _CHUNK, min((number + 1) * _CHUNK, len(self.table)))
             paths = make_paths(
-                self._seed,
+                self.seed,
                 self.base.open_time_ms[rows],
                 self.step_ms,
                 self.base.values[rows],
@@ -205,7 +215,7 @@ class Series:
         return paths, self._quotes[number]
 
     def partial(self, index: int, now_ms: int) -> Candle | None:
-        """Base candle `index` as its trades up to `now_ms` leave it; None before its first trade."""
+        """Base candle `index` as its trades up to now leave it; None before the first."""
         level = self.base
         open_time = int(level.open_time_ms[index])
         row = level.values[index]
@@ -245,7 +255,7 @@ class Series:
         )
 
     def open_candle(self, interval: str, now_ms: int, offset_ms: int = 0) -> Candle | None:
-        """The candle that contains `now_ms`, as it stands; None where the data has none there (yet)."""
+        """The candle that contains `now_ms`, as it stands; None where there is none (yet)."""
         base = self.base
         done = base.closed(now_ms)
         part = None
@@ -324,6 +334,8 @@ class Series:
                 first + before + count - 1,
                 time_ms,
                 not buy,
+                lots,
+                lot,
             )
             for price, lots, before, count, time_ms, buy in zip(
                 paths.price[i].tolist(),
@@ -336,6 +348,45 @@ class Series:
             )
             if count
         ]
+
+    def first_trade_at(self, time_ms: int) -> int:
+        """Id of the first trade in the candle that contains the time, or in the next one."""
+        index = int(np.searchsorted(self.base.open_time_ms + self.step_ms, time_ms, side="right"))
+        if index == len(self.base):
+            return int(self._first_trade[-1] + self._trades[-1])
+        return int(self._first_trade[index])
+
+    def newest_trades(self, now_ms: int, count: int, orders: int | None = None) -> list[AggTrade]:
+        """The orders of the newest `count` trades up to now, or the newest `orders`; oldest first.
+
+        There may be some more at the front, and are fewer at the beginning of the data.
+        """
+        index = int(np.searchsorted(self.base.open_time_ms, now_ms, side="right")) - 1
+        found: list[AggTrade] = []
+        have = 0
+        while index >= 0 and have < count and (orders is None or len(found) < orders):
+            some = [t for t in self.candle_trades(index) if t.time_ms <= now_ms]
+            have += sum(t.last_id - t.first_id + 1 for t in some)
+            found = some + found
+            index -= 1
+        return found
+
+    def trades_from(self, trade_id: int, now_ms: int, orders: int) -> list[AggTrade]:
+        """Orders that end at or after the trade, up to now: `orders` of them, or some more."""
+        index = self.candle_of_trade(trade_id)
+        found: list[AggTrade] = []
+        while index < len(self.base) and len(found) < orders + SLOTS:
+            if self.base.open_time_ms[index] > now_ms:
+                break
+            some = self.candle_trades(index)
+            found += (t for t in some if t.time_ms <= now_ms and t.last_id >= trade_id)
+            index += 1
+        return found
+
+    def last_quantity(self, now_ms: int) -> float:
+        """Size of the last order at or before now; 0 when there was none yet."""
+        found = self.newest_trades(now_ms, 1)
+        return found[-1].quantity if found else 0.0
 
     def candle_of_trade(self, trade_id: int) -> int:
         """Index of the base candle that holds the trade, or of the next one with a trade."""

@@ -1,5 +1,6 @@
 """The REST side: weights, headers, and the mapping of paths to `endpoints`."""
 
+import asyncio
 import time
 import uuid
 from collections import Counter, deque
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from simulator import endpoints
 from simulator.endpoints import FUTURES, SPOT, ApiError, Params, Venue, View
+from simulator.faults import Fault, Faults
 from simulator.limits import Budget
 from simulator.wire import MICROSECONDS, MILLISECONDS, Candle
 
@@ -17,12 +19,64 @@ _NGINX = (
     "<html>\r\n<head><title>{status}</title></head>\r\n<body>\r\n<center><h1>{status}</h1></center>"
     "\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
 )
+_REASON = {4: "Forbidden", 5: "Bad Gateway"}
+_TEXTS = {
+    418: (
+        -1003,
+        "Way too much request weight used; IP banned until {until}. Please use WebSocket Streams "
+        "for live updates to avoid bans.",
+    ),
+    429: (
+        -1003,
+        "Too much request weight used; current limit is 6000 request weight per 1 MINUTE. Please "
+        "use WebSocket Streams for live updates to avoid polling the API.",
+    ),
+    503: (
+        -1008,
+        "Server is currently overloaded with other requests. Please try again in a few minutes.",
+    ),
+    504: (
+        -1007,
+        "Timeout waiting for response from backend server. Send status unknown; execution status "
+        "unknown.",
+    ),
+}
+# The order side's place: these exist, check the key, and say that they are not supported.
 _SIGNED = frozenset(
-    "account account/commission order order/test order/cancelReplace openOrders allOrders myTrades "
-    "orderList orderList/oco orderList/oto orderList/otoco order/oco allOrderList openOrderList "
-    "rateLimit/order myPreventedMatches myAllocations myFilters sor/order sor/order/test "
-    "order/amend/keepPriority balance positionRisk userTrades leverage marginType income listenKey "
-    "positionSide/dual batchOrders allOpenOrders".split()
+    [
+        "account",
+        "account/commission",
+        "allOpenOrders",
+        "allOrderList",
+        "allOrders",
+        "balance",
+        "batchOrders",
+        "income",
+        "leverage",
+        "listenKey",
+        "marginType",
+        "myAllocations",
+        "myFilters",
+        "myPreventedMatches",
+        "myTrades",
+        "openOrderList",
+        "openOrders",
+        "order",
+        "order/amend/keepPriority",
+        "order/cancelReplace",
+        "order/oco",
+        "order/test",
+        "orderList",
+        "orderList/oco",
+        "orderList/oto",
+        "orderList/otoco",
+        "positionRisk",
+        "positionSide/dual",
+        "rateLimit/order",
+        "sor/order",
+        "sor/order/test",
+        "userTrades",
+    ]
 )
 
 
@@ -52,7 +106,7 @@ class Rest:
 
     venues: dict[str, Venue]
     now: Callable[[], tuple[int, int]]
-    adjust: Callable[[str, str, str, list[Candle]], list[Candle]]
+    faults: Faults
     key: str
     budgets: dict[str, Budget] = field(
         default_factory=lambda: {SPOT: Budget(6000), FUTURES: Budget(2400)}
@@ -78,6 +132,7 @@ class Rest:
         if route is None and path not in _SIGNED:
             return self._html(request, 404, "404 Not Found")
         weight = route.weight(query) if route is not None else 20
+        fault = self.faults.request(name, path, query.get("symbol", ""), time.monotonic())
         refusal = budget.spend(weight, now)
         headers = {
             "X-MBX-USED-WEIGHT": str(budget.used),
@@ -88,6 +143,10 @@ class Rest:
             headers["Retry-After"] = str(refusal.retry_after_s)
             error = ApiError(refusal.status, -1003, refusal.message)
             return self._json(request, refusal.status, error.body(), headers)
+        if fault is not None and fault.kind in ("429", "418", "status", "timeout", "html"):
+            return await self._fail(request, fault, headers, now)
+        if fault is not None and fault.kind == "delay":
+            await asyncio.sleep(fault.ms / 1000)
         try:
             if route is None:
                 self._refuse_signed(request)
@@ -95,14 +154,48 @@ class Rest:
                 raise ApiError(405, -1000, f"Request method '{request.method}' is not supported.")
             else:
                 body = route.answer(self._view(request, name, now), Params(query))
-                return self._json(request, 200, body.encode(), headers)
+                data = body.encode()
+                if fault is not None and fault.kind == "garbage":
+                    data = data[: len(data) // 2]
+                return self._json(request, 200, data, headers)
         except ApiError as error:
             return self._json(request, error.status, error.body(), headers)
         raise AssertionError("unreachable")
 
+    async def _fail(
+        self, request: web.Request, fault: Fault, headers: dict[str, str], now: int
+    ) -> web.Response:
+        """What a fault answers instead."""
+        if fault.kind == "timeout":
+            self.transcript.note(request.path, dict(request.query), 0, now)
+            await asyncio.sleep(fault.seconds or 60.0)
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=504)
+        if fault.kind == "html":
+            return self._html(
+                request, fault.status, f"{fault.status} {_REASON[fault.status // 100]}"
+            )
+        status = {"429": 429, "418": 418}.get(fault.kind, fault.status)
+        code, text = _TEXTS.get(
+            status, (-1000, "An unknown error occurred while processing the request.")
+        )
+        if status in (418, 429):
+            wait = 60 if fault.retry_after_s is None else fault.retry_after_s
+            text = text.format(until=now + wait * 1000)
+            headers["Retry-After"] = str(wait)
+        elif fault.retry_after_s is not None:
+            headers["Retry-After"] = str(fault.retry_after_s)
+        error = ApiError(status, fault.code or code, fault.message or text)
+        return self._json(request, status, error.body(), headers)
+
     def _view(self, request: web.Request, name: str, now: int) -> View:
         unit = request.headers.get("X-MBX-TIME-UNIT", "").upper()
         market_now, book = self.now()
+
+        def adjust(symbol: str, interval: str, rows: list[Candle]) -> list[Candle]:
+            return self.faults.adjust("rest", name, symbol, interval, rows, time.monotonic())
+
         return View(
             venue=self.venues[name],
             now_ms=market_now,
@@ -110,7 +203,7 @@ class Rest:
             wall_ms=now,
             weight_limit=self.budgets[name].per_minute,
             unit=MICROSECONDS if unit == "MICROSECOND" else MILLISECONDS,
-            adjust=lambda symbol, interval, rows: self.adjust(name, symbol, interval, rows),
+            adjust=adjust,
         )
 
     def _refuse_signed(self, request: web.Request) -> None:

@@ -6,6 +6,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,21 +16,23 @@ from aiohttp import web
 from shared.errors import Failure, Usage
 from shared.klines import KlineTable
 from simulator import events
-from simulator.clock import MANUAL, MAX, Clock
+from simulator.clock import MANUAL, Clock
+from simulator.control import Control
 from simulator.endpoints import FUTURES, SPOT, Venue
-from simulator.events import Message
+from simulator.events import Message, Scene
+from simulator.faults import Faults
+from simulator.limits import Budget
 from simulator.rest import Rest, wall_ms
-from simulator.streams import Hub, names_of
-from simulator.wire import Candle
+from simulator.streams import Hub, Rules, asked_for, names_of
 
 log = logging.getLogger(__name__)
 
-More = Callable[[int], dict[str, list[KlineTable]]]
+More = Callable[[int], list[KlineTable]]
 _POSITION_BYTES = 24
 
 
 class PositionFile:
-    """Where the market stood, so that a killed simulator goes on there: one number, written in place."""
+    """Where the market stood, so that a killed one goes on there: one number in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,7 +60,7 @@ class PositionFile:
 
 @dataclass(kw_only=True)
 class Simulator:
-    """Everything that runs. venues: SPOT and FUTURES. more: makes later candles (synthetic market)."""
+    """Everything that runs. venues: SPOT and FUTURES. more: makes later candles (synthetic)."""
 
     venues: dict[str, Venue]
     clock: Clock
@@ -67,9 +70,11 @@ class Simulator:
     hub: Hub = field(default_factory=Hub)
 
     def __post_init__(self) -> None:
-        self.rest = Rest(venues=self.venues, now=self.now, adjust=self.adjust, key=self.key)
+        self.faults = Faults()
+        self.rest = Rest(venues=self.venues, now=self.now, faults=self.faults, key=self.key)
         self.at_end = False
-        self.moved = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._steps_done = 0
         self._next_instant: int | None = None
         self._steps_wanted = 0
         self._wake = asyncio.Event()
@@ -81,26 +86,32 @@ class Simulator:
         position = self.clock.position_ms
         return self.clock.now_ms(wall_ms(), self._next_instant), position
 
-    def adjust(
-        self, _venue: str, _symbol: str, _interval: str, candles: list[Candle]
-    ) -> list[Candle]:
-        return candles
-
     def _next_close(self) -> int | None:
         position = self.clock.position_ms
-        found = [v.market.next_close(position) for v in self.venues.values()]
-        if self.more is not None and any(close is None for close in found):
-            for name, tables in self.more(position).items():
-                self.venues[name].market.extend(tables)
-            found = [v.market.next_close(position) for v in self.venues.values()]
-        return min((close for close in found if close is not None), default=None)
+        close = self._close_after(position)
+        if close is None and self.more is not None:
+            tables = self.more(position)
+            for venue in self.venues.values():
+                venue.extend(tables)
+            close = self._close_after(position)
+        return close
+
+    def _close_after(self, position_ms: int) -> int | None:
+        made = (venue for venue in self.venues.values() if venue.is_made)
+        closes = [venue.market.next_close(position_ms) for venue in made]
+        return min((close for close in closes if close is not None), default=None)
 
     def _messages(self, prev_ms: int, now_ms: int) -> list[tuple[str, Message]]:
-        return [
-            (venue, message)
-            for venue, topic in list(self.hub.topics)
-            for message in events.messages(topic, self.venues[venue].market, prev_ms, now_ms)
-        ]
+        found: list[tuple[str, Message]] = []
+        scenes: dict[str, Scene] = {}
+        for name, topic in list(self.hub.topics):
+            scene = scenes.get(name)
+            if scene is None:
+                venue = self.venues[name]
+                marks = None if venue.funding is None else venue.funding.mark
+                scene = scenes[name] = Scene(venue.market, prev_ms, now_ms, name == FUTURES, marks)
+            found += ((name, message) for message in events.messages(topic, scene))
+        return found
 
     async def play(self) -> None:
         """Move the market, for ever; at the end of the data it stands still."""
@@ -110,7 +121,8 @@ class Simulator:
             if close is None:
                 if not self.at_end:
                     log.info("end of the data: the market stands still")
-                self.at_end, self._next_instant = True, None
+                self.at_end, self._next_instant, self._steps_wanted = True, None, 0
+                self._tell_moved()
                 await self._woken()
                 continue
             self.at_end = False
@@ -118,7 +130,8 @@ class Simulator:
             if self.clock.is_paced:
                 for instant in instants:
                     await self._paced(instant)
-                self._arrived(close)
+                self._steps_wanted = max(0, self._steps_wanted - 1)
+                self._arrived()
             else:
                 await self._unpaced(instants, close)
 
@@ -135,12 +148,12 @@ class Simulator:
             self._steps_wanted = max(0, self._steps_wanted - 1)
             await self.hub.some_consumer()
         for instant in instants:
-            self.hub.send(self._messages(self.clock.position_ms, instant))
+            self._send(self._messages(self.clock.position_ms, instant), instant)
             self.clock.position_ms = instant
         self._save(close)
         self.hub.flush()
         await self.hub.taken()
-        self._arrived(close)
+        self._arrived()
 
     async def _paced(self, instant: int) -> None:
         self._next_instant = instant
@@ -161,19 +174,39 @@ class Simulator:
             messages = self._messages(self.clock.position_ms, instant)
         self._save(instant)
         self.clock.position_ms = instant
-        self.hub.send(messages)
+        self._send(messages, instant)
         self.hub.flush()
         await asyncio.sleep(0)
+
+    def _send(self, messages: list[tuple[str, Message]], now_ms: int) -> None:
+        if not self.faults.active:
+            self.hub.send(messages)
+            return
+        loop = asyncio.get_running_loop()
+        at_once: list[tuple[str, Message]] = []
+        for venue, message in messages:
+            for ms, shaped in self.faults.shape(venue, message, now_ms, time.monotonic()):
+                if ms:
+                    loop.call_later(ms / 1000, self._send_late, venue, shaped)
+                else:
+                    at_once.append((venue, shaped))
+        self.hub.send(at_once)
+
+    def _send_late(self, venue: str, message: Message) -> None:
+        self.hub.send([(venue, message)])
+        self.hub.flush()
 
     def _save(self, position_ms: int) -> None:
         if self.position_file is not None:
             self.position_file.save(position_ms)
 
-    def _arrived(self, _close: int) -> None:
-        if self.clock.is_paced and self._steps_wanted:
-            self._steps_wanted -= 1
-        self.moved.set()
-        self.moved = asyncio.Event()
+    def _arrived(self) -> None:
+        self._steps_done += 1
+        self._tell_moved()
+
+    def _tell_moved(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     async def _woken(self, timeout_s: float | None = None) -> None:
         self._wake.clear()
@@ -193,23 +226,35 @@ class Simulator:
         self.clock.resume(wall_ms())
         self._wake.set()
 
-    async def advance(self, candles: int) -> None:
-        """Play that many candles (closes of the time line), now; back when consumers have them."""
+    async def advance(self, candles: int) -> int:
+        """Play up to that many candles (closes of the time line) now; back when they are taken.
+
+        Returns how many there were before the end of the data.
+        """
         if self.clock.speed != MANUAL and not self.clock.is_paused:
             raise Usage("advance needs --speed manual or a paused market")
-        target = candles
+        target = self._steps_done + candles
         self._steps_wanted += candles
-        self._wake.set()
-        while target and not self.at_end:
-            moved = self.moved
-            async with asyncio.timeout(None):
-                await moved.wait()
-            target -= 1
+        while self._steps_done < target and not self.at_end:
+            moved = self._moved
+            self._wake.set()
+            await moved.wait()
+        return candles - max(0, target - self._steps_done)
+
+    def reset(self) -> None:
+        """No faults, fresh counters and budgets, default limits."""
+        self.faults.remove()
+        self.hub.rules = Rules()
+        self.hub.forget_attempts()
+        self.rest.budgets = {SPOT: Budget(6000), FUTURES: Budget(2400)}
+        self.rest.transcript.counts.clear()
+        self.rest.transcript.newest.clear()
 
     # the server
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 20)
+        app.router.add_routes(Control(self).routes())
         app.router.add_route("*", "/api/v3/{tail:.*}", self.rest.api)
         app.router.add_route("*", "/fapi/v1/{tail:.*}", self.rest.fapi)
         app.router.add_route("*", "/sapi/v1/{tail:.*}", self.rest.sapi)
@@ -229,12 +274,12 @@ class Simulator:
     async def _socket(self, request: web.Request, venue: str, route: str) -> web.StreamResponse:
         if not self.hub.admits(asyncio.get_running_loop().time()):
             return web.Response(status=429, headers={"Retry-After": "300"})
+        refusal = self.faults.refuses(venue, time.monotonic())
+        if refusal is not None:
+            return web.Response(status=refusal.status)
         raw = request.match_info.get("names")
         combined = raw is None and request.path.endswith("/stream")
-        names = names_of(raw or "") if raw else names_of(request.query.get("streams", ""))
+        names = names_of(raw) if raw else asked_for(request.rel_url.raw_query_string)
         return await self.hub.serve(
             request, venue=venue, route=route, combined=combined, names=names
         )
-
-
-__all__ = ["MAX", "PositionFile", "Simulator"]

@@ -1,8 +1,8 @@
 """The websocket side: connections, subscriptions, control messages, and sending.
 
 Frames are made once per stream and form and written to each socket in one piece per step, so that
-hundreds of candles that close together leave within milliseconds. A ping after them, answered, proves
-that the client has read that far: `taken()` waits for it.
+hundreds of candles that close together leave within milliseconds. A ping after them, answered,
+proves that the client has read that far: `taken()` waits for it.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote
 
 from aiohttp import WSMsgType, web
@@ -153,7 +153,7 @@ class Hub:
             venue,
             route,
             ws,
-            cast(asyncio.Transport, transport),
+            transport,
             loop.time(),
             MICROSECONDS if unit == "MICROSECOND" else MILLISECONDS,
             combined,
@@ -252,8 +252,8 @@ class Hub:
                 self.unsubscribe(connection, params)
             else:
                 if len(set(connection.topics) | set(params)) > self.rules.streams:
-                    error = {"code": 4, "msg": "Too many subscriptions"}
-                    return json.dumps({"error": error, "id": identity}).encode()
+                    too_many = {"code": 4, "msg": "Too many subscriptions"}
+                    return json.dumps({"error": too_many, "id": identity}).encode()
                 self.subscribe(connection, params)
             return _reply(None, identity)
         if method == "LIST_SUBSCRIPTIONS":
@@ -361,6 +361,15 @@ class Hub:
         connection.flush()
         asyncio.get_running_loop().call_later(0.5, connection.transport.close)
 
+    def announce_shutdown(self, wall_ms: int) -> None:
+        """Tell every client that this server goes; spot since 2026-05."""
+        for connection in self.connections:
+            event = f'{{"e":"serverShutdown","E":{wall_ms * connection.unit}}}'.encode()
+            connection.put(
+                frame(wrapped("!serverShutdown", event) if connection.combined else event)
+            )
+            connection.flush()
+
     def abort(self) -> None:
         """The process ends: say goodbye and hang up."""
         for connection in list(self.connections):
@@ -402,3 +411,12 @@ def _is_id(identity: object) -> bool:
 def names_of(path: str) -> list[str]:
     """Stream names in a path or query, percent-decoded: `a/b` -> [a, b]."""
     return [name for name in unquote(path).split("/") if name]
+
+
+def asked_for(raw_query: str) -> list[str]:
+    """Stream names of `streams=` in a query; a plus sign is a plus sign (`kline_1d@+08:00`)."""
+    for part in raw_query.split("&"):
+        name, _, value = part.partition("=")
+        if name == "streams":
+            return names_of(value)
+    return []

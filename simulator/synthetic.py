@@ -1,11 +1,11 @@
 """A seeded synthetic market: candles that look like a liquid pair's, for every instant since 2017.
 
-The candle at a time is a pure function of (seed, symbol, interval, time): any day can be made alone,
+The candle at a time is a pure function of (seed, symbol, interval, time): any day can be made alone
 and a restarted simulator finds the same past. Days hang on a daily path (regimes of drift and
 volatility, mean-reverting in the long run, so that prices stay in a plausible range over years);
 inside a day, steps with clustered volatility and heavy tails are bent to meet the day's two ends.
-Symbols share a common factor. Volume and trade counts follow volatility and the hour of the day, the
-taker share follows direction. All nine columns agree with each other and with the trades inside.
+Symbols share a common factor. Volume and trade counts follow volatility and the hour of the day,
+the taker share follows direction. All nine columns agree with each other and with the trades inside.
 """
 
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ def _daily(symbol: str, seed: int, count: int) -> tuple[Floats, Floats]:
 
 
 def _clusters(random: np.random.Generator, rows: int, step_minutes: float) -> Floats:
-    """Relative volatility of each row, mean about 1: slow and fast waves around the day's own level."""
+    """Relative volatility of each row, mean about 1: slow and fast waves around the day's."""
     if rows < 8:
         return np.ones(rows)
     waves = np.zeros(rows)

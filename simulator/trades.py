@@ -6,10 +6,11 @@ taker orders (with fewer, or with source rows that contradict themselves, the qu
 near as the order sizes allow). Where the source has no trade count or taker columns, the path has a
 plausible number of its own; candles never show it.
 
-A candle has up to SLOTS taker orders, each at one price (Binance's aggregate trade) and each made of
-one or more trades. Everything is an integer: prices in 10**-price_digits, amounts in 10**-lot_digits.
+A candle has up to SLOTS taker orders, each at one price (Binance's aggregate trade) and each made
+of one or more trades. All are integers: prices in 10**-price_digits, amounts in 10**-lot_digits.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,8 @@ _SHAPED = 10  # orders needed for a path that meets both quote volumes exactly
 class Paths:
     """Taker orders of consecutive candles: (candles, SLOTS) arrays, times rising along a row.
 
-    orders: (candles,) how many slots of the row are used. price and lots in integer units, buy = the
-    taker bought, trades = number of trades in the order, before = trades of the candle before it.
+    orders: (candles,) how many slots of the row are used. price and lots in integer units, buy =
+    the taker bought, trades = number of trades in the order, before = trades of the candle before it.
     """
 
     orders: Ints
@@ -50,11 +51,12 @@ def uniform(seed: int, keys: Ints, lane: int, width: int = SLOTS) -> Floats:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    drawn: Floats = (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return drawn
 
 
 def count_trades(seed: int, open_time_ms: Ints, volume_lots: Ints, trades: Floats) -> Ints:
-    """(n,) trades per candle: the source's, or a plausible number where it has none; 0 without volume."""
+    """(n,) trades per candle: the source's, else a plausible number; 0 without volume."""
     own = 24 + (uniform(seed, open_time_ms, 11, 1)[:, 0] * 40).astype(np.int64)
     known = ~np.isnan(trades)
     count = np.where(known, np.nan_to_num(trades).astype(np.int64), own)
@@ -132,11 +134,11 @@ def _lots(amount: Floats, digits: int) -> Ints:
 
 def _units(quote: float, scale: int) -> int | None:
     """A quote amount as an exact integer of 10**-scale; None when the source has none."""
-    if quote != quote:
+    if math.isnan(quote):
         return None
     if scale >= 8:
         return round(quote * 1e8) * int(10 ** (scale - 8))
-    return round(quote * 10**scale)
+    return round(quote * 10.0**scale)
 
 
 def _prices(
@@ -144,8 +146,8 @@ def _prices(
 ) -> tuple[Ints, Bools, Ints, Ints]:
     """Prices from open over both extremes to close.
 
-    Rows with at least _SHAPED orders visit low, low + 1 tick, low, low + 1 tick in one block and the
-    high twice in another, so that either side has an order at each: enough to meet any average price.
+    Rows with at least _SHAPED orders visit low, low + 1 tick, low, low + 1 tick in one block and
+    the high twice in another: either side has an order at each, which meets any average price.
     Returns (prices, shaped, first slot of the low block, first slot of the high block).
     """
     rows = np.arange(len(orders))
@@ -207,7 +209,7 @@ def _side_lots(
 ) -> Ints:
     """Amounts of one side's orders: they sum to `total`, and price * amount to `wanted`.
 
-    Random weights, mixed with as much of the highest (or lowest) order as the average price asks for,
+    Random weights, mixed with as much of the highest (or lowest) order as the average price needs,
     rounded down to lots; what is left is moved between orders of known price difference.
     """
     rows = np.arange(len(total))

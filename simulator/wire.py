@@ -8,6 +8,7 @@ is the text "NaN": the real exchange always has these values, and a made-up one 
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -42,7 +43,7 @@ def text(value: float) -> str:
 
 def count_text(value: float) -> str:
     """JSON for a number of trades: an integer, or the string "NaN"."""
-    return str(int(value)) if value == value else '"NaN"'
+    return str(int(value)) if not math.isnan(value) else '"NaN"'
 
 
 def stamp(time_ms: int, unit: int) -> int:
@@ -77,6 +78,11 @@ def kline_event(
         f'"x":{"true" if closed else "false"},"q":"{text(q)}","V":"{text(tb)}","Q":"{text(tq)}",'
         f'"B":"0"}}}}'
     ).encode()
+
+
+def levels(side: Sequence[tuple[float, float]]) -> str:
+    """Book levels as JSON."""
+    return "[" + ",".join(f'["{text(p)}","{text(q)}"]' for p, q in side) + "]"
 
 
 def wrapped(stream: str, payload: bytes) -> bytes:
