@@ -124,6 +124,9 @@ class Collector(_Section):
         default=23.0, gt=0, le=24, description="age at which a stream connection is replaced"
     )
     streams_per_connection: int = Field(default=200, ge=1, le=1024)
+    follow: bool = Field(
+        default=False, description="replay only: wait for the consumers of each candle"
+    )
 
 
 class Notifier(_Section):

@@ -1,0 +1,106 @@
+"""The archive: what was seen, in monthly parquet files, and the data ledger beside them.
+
+`{data_folder}/{symbol}-{interval}-klines/YYYY-MM.parquet` holds the true rows as far as they are
+known: those that were written to the bus, and their later revisions in place of them. Gap markers
+have no row there. `ledger.jsonl` in the same folder is the data ledger: one line per gap, repair,
+refusal and revision, `{"time_ms", "code", "open_time_ms", "text", "row"}`, only ever appended to.
+Futures candles lie in `{symbol}-{interval}-futures-klines`.
+
+All work is done in a thread, every few minutes and at the end. What a crash loses is still on the
+bus and comes back with the next start.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from collector.candles import Remark
+from shared.errors import BadInput
+from shared.events import Kline
+from shared.klinefiles import add_klines, kline_months, klines_folder, month_bounds, read_history
+from shared.klines import KlineTable
+
+
+class Archive:
+    """The folder of one series. Rows and remarks gather in memory until `flush`."""
+
+    def __init__(self, data_folder: Path, symbol: str, interval: str, *, futures: bool) -> None:
+        folder = klines_folder(data_folder, symbol, interval)
+        if futures:
+            folder = folder.with_name(f"{symbol}-{interval}-futures-klines")
+        self._folder = folder
+        self._symbol = symbol
+        self._interval = interval
+        self._rows: dict[int, Kline] = {}
+        self._lines: list[str] = []
+
+    def add(self, klines: Iterable[Kline]) -> None:
+        for kline in klines:
+            if not kline.gap:
+                self._rows[kline.open_time_ms] = kline
+
+    def tell(self, remarks: Sequence[Remark]) -> None:
+        """Into the ledger; a revised row replaces the archive's."""
+        for remark in remarks:
+            line: dict[str, object] = {
+                "time_ms": time.time_ns() // 1_000_000,
+                "code": remark.code,
+                "open_time_ms": remark.open_time_ms,
+                "text": remark.text,
+            }
+            if remark.kline is not None:
+                line["row"] = [None if v != v else v for v in remark.kline.row()]  # noqa: PLR0124
+                self.add((remark.kline,))
+            self._lines.append(json.dumps(line))
+
+    def newest_ms(self) -> int | None:
+        """Open time of the newest archived candle. Reads a file."""
+        months = kline_months(self._folder)
+        if not months:
+            return None
+        start, end = month_bounds(months[-1])
+        try:
+            table = read_history(
+                self._folder,
+                symbol=self._symbol,
+                interval=self._interval,
+                start_ms=start,
+                end_ms=end,
+            )
+        except BadInput:
+            return None
+        return int(table.open_time_ms[-1]) if len(table) else None
+
+    def take(self) -> tuple[list[Kline], list[str]]:
+        """What is to be flushed; from now on it is the caller's."""
+        rows = [self._rows[t] for t in sorted(self._rows)]
+        lines = self._lines
+        self._rows, self._lines = {}, []
+        return rows, lines
+
+    def give_back(self, rows: Sequence[Kline], lines: Sequence[str]) -> None:
+        """A flush failed: newer rows and lines stay in front."""
+        self._rows = {row.open_time_ms: row for row in rows} | self._rows
+        self._lines = [*lines, *self._lines]
+
+    def flush(self, rows: Sequence[Kline], lines: Sequence[str]) -> None:
+        """Writes to disk; for a thread.
+
+        Raises:
+            Failure: the folder cannot be written. BadInput: a file in it is damaged.
+        """
+        if rows:
+            table = KlineTable(
+                symbol=self._symbol,
+                interval=self._interval,
+                open_time_ms=np.array([row.open_time_ms for row in rows], dtype=np.int64),
+                values=np.array([row.row() for row in rows], dtype=np.float64),
+            )
+            add_klines(self._folder, table)
+        if lines:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / "ledger.jsonl").open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in lines))

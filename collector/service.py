@@ -1,0 +1,628 @@
+"""The collector: candles from the exchange to `kline`, once, in order and without a hole.
+
+Two halves. `Market` lives as long as the process: connections, clock, REST and the candles' cores,
+which gather what the exchange says whether or not the bus is there. `serve` lives as long as one
+session with the bus: it tells the cores where the streams end, writes what they have ready, and
+asks REST what they want to know.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from collector.archive import Archive
+from collector.book import depth_values
+from collector.candles import Ask, Candles, Origin, Remark, Row
+from collector.clock import MarketClock
+from collector.feed import Feed
+from shared.binance import (
+    FUTURES,
+    PAGE,
+    SPOT,
+    Attempts,
+    Busy,
+    Frame,
+    KlineUpdate,
+    Message,
+    Rest,
+    Venue,
+    Weights,
+    kline_stream,
+)
+from shared.bus import Bus, Divergence, Source, Step, Write, id_ms, id_order, now_us
+from shared.config import Settings
+from shared.errors import BadInput, Failure, OutOfSync, Rejected, Unavailable
+from shared.events import Depth, Funding, Kline, Level
+from shared.logs import Quiet
+from shared.runtime import Session
+from shared.stage import janitor
+from shared.streams import (
+    DEPTH,
+    FEATURE,
+    FUNDING,
+    FUTURES_KLINE,
+    KLINE,
+    PREDICTION,
+    SIGNAL,
+)
+from shared.times import iso
+
+log = logging.getLogger(__name__)
+_TICK_S = 0.25
+_BATCH = 4_096  # candles written in one go
+_TAIL = 128
+_FLUSH_S = 300.0
+_HOLD_S = 15.0  # a pong is never held back for longer; the exchange gives up after 60 s
+_AT_ONCE = 8  # REST calls under way
+_FUNDING_S = 1_800.0
+_QUIETEST_S = 2.0
+_NOTICES = 1_000
+_LOUD = {"subscribe_refused": Level.ALERT, "rest_refused": Level.ALERT, "busy": Level.WARNING}
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Place:
+    """One venue: its REST side, its clock, its request weight."""
+
+    venue: Venue
+    rest: Rest
+    clock: MarketClock
+    feeds: list[Feed] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Series:
+    """One stream of candles on the bus and where they come from."""
+
+    source: Source[Kline]
+    place: Place
+    candles: Candles
+    archive: Archive | None
+
+
+def history_rows(settings: Settings) -> int:
+    """Candles to have on the bus at start: twice the longest window of any feature."""
+    if settings.collector.history_rows is not None:
+        return settings.collector.history_rows
+    names = (*(settings.features_kline or ()), *settings.features_futur, *settings.features_depth)
+    windows = [int(number) for name in names for number in re.findall(r"_(\d+)", name)]
+    longest = max([1440, *windows])  # 1440: the base that the seed's features are relative to
+    return max(2 * longest, settings.signaler.analysis.features_horizon)
+
+
+class Market:
+    """Everything that is known of the exchange. Outlives the sessions with the bus."""
+
+    def __init__(self, settings: Settings, http: aiohttp.ClientSession) -> None:
+        self.settings = settings
+        self.counts: Counter[str] = Counter()
+        self.notices: deque[tuple[Level, str, str]] = deque(maxlen=_NOTICES)
+        self.dirty: set[Series] = set()  # may have rows to write
+        self.wake = asyncio.Event()  # the writer has something to do
+        self.look = asyncio.Event()  # a core may want to ask
+        self.turned = asyncio.Event()  # a candle has begun
+        self.idle = asyncio.Event()  # all that was ready is written and, in lock-step, taken
+        self.idle.set()
+        self.places = [self._place(SPOT, settings.binance_rest_url, http)]
+        if settings.collector.futures:
+            self.places.append(self._place(FUTURES, settings.futures_rest_url, http))
+        self.series = [
+            self._new_series(place, symbol) for place in self.places for symbol in settings.symbols
+        ]
+        self._by_stream = {
+            (s.place.venue.name, kline_stream(s.source.symbol, s.source.interval)): s
+            for s in self.series
+        }
+        self._quiet = Quiet()
+        attempts = Attempts()
+        for place in self.places:
+            self._add_feeds(place, http, attempts)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, settings: Settings) -> AsyncIterator["Market"]:
+        """Opens the HTTP session; at the end the archive is flushed."""
+        connector = aiohttp.TCPConnector(limit=0, limit_per_host=0)
+        async with aiohttp.ClientSession(connector=connector) as http:
+            market = cls(settings, http)
+            try:
+                yield market
+            finally:
+                await market.flush()
+
+    def _place(self, venue: Venue, url: str, http: aiohttp.ClientSession) -> Place:
+        settings = self.settings
+        limit = 6000 if venue is SPOT else 2400
+        weights = Weights(limit=limit, share=settings.collector.weight_budget)
+        speed = 0.0 if settings.collector.follow else settings.market_speed
+        clock = MarketClock(slack_ms=2 * settings.step_ms + 60_000, speed=speed)
+        return Place(venue=venue, rest=Rest(http, url, venue, weights), clock=clock)
+
+    def _new_series(self, place: Place, symbol: str) -> Series:
+        settings, futures = self.settings, place.venue is FUTURES
+        candles = Candles(
+            symbol=symbol,
+            interval=settings.interval,
+            history_rows=history_rows(settings),
+            max_price_jump=settings.collector.max_price_jump,
+        )
+        archive = None
+        if settings.collector.archive:
+            archive = Archive(settings.data_folder, symbol, settings.interval, futures=futures)
+        stream = FUTURES_KLINE if futures else KLINE
+        return Series(
+            source=Source(stream, symbol, settings.interval),
+            place=place,
+            candles=candles,
+            archive=archive,
+        )
+
+    def _add_feeds(self, place: Place, http: aiohttp.ClientSession, attempts: Attempts) -> None:
+        settings = self.settings.collector
+        names = [kline_stream(s, self.settings.interval) for s in self.settings.symbols]
+        # A replay sends at most four updates a second.
+        update_s = 1.0 if self.settings.interval == "1s" else place.venue.update_s
+        silence_s = settings.silence_factor * update_s / min(self.settings.market_speed, 8.0)
+        spot = place.venue is SPOT
+        size = settings.streams_per_connection
+        for start in range(0, len(names), size):
+            place.feeds.append(
+                Feed(
+                    http,
+                    self.settings.binance_ws_url if spot else self.settings.futures_ws_url,
+                    place.venue,
+                    names[start : start + size],
+                    on_message=lambda message, frame: self.on_message(place, message, frame),
+                    on_trouble=self.trouble,
+                    attempts=attempts,
+                    silence_s=max(_QUIETEST_S, silence_s),
+                    rotate_s=3600 * settings.rotate_hours,
+                    hold=self._until_idle if settings.follow else None,
+                )
+            )
+
+    # -- listening ------------------------------------------------------------------------------
+
+    async def listen(self) -> None:
+        """Connections and the archive, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            for place in self.places:
+                tasks.create_task(self._learn_limit(place))
+                for feed in place.feeds:
+                    tasks.create_task(feed.run())
+            while True:
+                await asyncio.sleep(_FLUSH_S)
+                await self.flush()
+
+    def on_message(self, place: Place, message: Message, frame: Frame) -> None:
+        """The critical path: a frame's message to the core of its series."""
+        if not isinstance(message, KlineUpdate):
+            return
+        series = self._by_stream.get((place.venue.name, message.stream))
+        if series is None:
+            self.counts["unknown_stream"] += 1
+            return
+        clock, candles = place.clock, series.candles
+        if not clock.event(message.event_ms, frame.received_us):
+            # At the start nothing is known yet; later it is a leap that REST must confirm.
+            if clock.heard_ms is not None:
+                self.trouble("leap", f"a message says that it is {message.event_ms}")
+                candles.ask_newest()
+            self.look.set()
+            return
+        newest_ms = candles.newest_ms
+        candles.update(message, frame.received_us, clock.now_ms(frame.received_us))
+        if message.closed:
+            if candles.is_ready():
+                self.dirty.add(series)
+                self.idle.clear()
+                self.wake.set()
+            else:
+                self.look.set()
+        if candles.newest_ms != newest_ms:
+            self.turned.set()
+
+    def trouble(self, code: str, text: str) -> None:
+        """Something about the exchange that people may want to know; repeats are left out."""
+        self.counts[code] += 1
+        if self._quiet.allows(code) is not None:
+            self.notices.append((_LOUD.get(code, Level.INFO), code, text))
+
+    async def _until_idle(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HOLD_S):
+                await self.idle.wait()
+
+    async def _learn_limit(self, place: Place) -> None:
+        """The venue's request-weight limit, where it tells us; the documented one otherwise."""
+        with contextlib.suppress(Unavailable, Rejected):
+            limit = await place.rest.weight_limit(self.settings.symbols[0])
+            if limit is not None and limit > 0:
+                place.rest.weights.limit = limit
+
+    async def flush(self) -> None:
+        """The archive to disk, in a thread."""
+        for series in self.series:
+            archive = series.archive
+            if archive is None:
+                continue
+            rows, lines = archive.take()
+            if not rows and not lines:
+                continue
+            try:
+                await asyncio.to_thread(archive.flush, rows, lines)
+            except (Failure, BadInput, OSError) as error:
+                archive.give_back(rows, lines)
+                self.trouble("archive", f"the archive is not written: {error}")
+
+    # -- asking ---------------------------------------------------------------------------------
+
+    def verify_every_s(self) -> float:
+        """Pause between two verifications of a series: all together use a quarter of the budget."""
+        weights = self.places[0].rest.weights
+        per_minute = max(1.0, weights.limit * weights.share / 4)
+        return max(10.0, 60 * 2 * len(self.series) / per_minute)
+
+    async def ask(self, series: Series, ask: Ask) -> None:
+        """Puts a core's question to REST and hands it the answer."""
+        place, candles = series.place, series.candles
+        asked_ms = place.clock.now_ms(now_us())
+        try:
+            rows = await place.rest.klines(
+                series.source.symbol, series.source.interval, start_ms=ask.start_ms, limit=ask.limit
+            )
+        except Rejected as error:
+            candles.no_reply(time.monotonic())
+            if len(self.series) == len(self.places) and candles.newest_ms is None:
+                raise Failure(
+                    f"the exchange has no {series.source.symbol} {series.source.interval} "
+                    f"({error}): check `symbols` and `interval`"
+                ) from None
+            self.trouble("rest_refused", f"{series.source.symbol}: {error}")
+            return
+        except Unavailable as error:
+            candles.no_reply(time.monotonic())
+            self.trouble("busy" if isinstance(error, Busy) else "rest", str(error))
+            return
+        received_us = now_us()
+        while rows and not place.clock.candle(rows[-1].open_time_ms, received_us):
+            self.trouble("leap", f"REST shows a candle of {rows[-1].open_time_ms}")
+            rows.pop()
+        candles.reply(
+            ask,
+            rows,
+            asked_ms=asked_ms,
+            heard_ms=place.clock.heard_ms,
+            received_us=received_us,
+            at_s=time.monotonic(),
+            verify_every_s=self.verify_every_s(),
+        )
+        if candles.is_ready():
+            self.dirty.add(series)
+            self.idle.clear()
+            self.wake.set()
+        self.look.set()
+
+
+# -- a session with the bus --------------------------------------------------------------------
+
+
+async def serve(market: Market, session: Session) -> None:
+    """Writes until the session breaks."""
+    for series in market.series:
+        tail = await session.bus.tail(series.source, _TAIL)
+        last_ms = tail[-1].time_ms if tail else None
+        series.candles.rebase(last_ms, [e.event for e in tail if e.event is not None])
+        if tail:
+            session.health.last_ids[series.source.key] = tail[-1].id
+        market.dirty.add(series)
+    market.wake.set()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_ask(market))
+        tasks.create_task(_keep_house(session, market))
+        own = [s.source for s in market.series]
+        tasks.create_task(janitor(session, own, least_rows=history_rows(market.settings)))
+        if market.settings.collector.archive:
+            tasks.create_task(_complete_archive(session, market))
+        if market.settings.collector.depth:
+            tasks.create_task(_snapshots(session, market))
+        if market.settings.collector.futures:
+            tasks.create_task(_funding(session, market))
+        await _write(session, market)
+
+
+async def _write(session: Session, market: Market) -> None:
+    """What is ready goes out in one commit: all candles that closed together."""
+    follow = market.settings.collector.follow
+    while True:
+        await market.wake.wait()
+        market.wake.clear()
+        session.alive()
+        while batch := _batch(market, follow):
+            writes = [
+                Step(input=None, writes=(_kline_write(series, row),))
+                for series, rows in batch
+                for row in rows
+            ]
+            diverged = await session.bus.commit(writes)
+            for series, rows in batch:
+                series.candles.written(rows)
+                if series.archive is not None:
+                    series.archive.add(row.kline for row in rows)
+                key = series.source.key
+                session.health.last_ids[key] = f"{rows[-1].kline.open_time_ms}-0"
+            if diverged:
+                await _tell_divergence(session, diverged)
+            session.alive()
+            if follow:
+                await _until_taken(session, batch)
+        market.idle.set()
+
+
+def _batch(market: Market, lock_step: bool) -> list[tuple[Series, list[Row]]]:
+    """Rows to write now. In lock-step at most one live candle of each series."""
+    batch = []
+    left = _BATCH
+    for series in list(market.dirty):
+        rows = series.candles.ready(min(PAGE, left))
+        if not rows:
+            market.dirty.discard(series)
+            continue
+        if lock_step:
+            history = next((i for i, r in enumerate(rows) if r.origin is Origin.STREAM), len(rows))
+            rows = rows[: max(1, history)]
+        batch.append((series, rows))
+        left -= len(rows)
+        if left <= 0:
+            break
+    return batch
+
+
+def _kline_write(series: Series, row: Row) -> Write[Kline]:
+    return Write(
+        source=series.source,
+        event=row.kline,
+        open_time_ms=row.kline.open_time_ms,
+        received_us=row.received_us,
+        market_ms=series.place.clock.now_ms(now_us()),
+    )
+
+
+async def _tell_divergence(session: Session, diverged: list[Divergence]) -> None:
+    """Somebody else has written here (FAULTS C10)."""
+    first = diverged[0]
+    what = "is missing although newer ones exist" if first.found is None else "differs"
+    text = (
+        f"{first.key} {first.id}: what another collector wrote {what} ({len(diverged)} entries); "
+        "is there a second one with other sources?"
+    )
+    await session.notice(Level.ALERT, "diverged", text, open_time_ms=id_ms(first.id))
+    if any(d.found is None for d in diverged):
+        raise OutOfSync(text)
+
+
+async def _until_taken(session: Session, batch: list[tuple[Series, list[Row]]]) -> None:
+    """Lock-step: until every consumer has acknowledged what was written."""
+    for series, rows in batch:
+        entry_id = f"{rows[-1].kline.open_time_ms}-0"
+        pause_s = 0.0005
+        while not await _is_taken(session.bus, series.source, entry_id):
+            session.alive()
+            await asyncio.sleep(pause_s)
+            pause_s = min(0.02, pause_s * 1.5)
+
+
+async def _is_taken(bus: Bus, source: Source[Kline], entry_id: str) -> bool:
+    wanted = id_order(entry_id)
+
+    async def is_behind(stream: Source[Any]) -> bool:
+        positions = (await bus.group_position(stream)).values()
+        return any(id_order(delivered) < wanted or pending for delivered, pending in positions)
+
+    symbol, interval = source.symbol, source.interval
+    if await is_behind(source):
+        return False
+    if source.stream is not KLINE:
+        return True
+    feature: Source[Any] = Source(FEATURE, symbol, interval)
+    signal: Source[Any] = Source(SIGNAL, symbol, interval)
+    if await bus.group_position(feature):
+        # Somebody makes signals of features: wait for this candle's.
+        last = await bus.last_id(signal)
+        if last is None or id_order(last) < wanted:
+            return False
+    for stream in (feature, Source(PREDICTION, symbol, interval), signal):
+        if await is_behind(stream):
+            return False
+    return True
+
+
+async def _ask(market: Market) -> None:
+    """Puts the cores' questions to REST, a few at a time."""
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(series: Series, ask: Ask) -> None:
+        async with slots:
+            await market.ask(series, ask)
+
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            market.look.clear()
+            at_us, at_s = now_us(), time.monotonic()
+            for series in market.series:
+                ask = series.candles.wants(series.place.clock.now_ms(at_us), at_s)
+                if ask is not None:
+                    tasks.create_task(one(series, ask))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await market.look.wait()
+
+
+async def _keep_house(session: Session, market: Market) -> None:
+    """Notices, health, and a pulse for the watchdog."""
+    while True:
+        for series in market.series:
+            remarks, series.candles.remarks = series.candles.remarks, []
+            if series.archive is not None:
+                series.archive.tell(remarks)
+            await _tell(session, series, remarks)
+        while market.notices:
+            level, code, text = market.notices[0]
+            await session.notice(level, code, text)
+            market.notices.popleft()
+        _report(session, market)
+        market.wake.set()
+        await asyncio.sleep(_TICK_S)
+
+
+async def _tell(session: Session, series: Series, remarks: list[Remark]) -> None:
+    most = 20
+    writes = [
+        session.notice_write(
+            remark.level,
+            remark.code,
+            f"{series.source.key} {iso(remark.open_time_ms)}: {remark.text}",
+            series.source.symbol,
+            remark.open_time_ms,
+        )
+        for remark in remarks[:most]
+    ]
+    if len(remarks) > most:
+        text = f"{series.source.key}: {len(remarks) - most} more remarks are in the data ledger"
+        writes.append(session.notice_write(Level.WARNING, "ledger", text, series.source.symbol))
+    if writes:
+        await session.bus.write(*writes)
+
+
+def _report(session: Session, market: Market) -> None:
+    """What the heartbeat tells (FAULTS R10)."""
+    at_us = now_us()
+    counts: Counter[str] = Counter(market.counts)
+    behind, late = 0, ""
+    for series in market.series:
+        counts.update(series.candles.counts)
+        lag = series.candles.behind(series.place.clock.now_ms(at_us))
+        if lag is None or lag >= 2:
+            late = late or series.source.key
+        behind = max(behind, lag or 0)
+    connections = sum(feed.connections for place in market.places for feed in place.feeds)
+    feeds = sum(len(place.feeds) for place in market.places)
+    facts: dict[str, object] = {
+        "lag": behind,
+        "reconnects": max(0, connections - feeds),
+        "weight": {place.venue.name: place.rest.weights.total for place in market.places},
+    }
+    names = ("gaps", "repaired", "late", "repeated", "refused", "future", "revisions", "corrected")
+    facts |= {name: counts[name] for name in names}
+    session.health.facts.update(facts)
+    if late:
+        session.health.not_ready(f"{late} is {behind} candles behind the market")
+    else:
+        session.health.is_ready()
+
+
+async def _complete_archive(session: Session, market: Market) -> None:
+    """What an earlier process wrote to the bus and could not archive any more."""
+    for series in market.series:
+        archive = series.archive
+        if archive is None:
+            continue
+        newest_ms = await asyncio.to_thread(archive.newest_ms)
+        after = None if newest_ms is None else f"{newest_ms}-0"
+        while page := await session.bus.span(series.source, after=after):
+            archive.add(entry.event for entry in page if entry.event is not None)
+            after = page[-1].id
+
+
+async def _snapshots(session: Session, market: Market) -> None:
+    """An order book per candle, under the open time of the candle that begins with it."""
+    place = market.places[0]
+    spot = [s for s in market.series if s.place is place]
+    settings = market.settings.collector
+    done: dict[str, int] = {}
+    for series in spot:
+        last = await session.bus.last_id(Source(DEPTH, series.source.symbol))
+        done[series.source.symbol] = -1 if last is None else id_ms(last)
+
+    async def snapshot(series: Series, open_time_ms: int) -> Write[Depth] | None:
+        symbol = series.source.symbol
+        try:
+            book = await place.rest.depth(symbol, settings.depth_limit)
+        except (Unavailable, Rejected) as error:
+            market.trouble("depth", f"{symbol}: {error}")
+            return None
+        if series.candles.newest_ms != open_time_ms:
+            market.trouble("depth", f"{symbol}: the book of {iso(open_time_ms)} came too late")
+            return None
+        event = Depth(
+            symbol=symbol,
+            interval=series.source.interval,
+            open_time_ms=open_time_ms,
+            values=depth_values(book, settings.depth_bin),
+            last_update_id=book.last_update_id,
+        )
+        return Write(
+            source=Source(DEPTH, symbol),
+            event=event,
+            open_time_ms=open_time_ms,
+            market_ms=place.clock.now_ms(now_us()),
+        )
+
+    while True:
+        await market.turned.wait()
+        market.turned.clear()
+        now_ms = place.clock.now_ms(now_us())
+        due = []
+        for series in spot:
+            newest_ms = series.candles.newest_ms
+            if newest_ms is None or now_ms is None or newest_ms <= done[series.source.symbol]:
+                continue
+            done[series.source.symbol] = newest_ms
+            if now_ms - newest_ms <= series.candles.step_ms // 2:
+                due.append(snapshot(series, newest_ms))
+        writes = [w for w in await asyncio.gather(*due) if w is not None]
+        await session.bus.commit([Step(input=None, writes=(w,)) for w in writes])
+
+
+async def _funding(session: Session, market: Market) -> None:
+    """Funding rates of every future, as far back as the candles go, then every half hour."""
+    place = next(p for p in market.places if p.venue is FUTURES)
+    futures = [s for s in market.series if s.place is place]
+    while True:
+        for series in futures:
+            now_ms = place.clock.now_ms(now_us())
+            while now_ms is None:
+                await asyncio.sleep(_TICK_S)
+                now_ms = place.clock.now_ms(now_us())
+            symbol = series.source.symbol
+            source = Source(FUNDING, symbol)
+            last = await session.bus.last_id(source)
+            history_ms = max(10 * 86_400_000, series.candles.history_rows * series.candles.step_ms)
+            start_ms = now_ms - history_ms if last is None else id_ms(last) + 60_000
+            try:
+                rates = await place.rest.funding(symbol, start_ms=start_ms)
+            except (Unavailable, Rejected) as error:
+                market.trouble("funding", f"{symbol}: {error}")
+                continue
+            await _write_funding(session, source, rates, now_ms)
+        # Each of the market's half hours, however fast it runs.
+        await asyncio.sleep(max(5.0, _FUNDING_S / market.settings.market_speed))
+
+
+async def _write_funding(
+    session: Session, source: Source[Funding], rates: Iterable[Funding], now_ms: int
+) -> None:
+    writes = [
+        Write(source=source, event=rate, open_time_ms=rate.open_time_ms, market_ms=now_ms)
+        for rate in rates
+        if rate.open_time_ms <= now_ms + 60_000
+    ]
+    await session.bus.commit([Step(input=None, writes=(write,)) for write in writes])
