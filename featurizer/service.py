@@ -35,7 +35,6 @@ async def serve(session: Session) -> None:
         prepare=companions.fetch if companions.needed else None,
     )
     await stage.rebuild()
-    session.health.is_ready()
     async with asyncio.TaskGroup() as tasks:
         outputs = [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols]
         tasks.create_task(janitor(session, outputs, least_rows=2 * features.lookback))
@@ -78,7 +77,7 @@ class _Companions:
                 self._session.health.not_ready(f"waits for {source.key} {last}")
             await asyncio.sleep(_POLL_S)
         if self._session.health.reason.startswith("waits for"):
-            self._session.health.is_ready()
+            self._session.health.not_ready("catching up")
         found: list[Entry[Any]] = []
         before_first = f"{id_order(first)[0] - 1}-0"
         after: str | None = before_first

@@ -25,7 +25,6 @@ async def serve(session: Session) -> None:
     )
     await release.first()
     await stage.rebuild()
-    session.health.is_ready()
     outputs = [
         Source(stream, symbol, settings.interval)
         for stream in (PREDICTION, SIGNAL)

@@ -8,6 +8,7 @@ import asyncio
 import math
 from typing import Any
 
+import hiredis
 from redis.asyncio import connection as redis_connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -16,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.errors import Failure, OutOfSync, Unavailable, Usage
 
-Command = tuple[str | bytes | int | float, ...]
+Command = tuple[Any, ...]  # of str, bytes, int and float
 _TIMEOUT_S = 5.0
 # The server is there but cannot serve now: back off, say so, try again (FAULTS R6).
 _BUSY = frozenset(
@@ -39,7 +40,7 @@ class Link:
         self._connection = kind(
             **options,
             protocol=2,
-            socket_timeout=timeout_s,
+            socket_timeout=None,  # `call` bounds sending and receiving as a whole (FAULTS R5)
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             client_name=name,
@@ -77,9 +78,8 @@ class Link:
                 raise Unavailable("Redis connection is closed")
             try:
                 async with asyncio.timeout(self.timeout_s + wait_s):
-                    await self._connection.send_packed_command(
-                        self._connection.pack_commands(commands), check_health=False
-                    )
+                    packed = b"".join([hiredis.pack_command(command) for command in commands])
+                    await self._connection.send_packed_command(packed, check_health=False)
                     return [await self._reply() for _ in commands]
             except (RedisConnectionError, OSError, TimeoutError) as error:
                 await self.close()

@@ -82,8 +82,18 @@ class Stage:
             await self._rebuild(source)
 
     async def work(self, *, between: Callable[[], None] | None = None) -> None:
-        """New entries, for ever. `between` is called before each batch (a safe point to swap)."""
+        """New entries, for ever. `between` is called before each batch (a safe point to swap).
+
+        The service is ready once it has done what stood on the streams when it began.
+        """
+        newest = {key: await self._bus.last_id(s) or "0-0" for key, s in self._sources.items()}
         while True:
+            behind = [key for key in newest if self._behind(key, newest[key])]
+            newest = {key: newest[key] for key in behind}
+            if not behind:
+                self._session.health.is_ready()
+            else:
+                self._session.health.not_ready(f"catching up: {behind[0]}")
             self._session.alive()
             entries = await self._bus.read(self._sources)
             if between is not None:
@@ -91,13 +101,17 @@ class Stage:
             if entries:
                 await self._do(entries)
 
+    def _behind(self, key: str, newest: str) -> bool:
+        return id_order(self._tracks[key].last or "0-0") < id_order(newest)
+
     async def _rebuild(self, source: Source[Any]) -> None:
         ids = [await self._bus.last_id(output) for output in self._outputs(source)]
         done = None if None in ids else min((i for i in ids if i), key=id_order)
         track = self._tracks[source.key] = _Track(core=self._core(source), done=done)
         if done is not None:
             history = await self._bus.tail(source, track.core.history, upto=done)
-            await self._ready_for(track.core, history)
+            if self._prepare is not None and history:
+                await self._prepare(track.core, history)
             track.core.load(history)
             track.last = history[-1].id if history else None
         pending = {entry.id: entry for entry in await self._bus.own_pending(source)}
@@ -114,9 +128,10 @@ class Stage:
         await self._bus.commit([Step(input=entry) for entry in pending.values()])
 
     async def _do(self, entries: Sequence[Entry[Any]]) -> None:
-        for key in dict.fromkeys(entry.source.key for entry in entries):
-            own = [entry for entry in entries if entry.source.key == key]
-            await self._ready_for(self._tracks[key].core, own)
+        if self._prepare is not None:
+            for key in dict.fromkeys(entry.source.key for entry in entries):
+                own = [entry for entry in entries if entry.source.key == key]
+                await self._prepare(self._tracks[key].core, own)
         steps: list[Step] = []
         for entry in entries:
             track = self._tracks[entry.source.key]
@@ -136,10 +151,6 @@ class Stage:
             self._session.health.last_ids[entry.source.key] = entry.id
         if diverged:
             await self._tell(diverged)
-
-    async def _ready_for(self, core: Core, entries: Sequence[Entry[Any]]) -> None:
-        if self._prepare is not None and entries:
-            await self._prepare(core, entries)
 
     async def _raster(self, track: _Track, entry: Entry[Any]) -> list[Step]:
         """Checks that nothing is missing between the last entry and this one (FAULTS F5)."""
