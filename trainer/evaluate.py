@@ -9,7 +9,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 RESAMPLES = 200
-_BOOTSTRAP_ROWS = 20_000
+_BOOTSTRAP_ROWS = 8_000
 _CHUNK = 25
 
 
@@ -72,7 +72,7 @@ def measure(y: FloatArray, p: FloatArray, block: int, seed: int) -> Metrics:
 
 def auc(truth: BoolArray, p: FloatArray) -> float | None:
     """Chance that a positive stands above a negative, ties half; None with one class only."""
-    counts = np.ones((1, len(p)), np.float32)
+    counts = np.ones((1, len(p)), np.int64)
     found = float(_aucs(truth, p, counts)[0])
     return None if np.isnan(found) else found
 
@@ -107,11 +107,13 @@ def auc_interval(
     found: list[npt.NDArray[np.float64]] = []
     for _ in range(0, RESAMPLES, _CHUNK):
         starts = random.integers(0, rows - block + 1, (_CHUNK, blocks))
-        edges = np.zeros((_CHUNK, rows + 1), np.float32)
-        resample = np.arange(_CHUNK)[:, None]
-        np.add.at(edges, (resample, starts), 1)
-        np.add.at(edges, (resample, starts + block), -1)
-        found.append(_aucs(truth, p, np.cumsum(edges[:, :-1], axis=1, dtype=np.float32)))
+        # +1 where a block begins, -1 where it ends; their running sum is how often a row is drawn
+        resample = np.arange(_CHUNK)[:, None] * (rows + 1)
+        size = _CHUNK * (rows + 1)
+        edges = np.bincount((resample + starts).ravel(), minlength=size)
+        edges -= np.bincount((resample + starts + block).ravel(), minlength=size)
+        counts = np.cumsum(edges.reshape(_CHUNK, -1)[:, :-1], axis=1)
+        found.append(_aucs(truth, p, counts))
     values = np.concatenate(found)
     values = values[~np.isnan(values)]
     if len(values) < RESAMPLES / 2:
@@ -120,15 +122,18 @@ def auc_interval(
     return float(low), float(high)
 
 
-def _aucs(truth: BoolArray, p: FloatArray, counts: npt.NDArray[np.float32]) -> FloatArray:
+def _aucs(truth: BoolArray, p: FloatArray, counts: npt.NDArray[np.int64]) -> FloatArray:
     """AUC of each resample; counts: (n_resamples, n), how often it holds each row."""
     order = np.argsort(p, kind="stable")
     ties = np.flatnonzero(np.append(True, np.diff(p[order]) > 0))
     sorted_truth, sorted_counts = truth[order], counts[:, order]
-    positive = np.add.reduceat(sorted_counts * sorted_truth, ties, axis=1, dtype=np.float64)
-    negative = np.add.reduceat(sorted_counts * ~sorted_truth, ties, axis=1, dtype=np.float64)
-    below = np.cumsum(negative, axis=1) - negative
-    wins = np.sum(positive * (below + 0.5 * negative), axis=1)
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    positive = sorted_counts * sorted_truth
+    negative = sorted_counts - positive
+    if len(ties) < len(p):
+        positive = np.add.reduceat(positive, ties, axis=1)
+        negative = np.add.reduceat(negative, ties, axis=1)
+    # twice the wins, to stay with whole numbers: pairs below count 2, ties 1
+    twice = np.sum(positive * (2 * np.cumsum(negative, axis=1) - negative), axis=1)
+    pairs = 2 * positive.sum(axis=1) * negative.sum(axis=1)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(pairs > 0, wins / pairs, np.nan))
+        return np.asarray(np.where(pairs > 0, twice / pairs, np.nan))

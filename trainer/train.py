@@ -44,7 +44,7 @@ from trainer.evaluate import Metrics, measure
 from trainer.export import parity
 from trainer.export.graph import ML_OPSET, OPSET
 from trainer.export.models import TrainedModel, export_bundle, export_model
-from trainer.models.fit import Fitter, Recipe, recipes
+from trainer.models.fit import Fitted, Fitter, Job, Recipe, recipes
 from trainer.models.rows import Rows, chosen, gather, span_text, stride_for
 from trainer.progress import Bar, Progress
 
@@ -195,37 +195,51 @@ def train(
     inputs = "".join(_LETTERS[source] for source in _LETTERS if source in features.sources)
     bar.advance(2 * len(plan) * (len(settings.labels) - len(labels)))
 
-    metrics: dict[str, Metrics | None] = {}
-    fitted: dict[str, TrainedModel] = {}
-    for final in (False, True):
+    def jobs(before_ms: int | None) -> list[Job]:
+        found = []
         for recipe in plan:
-            base_rows = chosen(rows, step_ms, recipe.rows.stride or stride, recipe.rows.length)
+            wanted = chosen(rows, step_ms, recipe.rows.stride or stride, recipe.rows.length)
             for label in labels:
+                known = wanted[~np.isnan(rows.y[label][wanted])]
+                if before_ms is not None:
+                    known = known[rows.t1_ms[label][known] < before_ms]
                 name = f"{label}_{inputs}_{recipe.name}"
-                y = rows.y[label]
-                known = base_rows[~np.isnan(y[base_rows])]
-                if final:
-                    model = fitter.fit(recipe, known, y[known], name)
-                    fitted[name] = TrainedModel(
-                        name=name,
-                        label=label,
-                        inputs=inputs,
-                        algorithm=recipe.algo,
-                        columns=tuple(columns.tolist()),
-                        fitted=model,
-                    )
-                else:
-                    before = known[rows.t1_ms[label][known] < test_start_ms]
-                    after = test[~np.isnan(y[test])]
-                    block = -(-config.label_horizon // stride)
-                    metrics[name] = _measured(
-                        fitter, recipe, before, after, y, name, block, config.seed
-                    )
-                bar.advance(detail=name)
+                label_of[name] = label
+                found.append(Job(recipe=recipe, name=name, positions=known, y=rows.y[label][known]))
+        return found
+
+    def measured(job: Job, model: Fitted) -> tuple[Job, Metrics]:
+        y = rows.y[label_of[job.name]]
+        after = test[~np.isnan(y[test])]
+        block = -(-config.label_horizon // stride)
+        found = measure(y[after], model.predict(fitter.x[after]), block, config.seed)
+        return job, found
+
+    def exported(job: Job, model: Fitted) -> tuple[Job, TrainedModel]:
+        return job, TrainedModel(
+            name=job.name,
+            label=label_of[job.name],
+            inputs=inputs,
+            algorithm=job.recipe.algo,
+            columns=tuple(columns.tolist()),
+            fitted=model,
+        )
+
+    label_of: dict[str, str] = {}
+    metrics: dict[str, Metrics | None] = {}
+    measurable = [job for job in jobs(test_start_ms) if _can_measure(job)]
+    for job, figures in fitter.fit_each(measurable, measured):
+        metrics[job.name] = figures
+        bar.advance(detail=job.name)
+    bar.advance(len(labels) * len(plan) - len(measurable))
+    fitted: dict[str, TrainedModel] = {}
+    for job, model in fitter.fit_each(jobs(None), exported):
+        fitted[job.name] = model
+        bar.advance(detail=job.name)
     order = [f"{label}_{inputs}_{recipe.name}" for label in labels for recipe in plan]
     return Trained(
         models=[fitted[name] for name in order],
-        metrics={name: metrics[name] for name in order},
+        metrics={name: metrics.get(name) for name in order},
         labels_left_out=left_out,
         stride=stride,
         rows=len(base),
@@ -415,21 +429,9 @@ def _labels_with_cases(
     return kept, left_out
 
 
-def _measured(
-    fitter: Fitter,
-    recipe: Recipe,
-    before: npt.NDArray[np.intp],
-    after: npt.NDArray[np.intp],
-    y: npt.NDArray[np.float64],
-    name: str,
-    block: int,
-    seed: int,
-) -> Metrics | None:
-    true = int(y[before].sum())
-    if min(true, len(before) - true) < _FEWEST_TO_MEASURE or not len(after):
-        return None
-    model = fitter.fit(recipe, before, y[before], name)
-    return measure(y[after], model.predict(fitter.x[after]), block, seed)
+def _can_measure(job: Job) -> bool:
+    true = int(job.y.sum())
+    return min(true, len(job.y) - true) >= _FEWEST_TO_MEASURE
 
 
 def _figures(found: Metrics | None) -> dict[str, float | int | None]:

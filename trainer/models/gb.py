@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,11 +106,10 @@ class Boosting:
         return np.asarray(self.booster.predict(x, num_threads=1), np.float64)
 
 
-class _Log:
+class _Log(threading.local):
     """LightGBM's own messages; a parameter that it does not know is an error, not a warning."""
 
-    def __init__(self) -> None:
-        self.unknown = ""
+    unknown = ""
 
     def info(self, text: str) -> None:
         log.debug("%s", text)
@@ -118,6 +118,10 @@ class _Log:
         if "Unknown parameter" in text:
             self.unknown = text.partition(":")[2].strip()
         log.debug("%s", text)
+
+
+_LOG = _Log()
+lightgbm.register_logger(_LOG)
 
 
 def parse(algorithm: Algorithm) -> Options:
@@ -182,15 +186,14 @@ class Trainer:
             Failure: LightGBM refused the parameters; the text is its own.
         """
         parameters_, rounds = parameters(chosen, len(y), self._threads, self._seed)
-        messages = _Log()
-        lightgbm.register_logger(messages)
+        _LOG.unknown = ""
         try:
             dataset = self._dataset(parameters_).set_label(y)
             booster = lightgbm.train(parameters_, dataset, rounds)
         except lightgbm.basic.LightGBMError as error:
             raise Failure(f"{name}: LightGBM: {' '.join(str(error).split())}") from None
-        if messages.unknown:
-            raise Failure(f"{name}: LightGBM does not know the parameter {messages.unknown}")
+        if _LOG.unknown:
+            raise Failure(f"{name}: LightGBM does not know the parameter {_LOG.unknown}")
         return Boosting(booster=booster)
 
     def _dataset(self, parameters_: Mapping[str, Any]) -> lightgbm.Dataset:

@@ -1,12 +1,10 @@
 """Linear classifier: standardise, clip, logistic regression by scikit-learn."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from shared.config import Algorithm
@@ -59,11 +57,7 @@ def fit(
     """
     arguments = {"random_state": seed} | DEFAULTS | chosen.train
     try:
-        with warnings.catch_warnings():
-            # The seed's solvers stop early on purpose; the metrics show what that is worth.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            native = LogisticRegression(**arguments).fit(scaled, y)
+        native = LogisticRegression(**arguments).fit(scaled, y)
     except (ValueError, TypeError) as error:
         raise Failure(f"{name}: LogisticRegression: {' '.join(str(error).split())}") from None
     return Linear(

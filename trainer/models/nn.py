@@ -1,14 +1,12 @@
 """Neural network: standardise, clip, a small perceptron by scikit-learn or PyTorch."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from shared.config import Algorithm
@@ -106,10 +104,8 @@ def fit(
         "random_state": seed,
     } | chosen.train
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # epochs are few on purpose
-            native = MLPClassifier(hidden_layer_sizes=chosen.layers, **arguments)
-            native.fit(scaled, y)
+        native = MLPClassifier(hidden_layer_sizes=chosen.layers, **arguments)
+        native.fit(scaled, y)
     except (ValueError, TypeError) as error:
         raise Failure(f"{name}: MLPClassifier: {' '.join(str(error).split())}") from None
 
