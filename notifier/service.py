@@ -37,6 +37,7 @@ ALERT = Stream("alert", Notification, "", True, NOTIFICATION.summary)
 _ALERTS = Source(ALERT)
 _NOTICES = Source(NOTICE)
 _BATCH = 256
+_FULL_MS = 100
 _REASON = 300
 _LAST_WORD_S = 3.0
 _DUPLICATE_PAUSE = 5.0
@@ -45,11 +46,15 @@ _DUPLICATE_PAUSE = 5.0
 class Notifier:
     """What outlives a session with the bus: how fast we may send, and whether at all.
 
-    retry_s: shortest and longest pause before another attempt.
+    retry_s: shortest and longest pause before another attempt. answer_s: how long we wait for an
+    answer before we take it that none comes.
     """
 
-    def __init__(self, *, retry_s: tuple[float, float] = (1.0, 60.0)) -> None:
+    def __init__(
+        self, *, retry_s: tuple[float, float] = (1.0, 60.0), answer_s: float = 30.0
+    ) -> None:
         self.retry_s = retry_s
+        self.answer_s = answer_s
         self.pace: Pace | None = None
         self.closed = ""
 
@@ -109,7 +114,7 @@ class _Intake:
             entries = await self._bus.read(
                 everything if room else self._signals,  # what finds no room is safe on the bus
                 count=max(1, min(_BATCH, room or _BATCH)),
-                block_ms=block_ms,
+                block_ms=block_ms if room else _FULL_MS,
             )
             await self._take(entries)
             if len(entries) < _BATCH:
@@ -235,7 +240,7 @@ class _Delivery:
     # -- sending ------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        self._channel = await _open(self._settings)
+        self._channel = await open_channel(self._settings, self._notifier.answer_s)
         self._session.health.facts["channel"] = self._channel.name
         try:
             await self._check()
@@ -452,7 +457,7 @@ def _claim(entry: Entry[Notification]) -> Write[Notification]:
     return Write(source=entry.source, event=entry.event, open_time_ms=ms, sequence=sequence)
 
 
-async def _open(settings: Settings) -> Channel:
+async def open_channel(settings: Settings, answer_s: float) -> Channel:
     """Telegram with a token, else the console."""
     token, chat = settings.telegram_bot_token, settings.telegram_chat_id
     if token is None or not chat:
@@ -461,6 +466,6 @@ async def _open(settings: Settings) -> Channel:
     def load() -> Channel:
         from notifier.telegram import Telegram  # noqa: PLC0415  # takes seconds, and only here
 
-        return Telegram(token, chat, base_url=settings.telegram_url)
+        return Telegram(token, chat, base_url=settings.telegram_url, timeout_s=answer_s)
 
     return await asyncio.to_thread(load)

@@ -60,6 +60,11 @@ class _Session(AiohttpSession):
         # aiohttp gets this as it is; aiogram declares seconds.
         self.timeout = ClientTimeout(total=timeout_s, connect=_CONNECT_S)  # type: ignore[assignment]  # see above
 
+    async def close(self) -> None:
+        """Without aiogram's pause: no connection outlives its message here."""
+        if self._session is not None:
+            await self._session.close()
+
     def check_response(
         self, bot: Bot, method: TelegramMethod[Any], status_code: int, content: str
     ) -> Response[Any]:
