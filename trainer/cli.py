@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("trainer.merge", "put all sources on one regular raster"),
     "features": ("trainer.features", "compute features, from the config or from bare files"),
     "labels": ("trainer.labels", "compute labels"),
+    "train": ("trainer.train", "train the models and write a release"),
 }
 
 
