@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import uvloop
-from aiohttp import web
 from pyarrow import ArrowException
 
 from shared import logs
@@ -24,7 +23,7 @@ from simulator.endpoints import FUTURES, SPOT, Venue
 from simulator.futures import Funding, Recorded, derive
 from simulator.market import Market
 from simulator.rest import wall_ms
-from simulator.server import More, PositionFile, Simulator
+from simulator.server import More, PositionFile, Simulator, serving
 
 log = logging.getLogger("simulator")
 
@@ -113,7 +112,7 @@ def synthesise(options: argparse.Namespace, saved: int | None) -> tuple[Market, 
     symbols = options.symbol or ["BTCUSDT"]
     start = wall_ms() if options.speed == 1.0 else saved or _REPLAY_START_MS
     start = options.start_at or start
-    ahead = max(_DAY_MS, 16 * step)
+    ahead = max(_DAY_MS * max(1, 32 // len(symbols)), 16 * step)
     first = floor_ms(start, step) - (options.history or _HISTORY) * step
 
     def make(symbol: str, begin: int, end: int) -> KlineTable:
@@ -181,37 +180,19 @@ def futures_venue(options: argparse.Namespace, spot: Market) -> Venue:
 
 
 async def run(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT."""
     simulator = build(options)
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    runner = web.AppRunner(simulator.app(), access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.TCPSite(runner, options.host, options.port, backlog=1024)
-    try:
-        await site.start()
-    except OSError as error:
-        await runner.cleanup()
-        raise Failure(
-            f"cannot listen on {options.host}:{options.port} ({error.strerror}): is another "
-            "simulator running? Choose another --port"
-        ) from error
-    host, port = runner.addresses[0][:2]
-    log.info("simulator ready at http://%s:%s", host, port)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(simulator.play()),
-                tasks.create_task(simulator.hub.watch()),
-            ]
-            await stop.wait()
-            for task in running:
-                task.cancel()
-    finally:
-        simulator.hub.abort()
-        await runner.cleanup()
-        if simulator.position_file is not None:
-            simulator.position_file.close()
+    async with serving(simulator, options.host, options.port) as port:
+        log.info(
+            "simulator ready at http://%s:%s",
+            options.host,
+            port,
+            extra={"market_now_ms": simulator.clock.position_ms, "speed": options.speed},
+        )
+        await stop.wait()
 
 
 def main() -> None:

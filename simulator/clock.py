@@ -56,10 +56,13 @@ class Clock:
             self.paused_wall_ms = wall_ms
 
     def resume(self, wall_ms: float) -> None:
-        """Go on where the market stood: the pause does not count."""
-        if self.paused_wall_ms is not None:
-            self.anchor_wall_ms += wall_ms - self.paused_wall_ms
-            self.paused_wall_ms = None
+        """Go on where the market stands: the pause does not count."""
+        if self.paused_wall_ms is None:
+            return
+        self.anchor_wall_ms += wall_ms - self.paused_wall_ms
+        self.paused_wall_ms = None
+        if self.is_paced and self.due_ms(self.position_ms) > wall_ms:  # stepped while paused
+            self.start(wall_ms)
 
     def due_ms(self, instant_ms: int) -> float:
         """Wall time at which a paced market reaches the instant."""

@@ -180,7 +180,8 @@ def _agg_trades(topic: Topic, series: Series, scene: Scene) -> list[Message]:
             f'{{"e":"aggTrade","E":{trade.time_ms * unit},"s":"{topic.symbol}",'
             f'"a":{trade.agg_id},'
             f'"p":"{text(trade.price)}","q":"{text(trade.quantity)}","f":{trade.first_id},'
-            f'"l":{trade.last_id},"T":{trade.time_ms * unit},"m":{_bool(trade.buyer_is_maker)}{best}}}'
+            f'"l":{trade.last_id},"T":{trade.time_ms * unit},'
+            f'"m":{_bool(trade.buyer_is_maker)}{best}}}'
         )
 
     trades = series.agg_trades(scene.prev_ms, scene.now_ms)

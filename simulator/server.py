@@ -4,10 +4,11 @@
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +78,7 @@ class Simulator:
         self._steps_done = 0
         self._next_instant: int | None = None
         self._steps_wanted = 0
-        self._wake = asyncio.Event()
+        self._wake = self.hub.changed
 
     # market time
 
@@ -138,15 +139,14 @@ class Simulator:
     async def _unpaced(self, instants: list[int], close: int) -> None:
         """A whole candle at once, as soon as every consumer has taken the one before."""
         self._next_instant = instants[0]
-        if self.clock.speed == MANUAL or self._steps_wanted:
-            while not self._steps_wanted:
-                await self._woken()
-            self._steps_wanted -= 1
-        else:
-            while self.clock.is_paused and not self._steps_wanted:
-                await self._woken()
-            self._steps_wanted = max(0, self._steps_wanted - 1)
-            await self.hub.some_consumer()
+        while True:
+            if self._steps_wanted:
+                self._steps_wanted -= 1
+                break
+            waits = self.clock.speed == MANUAL or self.clock.is_paused
+            if not waits and self.hub.consumers():
+                break
+            await self._woken()
         for instant in instants:
             self._send(self._messages(self.clock.position_ms, instant), instant)
             self.clock.position_ms = instant
@@ -283,3 +283,39 @@ class Simulator:
         return await self.hub.serve(
             request, venue=venue, route=route, combined=combined, names=names
         )
+
+
+@contextlib.asynccontextmanager
+async def serving(simulator: Simulator, host: str, port: int) -> AsyncIterator[int]:
+    """The simulator at work on host:port (0 = any free one); gives the port.
+
+    A task that dies ends the block with its error.
+
+    Raises:
+        Failure: the port cannot be had.
+    """
+    runner = web.AppRunner(simulator.app(), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port, backlog=1024).start()
+        except OSError as error:
+            raise Failure(
+                f"cannot listen on {host}:{port} ({error.strerror}): is another simulator "
+                "running? Choose another --port"
+            ) from error
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(simulator.play()),
+                tasks.create_task(simulator.hub.watch()),
+            ]
+            try:
+                yield runner.addresses[0][1]
+            finally:
+                for task in running:
+                    task.cancel()
+    finally:
+        simulator.hub.hang_up()
+        await runner.cleanup()
+        if simulator.position_file is not None:
+            simulator.position_file.close()

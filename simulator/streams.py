@@ -122,7 +122,7 @@ class Hub:
         self.topics: dict[tuple[str, Topic], list[Connection]] = {}
         self.version = 0  # grows with every change of a subscription
         self.closed_count = 0
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
         self._taken = asyncio.Event()
         self._accepted_s: deque[float] = deque()
 
@@ -170,7 +170,7 @@ class Hub:
             self.unsubscribe(connection, list(connection.topics))
             self.connections.discard(connection)
             self._release(connection)
-            self._changed.set()
+            self.changed.set()
         return ws
 
     async def _listen(self, connection: Connection) -> None:
@@ -209,7 +209,7 @@ class Hub:
             if topic is not None:
                 self.topics.setdefault((connection.venue, topic), []).append(connection)
         self.version += 1
-        self._changed.set()
+        self.changed.set()
 
     def unsubscribe(self, connection: Connection, names: Iterable[str]) -> None:
         for name in names:
@@ -309,12 +309,6 @@ class Hub:
         """Connections that hear at least one stream of a market."""
         return [c for c in self.connections if any(c.topics.values())]
 
-    async def some_consumer(self) -> None:
-        """Until somebody listens."""
-        while not self.consumers():
-            self._changed.clear()
-            await self._changed.wait()
-
     async def taken(self) -> None:
         """Until every consumer has read all that was sent, or is gone."""
         now = asyncio.get_running_loop().time()
@@ -370,7 +364,7 @@ class Hub:
             )
             connection.flush()
 
-    def abort(self) -> None:
+    def hang_up(self) -> None:
         """The process ends: say goodbye and hang up."""
         for connection in list(self.connections):
             connection.put(frame((1001).to_bytes(2, "big"), head=0x88))

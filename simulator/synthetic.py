@@ -5,7 +5,7 @@ and a restarted simulator finds the same past. Days hang on a daily path (regime
 volatility, mean-reverting in the long run, so that prices stay in a plausible range over years);
 inside a day, steps with clustered volatility and heavy tails are bent to meet the day's two ends.
 Symbols share a common factor. Volume and trade counts follow volatility and the hour of the day,
-the taker share follows direction. All nine columns agree with each other and with the trades inside.
+the taker share follows direction. All nine columns agree with each other and with the trades.
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ class Paths:
     """Taker orders of consecutive candles: (candles, SLOTS) arrays, times rising along a row.
 
     orders: (candles,) how many slots of the row are used. price and lots in integer units, buy =
-    the taker bought, trades = number of trades in the order, before = trades of the candle before it.
+    the taker bought, trades = trades in the order, before = trades of the candle before it.
     """
 
     orders: Ints
@@ -82,28 +82,12 @@ def make_paths(
     u = [uniform(seed, open_time_ms, lane) for lane in range(6)]
 
     price, shaped, low_at, high_at = _prices(first, high, low, last, orders, u[0], u[1])
-    taker = _lots(np.where(np.isnan(values[:, 7]), -1.0, values[:, 7]), lot_digits)
-    share = np.where(taker < 0, 0.35 + 0.3 * u[1][:, 5], taker / np.maximum(volume, 1))
-    buy = u[2] < share[:, None]
-    mixed = (share > 0) & (share < 1)
-    two_sided = shaped & mixed
-    for at, is_buy in (
-        (low_at, True),
-        (low_at + 1, True),
-        (low_at + 2, False),
-        (low_at + 3, False),
-        (high_at, True),
-        (high_at + 1, False),
-    ):
-        buy[rows[two_sided], at[two_sided]] = is_buy
-    few = mixed & ~shaped & (orders > 1)
-    buy[rows[few], 0] = True
-    buy[rows[few], (orders - 1)[few]] = False
-
-    taker = np.where(taker < 0, np.minimum(np.rint(volume * share).astype(np.int64), volume), taker)
+    buy, taker, regular = _sides(
+        values[:, 7], volume, orders, shaped, low_at, high_at, u[2], u[1][:, 5], lot_digits
+    )
     height = price - low[:, None]
     weight = -np.log1p(-u[3]) + 0.05
-    fine = shaped & (high > low)
+    fine = shaped & regular & (high > low)
     scale = price_digits + lot_digits
     bought = [_units(x, scale) for x in values[:, 8]]
     sold = [
@@ -195,6 +179,51 @@ def _prices(
     many = orders > 1
     price[rows[many], (orders - 1)[many]] = last[many]
     return price, shaped, low_at, high_at
+
+
+def _sides(
+    taker_base: Floats,
+    volume: Ints,
+    orders: Ints,
+    shaped: Bools,
+    low_at: Ints,
+    high_at: Ints,
+    draw: Floats,
+    lean: Floats,
+    lot_digits: int,
+) -> tuple[Bools, Ints, Bools]:
+    """Which orders bought, how many lots buyers took, and which rows have both blocks on both sides.
+
+    A side that took anything has an order, one that took nothing has none, and no side has more
+    orders than lots.
+    """
+    rows = np.arange(len(volume))
+    unknown = np.isnan(taker_base)
+    guess = np.rint(volume * (0.35 + 0.3 * lean)).astype(np.int64)
+    taker = np.where(unknown, guess, np.clip(_lots(taker_base, lot_digits), 0, volume))
+    tiny = (volume < 4 * SLOTS) | (orders == 1)  # too little for two sides
+    taker = np.where(tiny, np.where(2 * taker >= volume, volume, 0), taker)
+    other = volume - taker
+    buy = draw < (taker / np.maximum(volume, 1))[:, None]
+    mixed = (taker > 0) & (other > 0)
+    lone = mixed & (np.minimum(taker, other) < SLOTS)
+    buy[lone] = (taker > other)[lone, None]
+    buy[rows[lone], 0] = (taker < other)[lone]
+    both = mixed & ~lone
+    few = both & ~shaped
+    buy[rows[few], 0] = True
+    buy[rows[few], (orders - 1)[few]] = False
+    full = both & shaped
+    for at, is_buy in (
+        (low_at, True),
+        (low_at + 1, True),
+        (low_at + 2, False),
+        (low_at + 3, False),
+        (high_at, True),
+        (high_at + 1, False),
+    ):
+        buy[rows[full], at[full]] = is_buy
+    return buy, taker, ~lone
 
 
 def _side_lots(

@@ -71,7 +71,8 @@ def kline_event(
     """The payload of `<symbol>@kline_<interval>`."""
     o, h, low, c, v, q, n, tb, tq = candle.values
     return (
-        f'{{"e":"kline","E":{event_ms * unit},"s":"{symbol}","k":{{"t":{candle.open_time_ms * unit},'
+        f'{{"e":"kline","E":{event_ms * unit},"s":"{symbol}",'
+        f'"k":{{"t":{candle.open_time_ms * unit},'
         f'"T":{end_stamp(candle.close_time_ms, unit)},"s":"{symbol}","i":"{interval}",'
         f'"f":{candle.first_id},"L":{candle.last_id},"o":"{text(o)}","c":"{text(c)}",'
         f'"h":"{text(h)}","l":"{text(low)}","v":"{text(v)}","n":{count_text(n)},'
