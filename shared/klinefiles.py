@@ -401,10 +401,12 @@ def _part(
     lowest, highest = _MS_RANGE[0], _MS_RANGE[1] * 1000
     if not (times.min() >= lowest and times.max() < highest):  # so written that NaN fails, too
         index = int((~((times >= lowest) & (times < highest))).argmax())
-        raise BadInput(
-            f"{name}: {row_word} {index + first_row}: open time {times[index]} is not in "
-            "milliseconds or microseconds since 1970 UTC"
+        wrong_time = (
+            f"open time {times[index]} is not in milliseconds or microseconds since 1970 UTC"
         )
+        if not times[index] > 0:  # an empty cell reads as 0 or NaN
+            wrong_time = "no open time"
+        raise BadInput(f"{name}: {row_word} {index + first_row}: {wrong_time}")
     part = _Part(
         name=name,
         row_word=row_word,
