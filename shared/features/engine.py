@@ -182,7 +182,7 @@ class Window:
 
     def __init__(self, features: FeatureSet) -> None:
         self._features = features
-        self._states = [(plan, plan.state(1)) for plan in features._plans]
+        self._states = [(plan, plan.state()) for plan in features._plans]
         self._rows = {
             plan.source.name: np.empty((1, len(plan.source.columns))) for plan, _ in self._states
         }

@@ -27,22 +27,22 @@ import numpy as np
 # How a series is derived from the columns of a source; a cell that is not finite is missing (NaN).
 COPY, DIFFERENCE, RATIO, PRODUCT = range(4)
 
-# What is computed over a window; the columns of a slot are named below.
+# What is computed over a window.
 MEAN, MOMENTS, VWAP, AREA = range(4)
-KIND, SERIES, SERIES_B, SERIES_C, WINDOW, SUFFIX, RESULT = range(7)
-SLOT_FIELDS = 7
-# Doubles that a slot keeps per window row (its suffix sums), and results per row, by kind.
-SUFFIX_SUMS = {MEAN: 1, MOMENTS: 3, VWAP: 2, AREA: 0}
-RESULTS = {MEAN: 1, MOMENTS: 2, VWAP: 2, AREA: 1}  # MOMENTS: std, slope; VWAP: rest, centre
+SUMS = {MEAN: 1, MOMENTS: 3, VWAP: 2, AREA: 0}  # doubles that its stacks keep for each row
+RESULTS = {MEAN: 1, MOMENTS: 3, VWAP: 3, AREA: 1}  # per row, the third is scratch
+# MOMENTS gives standard deviation and slope, VWAP the two parts (rest, middle) of its sum.
 
-# What becomes of the results; the columns of an output are named below.
+# What becomes of a result: it is the feature, or the feature is 100 * (x - base) / base.
 PLAIN, RELATIVE = range(2)
-COLUMN, FORM, SLOT, PART, BASE = range(5)
-OUTPUT_FIELDS = 5
 
-HEAD_FIELDS = 5  # per slot: sums since the anchor (3), centre of the head, centre of the suffix
-# `clock`: rows in the buffer, index of its row 0, index of the first row ever, rows to keep.
-FILL, INDEX, FIRST, KEEP = range(4)
+# The table of `advance`: a head row, then a row per series, per slot and per output, of these:
+ROW = 8
+FILL, INDEX, FIRST, KEEP, N_SERIES, N_SLOTS, N_OUTPUTS, N_RESULTS = range(ROW)
+RECIPE, LEFT, RIGHT = range(3)
+KIND, SERIES, SERIES_B, SERIES_C, WINDOW, STACK, RESULT, PHASE = range(ROW)
+COLUMN, FORM, SLOT, PART, BASE = range(5)
+HEAD = 5  # doubles behind the stack of a slot: sums since the anchor (3), the two centres
 
 ZERO = 1e-35
 """LightGBM treats |x| <= 1e-35 as zero, an ONNX graph does not: such values become 0 here."""
@@ -50,7 +50,14 @@ ZERO = 1e-35
 CLOSE_CALL = 1e-5
 """A difference smaller than this part of its terms is computed again in twice the precision."""
 
-BLOCK = 32  # rows that `_area` works on at once: enough to fill vector registers
+NOISE = 1e-26
+"""A difference smaller than this part of its terms is zero, as far as even that can tell."""
+
+BLOCK = 32  # rows that `_area` works on side by side: enough to fill vector registers
+GROUP = 6  # differences that `_area` adds up before it adds them to the sum of the window
+
+
+_at = np.uintp  # as an index: Numba then does not ask whether it is negative, and LLVM vectorises
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -92,69 +99,78 @@ def _multiply(x, y):
     return _two_sum(p, e + (x[0] * y[1] + x[1] * y[0]))
 
 
+# Sums below are pairs (sum, its rounding errors): Ogita, Rump and Oishi's Sum2 and Dot2.
+
+
 @_compiled
 def _careful_mean(y, p, w):
-    """(numerator, denominator) of the mean of y[p - w + 1 .. p], each a double-double."""
-    s = (0.0, 0.0)
-    n = 0.0
-    for i in range(p + 1 - w, p + 1):
-        if y[i] == y[i]:
-            s = _add(s, (y[i], 0.0))
+    """(numerator, denominator) of the mean of y[p - w + 1 .. p], each a pair of doubles."""
+    s = e = n = 0.0
+    for x in y[p + 1 - w : p + 1]:
+        if x == x:
+            s, lost = _two_sum(s, x)
+            e += lost
             n += 1.0
-    return s, (n, 0.0)
+    return _two_sum(s, e), (n, 0.0)
 
 
 @_compiled
 def _careful_variance(y, p, w):
-    s = (0.0, 0.0)
-    q = (0.0, 0.0)
-    n = 0.0
-    for i in range(p + 1 - w, p + 1):
-        if y[i] == y[i]:
-            s = _add(s, (y[i], 0.0))
-            q = _add(q, _two_product(y[i], y[i]))
+    s = e = s2 = e2 = n = 0.0
+    for x in y[p + 1 - w : p + 1]:
+        if x == x:
+            s, lost = _two_sum(s, x)
+            e += lost
+            square, below = _two_product(x, x)
+            s2, lost = _two_sum(s2, square)
+            e2 += lost + below
             n += 1.0
-    s = _multiply(s, s)
-    return _add(_multiply(q, (n, 0.0)), (-s[0], -s[1])), _two_product(n, n)
+    total = _two_sum(s, e)
+    square = _multiply(total, total)
+    squares = _multiply(_two_sum(s2, e2), (n, 0.0))
+    return _add(squares, (-square[0], -square[1])), _two_product(n, n)
 
 
 @_compiled
 def _careful_vwap(close, volume, p, w):
-    s = (0.0, 0.0)
-    v = (0.0, 0.0)
-    n_s = 0.0
-    n_v = 0.0
+    s = e = v = ev = n = n_v = 0.0
     for i in range(p + 1 - w, p + 1):
         if volume[i] == volume[i]:
-            v = _add(v, (volume[i], 0.0))
+            v, lost = _two_sum(v, volume[i])
+            ev += lost
             n_v += 1.0
             if close[i] == close[i]:
-                s = _add(s, _two_product(close[i], volume[i]))
-                n_s += 1.0
-    return _multiply(s, (n_v, 0.0)), _multiply(v, (n_s, 0.0))
+                product, below = _two_product(close[i], volume[i])
+                s, lost = _two_sum(s, product)
+                e += lost + below
+                n += 1.0
+    return _multiply(_two_sum(s, e), (n_v, 0.0)), _multiply(_two_sum(v, ev), (n, 0.0))
 
 
 @_compiled
 def _careful_slope(y, p, w):
     """Slope of the least-squares line through the finite points; NaN with fewer than two."""
-    n = 0
-    k1 = 0
-    k2 = 0
-    s = (0.0, 0.0)
-    t = (0.0, 0.0)
+    n = k1 = k2 = 0
+    s = e = t = et = 0.0
     for k in range(w):
         x = y[p + 1 - w + k]
         if x == x:
             n += 1
             k1 += k
             k2 += k * k
-            s = _add(s, (x, 0.0))
-            t = _add(t, _two_product(x, float(k)))
+            s, lost = _two_sum(s, x)
+            e += lost
+            product, below = _two_product(x, float(k))
+            t, lost = _two_sum(t, product)
+            et += lost + below
     if n < 2:
         return np.nan
-    t = _multiply(t, (float(n), 0.0))
-    s = _multiply(s, (float(-k1), 0.0))
-    return _add(t, s)[0] / (float(n) * float(k2) - float(k1) * float(k1))
+    top = _multiply(_two_sum(t, et), (float(n), 0.0))
+    less = _multiply(_two_sum(s, e), (float(-k1), 0.0))
+    rise = _add(top, less)[0]
+    if abs(rise) < NOISE * abs(less[0]):
+        return 0.0
+    return rise / (float(n) * float(k2) - float(k1) * float(k1))
 
 
 @_compiled
@@ -179,9 +195,11 @@ def _careful_relative(slot, base, series, p, fallback):
     else:
         x_n, x_d = _careful_variance(y, p, slot[WINDOW])
         b_n, b_d = _careful_variance(y, p, base[WINDOW])
-    difference = _multiply(b_n, x_d)
-    difference = _add(_multiply(x_n, b_d), (-difference[0], -difference[1]))[0]
-    ratio = difference / (b_n[0] * x_d[0])
+    less = _multiply(b_n, x_d)
+    difference = _add(_multiply(x_n, b_d), (-less[0], -less[1]))[0]
+    if abs(difference) < NOISE * abs(less[0]):
+        return 0.0
+    ratio = difference / less[0]
     if not np.isfinite(ratio):  # beyond 1e300: the double result is the better one
         return fallback
     if kind == MOMENTS:  # of variances, so far
@@ -190,41 +208,71 @@ def _careful_relative(slot, base, series, p, fallback):
 
 
 @_compiled
-def _mean(y, count, p0, m, index, first, w, suffix, head, result):
+def _derive(rows, r0, m, recipe, y, count, p0):
+    """One series from the columns of m rows, and the running count of its finite values."""
+    kind, a, b = recipe[RECIPE], recipe[LEFT], recipe[RIGHT]
+    if kind == DIFFERENCE:
+        for i in range(m):
+            y[_at(p0 + i)] = rows[_at(r0 + i), a] - rows[_at(r0 + i), b]
+    elif kind == RATIO:
+        for i in range(m):
+            y[_at(p0 + i)] = rows[_at(r0 + i), a] / rows[_at(r0 + i), b]
+    elif kind == PRODUCT:
+        for i in range(m):
+            y[_at(p0 + i)] = rows[_at(r0 + i), a] * rows[_at(r0 + i), b]
+    else:
+        for i in range(m):
+            y[_at(p0 + i)] = rows[_at(r0 + i), a]
+    finite = count[p0]
+    for i in range(m):
+        x = y[_at(p0 + i)]
+        y[_at(p0 + i)] = x if abs(x) < np.inf else np.nan
+        finite += 1.0 if abs(x) < np.inf else 0.0
+        count[_at(p0 + i + 1)] = finite
+
+
+@_compiled
+def _means(slots, series, counts, p0, m, age, stacks, results):
     """Mean of the finite values of the last w rows; NaN where there is none.
 
-    y, count: the series (NaN = missing) and how many of its values before a position are finite.
-    p0, m: position of the first new row in the buffer, and how many; index: its absolute index.
+    series, counts: values (NaN = missing), and how many before a position are finite.
+    p0, m: position of the first new row, and how many; age: how many rows there are before it.
     """
-    if w == 1:
-        for i in range(m):
-            result[i] = y[p0 + i]
-        return
-    i = 0
-    total = head[0]
-    while i < m:
-        phase = (index + i) % w
-        if phase == 0:
-            rows = min(w - 1, index + i - first)
-            behind = 0.0
-            suffix[w - 1] = 0.0
-            for k in range(1, rows + 1):
-                x = y[p0 + i - k]
-                behind += x if x == x else 0.0
-                suffix[w - 1 - k] = behind
-            total = 0.0
-        stop = min(m, i + w - phase)
-        for j in range(i, stop):
-            x = y[p0 + j]
-            total += x if x == x else 0.0
-            result[j] = suffix[phase + j - i] + total
-        i = stop
-    head[0] = total
-    ready = min(m, max(0, first + w - 1 - index))
-    for j in range(ready):
-        result[j] = np.nan
-    for j in range(ready, m):
-        result[j] /= count[p0 + j + 1] - count[p0 + j + 1 - w]
+    for s in range(slots.shape[0]):
+        y, w, stack, r = slots[s, SERIES], slots[s, WINDOW], slots[s, STACK], slots[s, RESULT]
+        if w == 1:
+            for j in range(m):
+                results[r, _at(j)] = series[y, _at(p0 + j)]
+            continue
+        phase = slots[s, PHASE]
+        total = stacks[stack + w]
+        i = 0
+        while i < m:
+            if phase == 0:
+                total = behind = 0.0
+                stacks[stack + w - 1] = 0.0
+                for k in range(1, min(w - 1, age + i) + 1):
+                    x = series[y, _at(p0 + i - k)]
+                    behind += x if x == x else 0.0
+                    stacks[_at(stack + w - 1 - k)] = behind
+            stop = min(m, i + w - phase)
+            suffix = stack + phase - i
+            for j in range(i, stop):
+                x = series[y, _at(p0 + j)]
+                total += x if x == x else 0.0
+                results[r, _at(j)] = stacks[_at(suffix + j)] + total
+            phase += stop - i
+            if phase == w:
+                phase = 0
+            i = stop
+        stacks[stack + w] = total
+        slots[s, PHASE] = phase
+        ready = min(m, max(0, w - 1 - age))
+        for j in range(ready):
+            results[r, j] = np.nan
+        for j in range(ready, m):
+            n = counts[y, _at(p0 + j + 1)] - counts[y, _at(p0 + j + 1 - w)]
+            results[r, _at(j)] /= n
 
 
 @_compiled
@@ -236,173 +284,201 @@ def _last_finite(y, p, rows):
 
 
 @_compiled
-def _moments(y, count, p0, m, index, first, w, suffix, head, std, slope):
+def _moments(slots, series, counts, p0, m, age, stacks, results):
     """Population standard deviation and least-squares slope per row over the last w rows.
 
     The sums are of (d, d * d, position * d) with d = y - centre. Head and suffix share the centre
     y[anchor]; where that is NaN each has its own, its finite value next to the anchor.
     """
-    i = 0
-    s1, s2, s3 = head[0], head[1], head[2]
-    centre, behind_centre = head[3], head[4]
-    squares = w * (float(w) * w - 1.0) / 12.0
-    while i < m:
-        phase = (index + i) % w
-        if phase == 0:
-            rows = min(w - 1, index + i - first)
-            centre = y[p0 + i]
-            behind_centre = centre
-            if centre != centre:
-                behind_centre = _last_finite(y, p0 + i - 1, rows)
-            b1 = b2 = b3 = 0.0
-            suffix[3 * w - 3] = suffix[3 * w - 2] = suffix[3 * w - 1] = 0.0
-            for k in range(1, rows + 1):
-                x = y[p0 + i - k]
-                d = x - behind_centre if x == x else 0.0
-                b1 += d
-                b2 += d * d
-                b3 -= k * d
-                at = 3 * (w - 1 - k)
-                suffix[at] = b1
-                suffix[at + 1] = b2
-                suffix[at + 2] = b3
-            s1 = s2 = s3 = 0.0
-        stop = min(m, i + w - phase)
-        for j in range(i, stop):
-            p = p0 + j
-            x = y[p]
-            if x == x:
+    for s in range(slots.shape[0]):
+        y, w, stack, r = slots[s, SERIES], slots[s, WINDOW], slots[s, STACK], slots[s, RESULT]
+        phase = slots[s, PHASE]
+        head = stack + 3 * w
+        s1, s2, s3 = stacks[head], stacks[head + 1], stacks[head + 2]
+        centre, behind_centre = stacks[head + 3], stacks[head + 4]
+        ready = min(m, max(0, w - 1 - age))
+        i = 0
+        while i < m:
+            if phase == 0:
+                rows = min(w - 1, age + i)
+                centre = series[y, p0 + i]
+                behind_centre = centre
                 if centre != centre:
-                    centre = x
-                d = x - centre
-                s1 += d
-                s2 += d * d
-                s3 += phase * d
-            if index + j - first + 1 < w:
-                std[j] = slope[j] = np.nan
+                    behind_centre = _last_finite(series[y], p0 + i - 1, rows)
+                s1 = s2 = s3 = 0.0
+                b1 = b2 = b3 = 0.0
+                stacks[head - 3] = stacks[head - 2] = stacks[head - 1] = 0.0
+                for k in range(1, rows + 1):
+                    x = series[y, _at(p0 + i - k)]
+                    d = x - behind_centre if x == x else 0.0
+                    b1 += d
+                    b2 += d * d
+                    b3 -= k * d
+                    at = head - 3 - 3 * k
+                    stacks[_at(at)] = b1
+                    stacks[_at(at + 1)] = b2
+                    stacks[_at(at + 2)] = b3
+            stop = min(m, i + w - phase)
+            for j in range(i, stop):
+                x = series[y, _at(p0 + j)]
+                if x == x:
+                    if centre != centre:
+                        centre = x
+                    d = x - centre
+                    s1 += d
+                    s2 += d * d
+                    s3 += phase * d
+                at = stack + 3 * phase
+                a1, a2, a3 = stacks[_at(at)], stacks[_at(at + 1)], stacks[_at(at + 2)]
+                if behind_centre != centre and centre == centre and j >= ready:
+                    n = counts[y, p0 + j - phase] - counts[y, p0 + j + 1 - w]
+                    if n > 0.0:
+                        shift = behind_centre - centre
+                        a2 += 2.0 * shift * a1 + n * shift * shift
+                        a1 += n * shift
+                t1 = s1 + a1
+                results[r, _at(j)] = s2 + a2
+                results[r + 1, _at(j)] = (s3 + a3) - (phase - 0.5 * (w - 1)) * t1
+                results[r + 2, _at(j)] = t1
                 phase += 1
-                continue
-            a1, a2, a3 = suffix[3 * phase], suffix[3 * phase + 1], suffix[3 * phase + 2]
-            n = count[p + 1] - count[p + 1 - w]
-            if centre == centre and behind_centre != centre:
-                n_behind = count[p - phase] - count[p + 1 - w]
-                if n_behind > 0.0:
-                    shift = behind_centre - centre
-                    a2 += 2.0 * shift * a1 + n_behind * shift * shift
-                    a1 += n_behind * shift
-            t1 = s1 + a1
-            t2 = s2 + a2
-            mean = t1 / n
-            std[j] = np.sqrt(max(t2 / n - mean * mean, 0.0)) if n > 0.0 else np.nan
-            if n == w:
-                covariance = (s3 + a3) - (phase - 0.5 * (w - 1)) * t1
-                # By Cauchy and Schwarz no term above is larger than the root of the right side.
-                if covariance * covariance < CLOSE_CALL * CLOSE_CALL * t2 * w * w * w:
-                    slope[j] = _careful_slope(y, p, w)
-                else:
-                    slope[j] = covariance / squares
-            else:
-                slope[j] = _careful_slope(y, p, w) if n >= 2.0 else np.nan
-            phase += 1
-        i = stop
-    head[0], head[1], head[2] = s1, s2, s3
-    head[3], head[4] = centre, behind_centre
+            if phase == w:
+                phase = 0
+            i = stop
+        stacks[head], stacks[head + 1], stacks[head + 2] = s1, s2, s3
+        stacks[head + 3], stacks[head + 4] = centre, behind_centre
+        slots[s, PHASE] = phase
+
+        for j in range(ready):
+            results[r, j] = results[r + 1, j] = np.nan
+        squares = w * (float(w) * w - 1.0) / 12.0
+        # By Cauchy and Schwarz no term of the covariance is larger than root(t2 * w) * w.
+        small = CLOSE_CALL * CLOSE_CALL * w * w * w
+        odd = 0
+        for j in range(ready, m):
+            n = counts[y, _at(p0 + j + 1)] - counts[y, _at(p0 + j + 1 - w)]
+            t2, covariance = results[r, _at(j)], results[r + 1, _at(j)]
+            mean = results[r + 2, _at(j)] / n
+            variance = t2 / n - mean * mean
+            results[r, _at(j)] = np.sqrt(0.0 if variance < 0.0 else variance)
+            results[r + 1, _at(j)] = covariance / squares
+            is_odd = n != w or covariance * covariance < small * t2
+            results[r + 2, _at(j)] = 1.0 if is_odd else 0.0
+            odd += 1 if is_odd else 0
+        if odd > 0:
+            for j in range(ready, m):
+                if results[r + 2, j] != 0.0:
+                    results[r + 1, j] = _careful_slope(series[y], p0 + j, w)
 
 
 @_compiled
-def _vwap(close, volume, n_paired, n_volume, p0, m, index, first, w, suffix, head, rest, middle):
-    """nanmean(close * volume) / nanmean(volume) over the last w rows, as middle + rest.
+def _vwaps(slots, series, counts, p0, m, age, stacks, results):
+    """nanmean(close * volume) / nanmean(volume) over the last w rows, as rest + middle.
 
     The middle is a close of the window, so that the difference of two such means is exact where
     prices hardly move. Sums are of ((close - centre) * volume, volume) over rows that have both.
     """
-    i = 0
-    s1, s2 = head[0], head[1]
-    centre, behind_centre = head[3], head[4]
-    while i < m:
-        phase = (index + i) % w
-        if phase == 0:
-            rows = min(w - 1, index + i - first)
-            centre = close[p0 + i]
-            behind_centre = centre
-            if centre != centre:
-                behind_centre = _last_finite(close, p0 + i - 1, rows)
-            b1 = b2 = 0.0
-            suffix[2 * w - 2] = suffix[2 * w - 1] = 0.0
-            for k in range(1, rows + 1):
-                x, v = close[p0 + i - k], volume[p0 + i - k]
-                if x == x and v == v:
-                    b1 += (x - behind_centre) * v
-                    b2 += v
-                at = 2 * (w - 1 - k)
-                suffix[at] = b1
-                suffix[at + 1] = b2
-            s1 = s2 = 0.0
-        stop = min(m, i + w - phase)
-        for j in range(i, stop):
-            p = p0 + j
-            x, v = close[p], volume[p]
-            if x == x:
+    for s in range(slots.shape[0]):
+        y, w, stack, r = slots[s, SERIES], slots[s, WINDOW], slots[s, STACK], slots[s, RESULT]
+        z, paired = slots[s, SERIES_B], slots[s, SERIES_C]
+        phase = slots[s, PHASE]
+        head = stack + 2 * w
+        s1, s2 = stacks[head], stacks[head + 1]
+        centre, behind_centre = stacks[head + 3], stacks[head + 4]
+        i = 0
+        while i < m:
+            if phase == 0:
+                rows = min(w - 1, age + i)
+                centre = series[y, p0 + i]
+                behind_centre = centre
                 if centre != centre:
-                    centre = x
-                if v == v:
-                    s1 += (x - centre) * v
-                    s2 += v
-            if index + j - first + 1 < w:
-                rest[j] = middle[j] = np.nan
+                    behind_centre = _last_finite(series[y], p0 + i - 1, rows)
+                s1 = s2 = b1 = b2 = 0.0
+                stacks[head - 2] = stacks[head - 1] = 0.0
+                for k in range(1, rows + 1):
+                    x, v = series[y, _at(p0 + i - k)], series[z, _at(p0 + i - k)]
+                    both = x == x and v == v
+                    b1 += (x - behind_centre) * v if both else 0.0
+                    b2 += v if both else 0.0
+                    at = head - 2 - 2 * k
+                    stacks[_at(at)] = b1
+                    stacks[_at(at + 1)] = b2
+            stop = min(m, i + w - phase)
+            for j in range(i, stop):
+                x, v = series[y, _at(p0 + j)], series[z, _at(p0 + j)]
+                if x == x:
+                    if centre != centre:
+                        centre = x
+                    if v == v:
+                        s1 += (x - centre) * v
+                        s2 += v
+                at = stack + 2 * phase
+                a1, a2 = stacks[_at(at)], stacks[_at(at + 1)]
+                c = centre
+                if behind_centre != c:
+                    if c != c:
+                        c = behind_centre
+                    elif behind_centre == behind_centre:
+                        a1 += (behind_centre - c) * a2
+                results[r, _at(j)] = s1 + a1
+                results[r + 1, _at(j)] = c
+                results[r + 2, _at(j)] = s2 + a2
                 phase += 1
-                continue
-            a1, a2 = suffix[2 * phase], suffix[2 * phase + 1]
-            c = centre
-            if c != c:
-                c = behind_centre
-            elif behind_centre == behind_centre and behind_centre != c:
-                a1 += (behind_centre - c) * a2
-            n = n_paired[p + 1] - n_paired[p + 1 - w]
-            r = (s1 + a1) / (s2 + a2)
+            if phase == w:
+                phase = 0
+            i = stop
+        stacks[head], stacks[head + 1] = s1, s2
+        stacks[head + 3], stacks[head + 4] = centre, behind_centre
+        slots[s, PHASE] = phase
+
+        ready = min(m, max(0, w - 1 - age))
+        for j in range(ready):
+            results[r, j] = results[r + 1, j] = np.nan
+        odd = 0
+        for j in range(ready, m):
+            n = counts[paired, _at(p0 + j + 1)] - counts[paired, _at(p0 + j + 1 - w)]
+            n_volume = counts[z, _at(p0 + j + 1)] - counts[z, _at(p0 + j + 1 - w)]
+            c = results[r + 1, _at(j)]
+            rest = results[r, _at(j)] / results[r + 2, _at(j)]
+            results[r, _at(j)] = rest
             # Where volumes lie on rows without a close, or the centre is far from the mean (an
             # outlier, or years of candles), the definition itself is the more exact way.
-            if n != n_volume[p + 1] - n_volume[p + 1 - w] or abs(r) > abs(c + r):
-                top, bottom = _careful_vwap(close, volume, p, w)
-                r = top[0] / bottom[0]
-                c = 0.0
-            rest[j] = r
-            middle[j] = c
-            phase += 1
-        i = stop
-    head[0], head[1] = s1, s2
-    head[3], head[4] = centre, behind_centre
+            is_odd = n != n_volume or abs(rest) > abs(c + rest)
+            results[r + 2, _at(j)] = 1.0 if is_odd else 0.0
+            odd += 1 if is_odd else 0
+        if odd > 0:
+            for j in range(ready, m):
+                if results[r + 2, j] != 0.0:
+                    top, bottom = _careful_vwap(series[y], series[z], p0 + j, w)
+                    results[r, j] = top[0] / bottom[0]
+                    results[r + 1, j] = 0.0
 
 
 @_compiled
-def _area_row(y, p, rows, slots, results, j):
-    """sum(d) / sum(|d|), d = y[i] - y[p], over each slot's window that fits into `rows` rows."""
-    now = y[p]
-    total = 0.0
-    absolute = 0.0
+def _area_row(slots, series, p, age, results, j):
+    """sum(d) / sum(|d|), d = y[i] - y[p], over each slot's window; age: rows before p."""
+    y = slots[0, SERIES]
+    now = series[y, p]
+    total = absolute = 0.0
     k = 0
     for s in range(slots.shape[0]):
         w = slots[s, WINDOW]
-        if w > rows or now != now:
+        if w > age + 1 or now != now:
             results[slots[s, RESULT], j] = np.nan
             continue
-        while k + 4 <= w:
-            d0, d1, d2, d3 = (
-                y[p - k] - now,
-                y[p - k - 1] - now,
-                y[p - k - 2] - now,
-                y[p - k - 3] - now,
-            )
-            d0 = d0 if d0 == d0 else 0.0
-            d1 = d1 if d1 == d1 else 0.0
-            d2 = d2 if d2 == d2 else 0.0
-            d3 = d3 if d3 == d3 else 0.0
-            total += (d0 + d1) + (d2 + d3)
-            absolute += (abs(d0) + abs(d1)) + (abs(d2) + abs(d3))
-            k += 4
+        while k + GROUP <= w:
+            oldest = p + 1 - k - GROUP
+            t = a = 0.0
+            for g in range(GROUP):
+                d = series[y, _at(oldest + g)] - now
+                d = d if d == d else 0.0
+                t += d
+                a += abs(d)
+            total += t
+            absolute += a
+            k += GROUP
         t, a = total, absolute
         for i in range(k, w):
-            d = y[p - i] - now
+            d = series[y, _at(p - i)] - now
             d = d if d == d else 0.0
             t += d
             a += abs(d)
@@ -410,177 +486,181 @@ def _area_row(y, p, rows, slots, results, j):
 
 
 @_compiled
-def _area(y, count, p0, m, index, first, slots, results, sums):
+def _areas(slots, series, counts, p0, m, age, results, sums):
     """`_area_row` for m rows, BLOCK of them side by side where no value is missing.
 
-    The additions of a row are those of `_area_row`, in the same order: the same bits.
+    The slots are of one series, by rising window. The additions of a row are those of `_area_row`,
+    in the same order: the same bits.
     """
+    y = slots[0, SERIES]
     widest = slots[slots.shape[0] - 1, WINDOW]
-    total = sums[0]
-    absolute = sums[1]
     j = 0
     while j < m:
         p = p0 + j
-        rows = index + j - first + 1
         if (
             j + BLOCK > m
-            or rows < widest
-            or count[p + BLOCK] - count[p + 1 - widest] != widest + BLOCK - 1
+            or age + j + 1 < widest
+            or counts[y, p + BLOCK] - counts[y, p + 1 - widest] != widest + BLOCK - 1
         ):
-            _area_row(y, p, rows, slots, results, j)
+            _area_row(slots, series, p, age + j, results, j)
             j += 1
             continue
-        now = y[p : p + BLOCK]
-        total[:] = 0.0
-        absolute[:] = 0.0
+        for b in range(BLOCK):
+            sums[0, b] = sums[1, b] = 0.0
         k = 0
         for s in range(slots.shape[0]):
-            w = slots[s, WINDOW]
-            while k + 4 <= w:
-                x = y[p - k - 3 : p - k + BLOCK]
+            w, r = slots[s, WINDOW], slots[s, RESULT]
+            while k + GROUP <= w:
+                oldest = p + 1 - k - GROUP
                 for b in range(BLOCK):
-                    c = now[b]
-                    d0, d1, d2, d3 = x[b + 3] - c, x[b + 2] - c, x[b + 1] - c, x[b] - c
-                    total[b] += (d0 + d1) + (d2 + d3)
-                    absolute[b] += (abs(d0) + abs(d1)) + (abs(d2) + abs(d3))
-                k += 4
-            result = results[slots[s, RESULT]]
+                    now = series[y, _at(p + b)]
+                    t = a = 0.0
+                    for g in range(GROUP):
+                        d = series[y, _at(oldest + b + g)] - now
+                        t += d
+                        a += abs(d)
+                    sums[0, b] += t
+                    sums[1, b] += a
+                k += GROUP
+            if k == w:
+                for b in range(BLOCK):
+                    results[r, _at(j + b)] = sums[0, b] / sums[1, b]
+                continue
             for b in range(BLOCK):
-                t, a = total[b], absolute[b]
+                t, a = sums[0, b], sums[1, b]
                 for i in range(k, w):
-                    d = y[p + b - i] - now[b]
+                    d = series[y, _at(p + b - i)] - series[y, _at(p + b)]
                     t += d
                     a += abs(d)
-                result[j + b] = t / a
+                results[r, j + b] = t / a
         j += BLOCK
 
 
 @_compiled
-def _derive(rows, r0, m, recipe, y, count, p0):
-    """One series from the columns of m rows, and the running count of its finite values."""
-    kind, a, b = recipe[0], recipe[1], recipe[2]
-    for i in range(m):
-        x = rows[r0 + i, a]
-        if kind == DIFFERENCE:
-            x -= rows[r0 + i, b]
-        elif kind == RATIO:
-            x /= rows[r0 + i, b]
-        elif kind == PRODUCT:
-            x *= rows[r0 + i, b]
-        finite = abs(x) < np.inf
-        y[p0 + i] = x if finite else np.nan
-        count[p0 + i + 1] = count[p0 + i] + (1.0 if finite else 0.0)
-
-
-@_compiled
-def _write(output, slots, series, results, p0, r0, m, out):
-    """One feature of m rows."""
-    column, slot = output[COLUMN], slots[output[SLOT]]
-    x = results[slot[RESULT] + output[PART]]
-    if output[FORM] == PLAIN:
+def _finish(outputs, slots, series, results, p0, m, features):
+    """Features from the results of their slots."""
+    for o in range(outputs.shape[0]):
+        slot = outputs[o, SLOT]
+        x = slots[slot, RESULT] + outputs[o, PART]
+        if outputs[o, FORM] == PLAIN:
+            for i in range(m):
+                value = results[x, _at(i)]
+                features[o, _at(i)] = 0.0 if abs(value) <= ZERO else value
+            continue
+        base = outputs[o, BASE]
+        b = slots[base, RESULT] + outputs[o, PART]
+        close_calls = 0
+        if slots[slot, KIND] == VWAP:
+            for i in range(m):
+                value, below = results[x, _at(i)], results[b, _at(i)]
+                middle, middle_below = results[x + 1, _at(i)], results[b + 1, _at(i)]
+                difference = (value - below) + (middle - middle_below)
+                features[o, _at(i)] = 100.0 * difference / (below + middle_below)
+                near = abs(difference) < CLOSE_CALL * (abs(value) + abs(below))
+                close_calls += 1 if near and difference != 0.0 else 0
+        else:
+            for i in range(m):
+                value, below = results[x, _at(i)], results[b, _at(i)]
+                difference = value - below
+                features[o, _at(i)] = 100.0 * difference / below
+                near = abs(difference) < CLOSE_CALL * (abs(value) + abs(below))
+                close_calls += 1 if near and difference != 0.0 else 0
+        if close_calls > 0:
+            for i in range(m):
+                value, below = results[x, i], results[b, i]
+                difference = value - below
+                if slots[slot, KIND] == VWAP:
+                    difference += results[x + 1, i] - results[b + 1, i]
+                near = abs(difference) < CLOSE_CALL * (abs(value) + abs(below))
+                if near and difference != 0.0 and abs(features[o, i]) < np.inf:
+                    features[o, i] = _careful_relative(
+                        slots[slot], slots[base], series, p0 + i, features[o, i]
+                    )
         for i in range(m):
-            out[r0 + i, column] = x[i] if abs(x[i]) > ZERO or x[i] != x[i] else 0.0
-        return
-    base = slots[output[BASE]]
-    b = results[base[RESULT] + output[PART]]
-    centred = slot[KIND] == VWAP
-    x_middle = results[slot[RESULT] + (1 if centred else 0)]
-    b_middle = results[base[RESULT] + (1 if centred else 0)]
-    for i in range(m):
-        difference = x[i] - b[i]
-        below = b[i]
-        if centred:
-            difference += x_middle[i] - b_middle[i]
-            below += b_middle[i]
-        value = 100.0 * difference / below
-        if (
-            abs(difference) < CLOSE_CALL * (abs(x[i]) + abs(b[i]))
-            and difference != 0.0
-            and below != 0.0
-        ):
-            value = _careful_relative(slot, base, series, p0 + i, value)
-        if below == 0.0 or abs(value) == np.inf:
-            value = np.nan
-        out[r0 + i, column] = value if abs(value) > ZERO or value != value else 0.0
+            value = features[o, _at(i)]
+            value = value if abs(value) < np.inf else np.nan  # relative to a base of 0
+            features[o, _at(i)] = 0.0 if abs(value) <= ZERO else value
 
 
 @_compiled
-def advance(
-    rows, out, recipes, slots, outputs, clock, series, counts, suffixes, heads, results, sums
-):
+def _write(outputs, features, m, r0, out):
+    """Features (n_outputs, chunk) into their columns of rows r0 .. r0 + m of out.
+
+    Eight rows at a time: they stay in the level-1 cache while their columns fill up.
+    """
+    for start in range(0, m, 8):
+        for o in range(outputs.shape[0]):
+            column = outputs[o, COLUMN]
+            for i in range(start, min(m, start + 8)):
+                out[_at(r0 + i), _at(column)] = features[o, _at(i)]
+
+
+@_compiled
+def _kind(slots, kind):
+    """First and last slot of a kind; slots are sorted by it."""
+    start = 0
+    while start < slots.shape[0] and slots[start, KIND] < kind:
+        start += 1
+    stop = start
+    while stop < slots.shape[0] and slots[stop, KIND] == kind:
+        stop += 1
+    return start, stop
+
+
+@_compiled
+def advance(rows, out, table, history, stacks, scratch):
     """Takes rows of one source, oldest first, that follow those before; writes their features.
 
-    rows: (n, columns); out: (n, features), of which `outputs` names the columns written here.
-    recipes: (n_series, 3): COPY .. PRODUCT and its columns.
-    slots: (n_slots, SLOT_FIELDS): what is computed over which window; the AREA slots come last, by
-        series and rising window.
-    outputs: (n_outputs, OUTPUT_FIELDS): a result as it is (PLAIN), or relative to that of a base.
-    The rest is state: clock (4,), series (n_series, capacity), counts (n_series, capacity + 1),
-    suffixes, heads (n_slots, HEAD_FIELDS). Scratch: results (n_results, chunk), sums (2, BLOCK).
+    rows: (n, columns); out: (n, n_features), of which the outputs name the columns written here.
+    table: (_, ROW) int64, what to compute and where the state is:
+        1 head row: FILL rows are in the history, the oldest has index INDEX, the first row ever had
+            FIRST; KEEP rows are to be kept; how many rows of the other kinds there are;
+        N_SERIES rows: how a series derives from the columns (RECIPE, LEFT, RIGHT);
+        N_SLOTS rows: what is computed over which window; sorted by kind, series and window; PHASE is
+            the next row's index modulo the window;
+        N_OUTPUTS rows: a result as it is, or relative to that of another slot.
+    history: (2 * N_SERIES, capacity + 1): the series, and how many of their values before a position
+        are finite.
+    stacks: for each slot SUMS[kind] * window suffix sums and HEAD doubles, from its STACK on.
+    scratch: (N_RESULTS + N_OUTPUTS + 2, chunk), chunk >= BLOCK.
     """
-    chunk = results.shape[1]
-    capacity = series.shape[1]
-    n_slots = slots.shape[0]
-    areas = n_slots
-    while areas > 0 and slots[areas - 1, KIND] == AREA:
-        areas -= 1
+    n_series, n_slots, n_outputs = table[0, N_SERIES], table[0, N_SLOTS], table[0, N_OUTPUTS]
+    n_results = table[0, N_RESULTS]
+    recipes = table[1 : 1 + n_series]
+    slots = table[1 + n_series : 1 + n_series + n_slots]
+    outputs = table[1 + n_series + n_slots :]
+    series, counts = history[:n_series], history[n_series:]
+    results, features = scratch[:n_results], scratch[n_results : n_results + n_outputs]
+    sums = scratch[n_results + n_outputs :]
+    means = slots[: _kind(slots, MEAN)[1]]
+    moments = slots[_kind(slots, MOMENTS)[0] : _kind(slots, MOMENTS)[1]]
+    vwaps = slots[_kind(slots, VWAP)[0] : _kind(slots, VWAP)[1]]
+    areas = slots[_kind(slots, AREA)[0] :]
+    chunk = scratch.shape[1]
     for r0 in range(0, rows.shape[0], chunk):
         m = min(chunk, rows.shape[0] - r0)
-        p0 = clock[FILL]
-        if p0 + m > capacity:
-            keep = min(p0, clock[KEEP])
+        p0 = table[0, FILL]
+        if p0 + m >= history.shape[1]:
+            keep = min(p0, table[0, KEEP])
             start = p0 - keep
-            for s in range(series.shape[0]):
-                for i in range(keep):
-                    series[s, i] = series[s, start + i]
+            for s in range(2 * n_series):
                 for i in range(keep + 1):
-                    counts[s, i] = counts[s, start + i]
-            clock[INDEX] += start
+                    history[s, _at(i)] = history[s, _at(start + i)]
+            table[0, INDEX] += start
             p0 = keep
-        clock[FILL] = p0 + m
-        index = clock[INDEX] + p0
-        first = clock[FIRST]
-        for s in range(series.shape[0]):
+        table[0, FILL] = p0 + m
+        age = table[0, INDEX] + p0 - table[0, FIRST]
+        for s in range(n_series):
             _derive(rows, r0, m, recipes[s], series[s], counts[s], p0)
-        for s in range(areas):
-            slot = slots[s]
-            w = slot[WINDOW]
-            a = slot[SERIES]
-            suffix = suffixes[slot[SUFFIX] :]
-            result = results[slot[RESULT]]
-            if slot[KIND] == MEAN:
-                _mean(series[a], counts[a], p0, m, index, first, w, suffix, heads[s], result)
-            elif slot[KIND] == MOMENTS:
-                slope = results[slot[RESULT] + 1]
-                _moments(
-                    series[a], counts[a], p0, m, index, first, w, suffix, heads[s], result, slope
-                )
-            else:
-                b = slot[SERIES_B]
-                middle = results[slot[RESULT] + 1]
-                paired = counts[slot[SERIES_C]]
-                _vwap(
-                    series[a],
-                    series[b],
-                    paired,
-                    counts[b],
-                    p0,
-                    m,
-                    index,
-                    first,
-                    w,
-                    suffix,
-                    heads[s],
-                    result,
-                    middle,
-                )
-        s = areas
-        while s < n_slots:
-            a = slots[s, SERIES]
+        _means(means, series, counts, p0, m, age, stacks, results)
+        _moments(moments, series, counts, p0, m, age, stacks, results)
+        _vwaps(vwaps, series, counts, p0, m, age, stacks, results)
+        s = 0
+        while s < areas.shape[0]:
             stop = s + 1
-            while stop < n_slots and slots[stop, SERIES] == a:
+            while stop < areas.shape[0] and areas[stop, SERIES] == areas[s, SERIES]:
                 stop += 1
-            _area(series[a], counts[a], p0, m, index, first, slots[s:stop], results, sums)
+            _areas(areas[s:stop], series, counts, p0, m, age, results, sums)
             s = stop
-        for o in range(outputs.shape[0]):
-            _write(outputs[o], slots, series, results, p0, r0, m, out)
+        _finish(outputs, slots, series, results, p0, m, features)
+        _write(outputs, features, m, r0, out)

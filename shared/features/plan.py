@@ -21,20 +21,19 @@ SPARE = 512
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What the kernel computes from one source; the tables are those of `kernel.advance`.
+    """What the kernel computes from one source.
 
-    longest: rows of the widest window; suffix_size, result_count: sizes of state and scratch.
+    table: that of `kernel.advance` before any row; longest: rows of the widest window.
+    stack_size: doubles of all stacks.
     """
 
     source: Source
-    recipes: Integers
-    slots: Integers
-    outputs: Integers
+    table: Integers
     longest: int
-    suffix_size: int
-    result_count: int
+    stack_size: int
 
-    def state(self, chunk: int) -> "State":
+    def state(self, chunk: int = kernel.BLOCK) -> "State":
+        """chunk: rows that the kernel takes at once; the values do not depend on it."""
         return State(self, chunk)
 
 
@@ -42,106 +41,85 @@ class State:
     """What the kernel keeps of one symbol and source; `advance` takes its next rows."""
 
     def __init__(self, plan: Plan, chunk: int) -> None:
-        self._plan = plan
+        head = plan.table[0]
+        self._table = plan.table.copy()
+        self._slots = self._table[1 + head[kernel.N_SERIES] :][: head[kernel.N_SLOTS]]
         rows = plan.longest + max(SPARE, chunk)
-        self._clock = np.array([0, 0, 0, plan.longest], dtype=np.int64)
-        self._series = np.empty((len(plan.recipes), rows))
-        self._counts = np.zeros((len(plan.recipes), rows + 1))
-        self._suffixes = np.zeros(plan.suffix_size)
-        self._heads = np.zeros((len(plan.slots), kernel.HEAD_FIELDS))
-        self._results = np.empty((plan.result_count, chunk))
-        self._sums = np.empty((2, kernel.BLOCK))
+        self._history = np.zeros((2 * head[kernel.N_SERIES], rows + 1))
+        self._stacks = np.zeros(plan.stack_size)
+        results = head[kernel.N_RESULTS] + head[kernel.N_OUTPUTS]
+        self._scratch = np.zeros((results + 2, chunk))
 
     def start(self, first_index: int) -> None:
         """Forget all; the next row is the first one there is, and has this index."""
-        self._clock[:] = (0, first_index, first_index, self._plan.longest)
-        self._counts[:, 0] = 0.0
-        self._heads[:] = 0.0
+        head = self._table[0]
+        head[kernel.FILL] = 0
+        head[kernel.INDEX] = head[kernel.FIRST] = first_index
+        self._slots[:, kernel.PHASE] = first_index % self._slots[:, kernel.WINDOW]
+        self._history[:, 0] = 0.0
+        self._stacks[:] = 0.0
 
     def advance(self, rows: Floats, out: Floats) -> None:
         """rows: (n, columns), C-contiguous; writes this source's columns of out (n, n_features)."""
-        rows = rows.view()
-        rows.flags.writeable = False  # one array type, so that one compiled kernel serves all
-        plan = self._plan
-        kernel.advance(
-            rows,
-            out,
-            plan.recipes,
-            plan.slots,
-            plan.outputs,
-            self._clock,
-            self._series,
-            self._counts,
-            self._suffixes,
-            self._heads,
-            self._results,
-            self._sums,
-        )
+        if rows.flags.writeable:  # one array type, so that one compiled kernel serves all
+            rows = rows.view()
+            rows.flags.writeable = False
+        kernel.advance(rows, out, self._table, self._history, self._stacks, self._scratch)
 
     @property
     def nbytes(self) -> int:
-        return sum(
-            array.nbytes
-            for array in (
-                self._clock,
-                self._series,
-                self._counts,
-                self._suffixes,
-                self._heads,
-                self._results,
-                self._sums,
-            )
-        )
+        arrays = (self._table, self._history, self._stacks, self._scratch)
+        return sum(array.nbytes for array in arrays)
 
 
 def make_plan(source: Source, specs: Sequence[tuple[int, Spec]]) -> Plan:
     """The plan for the built-in features of one source; each comes with its output column."""
     series: dict[Series, int] = {}
-    wanted: dict[tuple[int, tuple[Series, ...], int], None] = {}  # quantity, series, window
+    wanted: set[tuple[int, tuple[Series, ...], int]] = set()  # quantity, series, window
 
     def want(family: Family, window: int) -> tuple[int, tuple[Series, ...], int]:
         for one in family.series:
             series.setdefault(one, len(series))
         key = (family.quantity, family.series, window)
-        wanted[key] = None
+        wanted.add(key)
         return key
 
     uses = []
     for column, spec in specs:
         slot = want(spec.family, spec.window)
-        base = want(spec.family, source.base) if spec.family.relative else None
+        base = want(spec.family, source.base) if spec.family.relative else slot
         uses.append((column, spec.family, slot, base))
 
+    recipes = np.zeros((len(series), kernel.ROW), dtype=np.int64)
+    for one, at in series.items():
+        columns = [source.columns.index(name) for name in one.columns]
+        recipes[at, kernel.RECIPE] = one.recipe
+        recipes[at, kernel.LEFT], recipes[at, kernel.RIGHT] = columns[0], columns[-1]
+
     order = sorted(wanted, key=lambda key: (key[0], [series[one] for one in key[1]], key[2]))
-    slots = np.zeros((len(order), kernel.SLOT_FIELDS), dtype=np.int64)
-    number = {key: at for at, key in enumerate(order)}
-    suffix = result = 0
+    slots = np.zeros((len(order), kernel.ROW), dtype=np.int64)
+    stack = result = 0
     for at, (quantity, of, window) in enumerate(order):
         slots[at, kernel.KIND] = quantity
         slots[at, kernel.SERIES : kernel.SERIES + len(of)] = [series[one] for one in of]
         slots[at, kernel.WINDOW] = window
-        slots[at, kernel.SUFFIX] = suffix
+        slots[at, kernel.STACK] = stack
         slots[at, kernel.RESULT] = result
-        suffix += kernel.SUFFIX_SUMS[quantity] * window
+        stack += kernel.SUMS[quantity] * window + kernel.HEAD
         result += kernel.RESULTS[quantity]
 
-    outputs = np.zeros((len(uses), kernel.OUTPUT_FIELDS), dtype=np.int64)
+    number = {key: at for at, key in enumerate(order)}
+    outputs = np.zeros((len(uses), kernel.ROW), dtype=np.int64)
     for at, (column, family, slot, base) in enumerate(uses):
-        form = kernel.PLAIN if base is None else kernel.RELATIVE
-        base_slot = 0 if base is None else number[base]
-        outputs[at] = (column, form, number[slot], family.part, base_slot)
+        outputs[at, kernel.COLUMN] = column
+        outputs[at, kernel.FORM] = kernel.RELATIVE if family.relative else kernel.PLAIN
+        outputs[at, kernel.SLOT], outputs[at, kernel.BASE] = number[slot], number[base]
+        outputs[at, kernel.PART] = family.part
 
-    recipes = np.zeros((len(series), 3), dtype=np.int64)
-    for at, one in enumerate(series):
-        columns = [source.columns.index(name) for name in one.columns]
-        recipes[at] = (one.recipe, columns[0], columns[-1])
-
-    return Plan(
-        source=source,
-        recipes=recipes,
-        slots=slots,
-        outputs=outputs,
-        longest=max(key[2] for key in order),
-        suffix_size=suffix,
-        result_count=result,
-    )
+    longest = max(window for _, _, window in order)
+    head = np.zeros((1, kernel.ROW), dtype=np.int64)
+    head[0, kernel.KEEP] = longest
+    head[0, kernel.N_SERIES], head[0, kernel.N_SLOTS] = len(series), len(order)
+    head[0, kernel.N_OUTPUTS], head[0, kernel.N_RESULTS] = len(uses), result
+    table = np.concatenate([head, recipes, slots, outputs])
+    return Plan(source=source, table=table, longest=longest, stack_size=stack)
