@@ -302,11 +302,13 @@ class Candles:
         """A message does not fit to the clock: let REST say which candle is open."""
         self._clock_in_doubt = True
 
-    def no_reply(self, at_s: float) -> None:
+    def no_reply(self, ask: Ask, at_s: float) -> None:
         """The question was not answered, or the answer cannot be trusted."""
         self._asking = False
-        self._verify_at_s = at_s + self._retry_s
-        self._wait(at_s)
+        if ask.purpose is Purpose.VERIFY:
+            self._verify_at_s = at_s + _RETRY_S[1] / 4
+        else:
+            self._wait(at_s)
 
     def reply(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 _BEHIND_MS = 30_000
 _BEHIND_US = 5_000_000
+_BEHIND = 8
 
 
 @dataclass(slots=True)
@@ -15,8 +16,8 @@ class MarketClock:
     """Fed with event times (`E`) of messages and open times of candles that REST shows.
 
     slack_ms: how far one message may move the clock ahead of where it already runs. A larger leap
-    counts only when the streams and REST agree on it, so that one wrong message cannot poison the
-    bus with ids of the future (FAULTS R1).
+    counts only when the streams and REST agree on it, or REST repeats it, so that one wrong message
+    cannot poison the bus with ids of the future (FAULTS R1).
     speed: market milliseconds per millisecond of ours; 0 = it moves by messages only (lock-step).
     """
 
@@ -27,6 +28,7 @@ class MarketClock:
     _leap_event_ms: int | None = None
     _leap_candle_ms: int | None = None
     _behind_since_us: int | None = None
+    _behind: int = 0
 
     def now_ms(self, at_us: int) -> int | None:
         """Market time at our time `at_us`, None before the first sign of life."""
@@ -48,6 +50,7 @@ class MarketClock:
             self.heard_ms is None
             or self._is_plausible(open_time_ms, at_us)
             or self._agree(self._leap_event_ms, open_time_ms)
+            or self._agree(self._leap_candle_ms, open_time_ms)
         ):
             now_ms = self.now_ms(at_us)
             if now_ms is None or open_time_ms > now_ms:
@@ -60,10 +63,10 @@ class MarketClock:
         now_ms = self.now_ms(at_us)
         return now_ms is not None and time_ms <= now_ms + self.slack_ms
 
-    def _agree(self, event_ms: int | None, candle_ms: int | None) -> bool:
-        if event_ms is None or candle_ms is None:
+    def _agree(self, one_ms: int | None, other_ms: int | None) -> bool:
+        if one_ms is None or other_ms is None:
             return False
-        return abs(event_ms - candle_ms) <= self.slack_ms
+        return abs(one_ms - other_ms) <= self.slack_ms
 
     def _move(self, time_ms: int, at_us: int) -> None:
         now_ms = self.now_ms(at_us)
@@ -76,11 +79,12 @@ class MarketClock:
         paused replay). A burst of late messages after a stalled link is not that.
         """
         if time_ms > now_ms - _BEHIND_MS:
-            self._behind_since_us = None
+            self._behind_since_us, self._behind = None, 0
             return False
         if self._behind_since_us is None:
             self._behind_since_us = at_us
-        if at_us - self._behind_since_us < _BEHIND_US:
+        self._behind += 1
+        if at_us - self._behind_since_us < _BEHIND_US or self._behind < _BEHIND:
             return False
         self._behind_since_us = None
         return True

@@ -280,7 +280,7 @@ class Market:
                 series.source.symbol, series.source.interval, start_ms=ask.start_ms, limit=ask.limit
             )
         except Rejected as error:
-            candles.no_reply(time.monotonic())
+            candles.no_reply(ask, time.monotonic())
             if len(self.series) == len(self.places) and candles.newest_ms is None:
                 raise Failure(
                     f"the exchange has no {series.source.symbol} {series.source.interval} "
@@ -289,7 +289,7 @@ class Market:
             self.trouble("rest_refused", f"{series.source.symbol}: {error}")
             return
         except Unavailable as error:
-            candles.no_reply(time.monotonic())
+            candles.no_reply(ask, time.monotonic())
             self.trouble("busy" if isinstance(error, Busy) else "rest", str(error))
             return
         received_us = now_us()
