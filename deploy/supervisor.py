@@ -35,7 +35,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A child process. prepare: awaited before every start; stops_last: others still need it."""
+    """A child process.
+
+    environment: the whole of it; empty = ours. prepare: awaited before every start. stops_last:
+    others still need it while they end.
+    """
 
     name: str
     command: Sequence[str]
@@ -204,7 +208,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
-                env={**os.environ, **program.environment},
+                env=program.environment or None,
                 process_group=self._guard.pid,
             )
         except OSError as error:

@@ -1,0 +1,172 @@
+"""`itb`: the whole system on one machine, and a look into it. One clear line on every error."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shared.errors import Failure, Rejected, Unavailable, Usage
+
+_STOPPED = 130
+Command = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{message} (`{self.prog} --help` shows the options)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; `command` in the result is the function that does it."""
+    whole = _Parser(prog="itb", description=__doc__)
+    commands = whole.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, run: Command, text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text)
+        one.set_defaults(command=run)
+        return one
+
+    demo = command(
+        "demo", _demo, "Candles from files, or a synthetic market, through the whole pipeline."
+    ).add_argument
+    demo(
+        "--data", nargs="+", type=Path, default=[], metavar="FILE",
+        help="kline files (zip, csv, csv.gz, parquet) or folders of them; none: synthetic",
+    )  # fmt: skip
+    demo("--symbol", type=_symbol, metavar="S", help="default: by the file's name")
+    demo("--interval", metavar="I", help="default: by the file's name, or its spacing")
+    demo("--bars", type=_positive, default=300, metavar="N", help="candles streamed (300)")
+    demo(
+        "--speed", type=_speed, metavar="X|max",
+        help="seconds of market per second; max: as fast as everyone follows; default: ten "
+        "candles a second",
+    )  # fmt: skip
+    demo("--workdir", type=Path, metavar="DIR", help="default: work/demo; emptied at the start")
+    demo(
+        "--redis-port", type=_port, metavar="P", help="of the embedded Valkey; default: a free one"
+    )
+    demo("--port", type=_port, metavar="P", help="of the simulator; default: a free one")
+    demo("--hold", action="store_true", help="keep all running after the last candle")
+    demo("--json", action="store_true", help="nothing but the JSON line on stdout")
+    return whole
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 failed, 2 bad usage or config."""
+    try:
+        args = parser().parse_args(argv)
+        code: int = args.command(args)
+        sys.stdout.flush()
+    except (Failure, Unavailable, Rejected) as error:
+        return _fail(str(error), error.exit_code if isinstance(error, Failure) else 1)
+    except BaseExceptionGroup as group:
+        first = next(_leaves(group))
+        if isinstance(first, Failure):
+            return _fail(str(first), first.exit_code)
+        raise first from None
+    except KeyboardInterrupt:
+        return _fail("stopped", _STOPPED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return code
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stderr.write(f"itb: {' '.join(text.split())}\n")
+    return code
+
+
+def _run(main: Callable[[], Awaitable[int]], *, stopped: int = _STOPPED) -> int:
+    """Runs until it ends, or until Ctrl-C or SIGTERM: then everything it started ends first."""
+
+    async def until_stopped() -> int:
+        task = asyncio.ensure_future(main())
+        was_stopped = False
+
+        def stop() -> None:
+            nonlocal was_stopped
+            was_stopped = True
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if was_stopped:
+                return stopped
+            raise
+
+    return asyncio.run(until_stopped())
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from deploy import demo  # noqa: PLC0415  # commands load only what they need
+    from deploy.screen import Screen  # noqa: PLC0415
+
+    options = demo.Options(
+        data=tuple(args.data),
+        symbol=args.symbol,
+        interval=args.interval,
+        bars=args.bars,
+        speed=args.speed,
+        workdir=args.workdir,
+        redis_port=args.redis_port,
+        port=args.port,
+        hold=args.hold,
+        json=args.json,
+    )
+    return _run(lambda: demo.run(options, Screen()), stopped=0 if args.hold else _STOPPED)
+
+
+def _positive(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+
+
+def _port(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if 1 <= (value := int(text)) <= 65_535:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
+
+
+def _speed(text: str) -> float | str:
+    if text == "max":
+        return text
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < 1e6:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor `max`")
+
+
+def _symbol(text: str) -> str:
+    if not text or text != text.upper() or set(text) & set("{}:/ \t\n"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no symbol (upper case, such as BTCUSDT)")
+    return text
+
+
+def _config(parser_: argparse.ArgumentParser) -> Any:
+    parser_.add_argument("-c", "--config", metavar="FILE", help="config.json; default: defaults")
+    return parser_
+
+
+if __name__ == "__main__":
+    sys.exit(main())

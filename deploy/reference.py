@@ -1,0 +1,264 @@
+"""Every config key, from the code that reads them: the commented config.json and README's tables.
+
+`python -m deploy.reference README.md` writes the tables; a test fails when they differ from it.
+"""
+
+import argparse
+import json
+import re
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from shared.config import PREFIX, SECRETS, Settings
+from shared.errors import Failure, Usage
+
+# Keys whose name says it all to a reader of the code; a user gets a sentence.
+_MEANINGS = {
+    "quote_asset": "what prices are counted in",
+    "api_key": "of your exchange account; a file is safer: ITB_API_KEY_FILE",
+    "api_secret": "of your exchange account; a file is safer: ITB_API_SECRET_FILE",
+    "telegram_bot_token": "from @BotFather; null: messages go to the console",
+    "telegram_chat_id": "user, group or @channel that gets the messages",
+    "binance_rest_url": "market data by request",
+    "binance_ws_url": "market data streams",
+    "binance_ws_api_url": "user data stream",
+    "futures_rest_url": "USD-M futures data by request",
+    "futures_ws_url": "USD-M futures streams",
+    "telegram_url": "where bots are served",
+    "log_level": "what is logged: debug, info, warning, error",
+    "collector.streams_per_connection": "streams that share one connection",
+    "trainer.seed": "makes a training run repeatable",
+}
+# A value that a user might set; README shows it, and a test loads every one of them.
+_EXAMPLES: dict[str, Any] = {
+    "symbols": ["BTCUSDT", "ETHUSDT"],
+    "interval": "15m",
+    "base_asset": "BTC",
+    "quote_asset": "USDC",
+    "data_folder": "/var/lib/itb/data",
+    "model_folder": "/var/lib/itb/models",
+    "labels": ["high_20", "low_20"],
+    "algorithms": ["gb", "lc"],
+    "features_kline": ["close_5", "close_60", "volume_60"],
+    "features_futur": ["seed"],
+    "features_depth": ["seed"],
+    "features_file": "my_features.py",
+    "instance": "collector-2",
+    "api_key": "your-key",
+    "api_secret": "your-secret",
+    "telegram_bot_token": "your-token",
+    "telegram_chat_id": "@my_channel",
+    "redis_url": "redis://10.0.0.5:6379/0",
+    "binance_rest_url": "http://127.0.0.1:8290",
+    "binance_ws_url": "ws://127.0.0.1:8290",
+    "binance_ws_api_url": "ws://127.0.0.1:8290/ws-api/v3",
+    "futures_rest_url": "http://127.0.0.1:8290",
+    "futures_ws_url": "ws://127.0.0.1:8290",
+    "archive_url": "",
+    "telegram_url": "http://127.0.0.1:8081",
+    "market_speed": 60,
+    "log_level": "debug",
+    "signaler.notification_threshold": 2,
+    "signaler.analysis.features_horizon": 3000,
+    "signaler.model.buy_threshold": 0.25,
+    "signaler.model.sell_threshold": -0.25,
+    "signaler.model.aggregate": "logit_mean",
+    "collector.history_rows": 10000,
+    "collector.futures": True,
+    "collector.depth": True,
+    "collector.depth_limit": 500,
+    "collector.depth_bin": 0.0002,
+    "collector.archive": False,
+    "collector.weight_budget": 0.25,
+    "collector.max_price_jump": 0.3,
+    "collector.silence_factor": 3,
+    "collector.rotate_hours": 12,
+    "collector.streams_per_connection": 100,
+    "collector.follow": True,
+    "notifier.max_age_s": 60,
+    "notifier.alerts": False,
+    "notifier.messages_per_minute": 10,
+    "notifier.queue": 200,
+    "trader.mode": "observe",
+    "trader.max_age_s": 60,
+    "trainer.train_days": 365,
+    "trainer.stride": 5,
+    "trainer.label_horizon": 60,
+    "trainer.test_share": 0.1,
+    "trainer.seed": 1,
+    "trainer.threads": 1,
+    "limits.message_bytes": 524288,
+    "limits.model_bytes": 67108864,
+    "limits.nan_share": 0.1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One config key. path: `signaler.model.buy_threshold`; default and example: as JSON holds it.
+
+    example is None where there is none.
+    """
+
+    path: str
+    meaning: str
+    default: Any
+    example: Any
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.path.upper().replace(".", "__")
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+
+def keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Key]:
+    """Every key, sections included, in the order of the code."""
+    for name, field in model.model_fields.items():
+        path = prefix + name
+        section = _section(field.annotation)
+        if section is not None:
+            yield from keys(section, path + ".")
+            continue
+        default = _plain(field.get_default(call_default_factory=True))
+        meaning = field.description or _MEANINGS.get(path, "")
+        yield Key(path, meaning, default, _EXAMPLES.get(path))
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it; algorithms with default settings by their short form."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, BaseModel):
+        shown = value.model_dump(exclude_defaults=True)
+        return shown["name"] if set(shown.values()) == {shown["name"]} else shown
+    return str(value) if isinstance(value, Path) else value
+
+
+def config_text() -> str:
+    """A config.json with every key at its default, each explained in a comment."""
+    lines = [
+        "// Settings of the trading bot. Comments and trailing commas are allowed.",
+        "// Every key has the value it has without this file; delete what you do not change.",
+        f"// Any key can be set by environment instead: {PREFIX}INTERVAL=15m,",
+        f"// {PREFIX}SIGNALER__NOTIFICATION_THRESHOLD=2; secrets also by file:",
+        f"// {PREFIX}API_SECRET_FILE=/run/secrets/api_secret",
+        "{",
+        *_body(Settings, "", "  "),
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _body(model: type[BaseModel], prefix: str, indent: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = _section(field.annotation)
+        if section is not None:
+            yield f'{indent}"{name}": {{'
+            yield from _body(section, f"{prefix}{name}.", indent + "  ")
+            yield f"{indent}}},"
+            continue
+        key = next(k for k in keys(model, prefix) if k.path == prefix + name)
+        yield f"{indent}// {key.meaning}"
+        yield f'{indent}"{name}": {json.dumps(key.default)},'
+
+
+def config_table() -> str:
+    """Markdown: every key with its meaning, default and an example."""
+    rows = ["| key | meaning | default | example |", "| --- | --- | --- | --- |"]
+    for key in keys():
+        example = "" if key.example is None else _code({key.name: key.example})
+        secret = " (secret)" if key.path in SECRETS else ""
+        meaning = key.meaning.replace("|", "\\|") + secret
+        default = "" if key.default is None else f"`{_short(key.default)}`"
+        rows.append(f"| `{key.path}` | {meaning} | {default} | {example} |")
+    return "\n".join(rows)
+
+
+def _code(value: dict[str, Any]) -> str:
+    return f"`{json.dumps(value)[1:-1]}`"
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
+def command_help() -> str:
+    """Every `itb` command with its options, as `--help` shows them."""
+    from deploy.cli import parser  # noqa: PLC0415  # cli imports this module
+
+    whole = parser()
+    commands = typing.cast(
+        "argparse._SubParsersAction[argparse.ArgumentParser]",
+        next(a for a in whole._actions if isinstance(a, argparse._SubParsersAction)),
+    )
+    parts = []
+    for name, command in commands.choices.items():
+        options = []
+        for action in command._actions:
+            if isinstance(action, argparse._HelpAction):
+                continue
+            shown = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+            if action.option_strings and action.nargs != 0:
+                shown += f" {action.metavar or action.dest.upper()}"
+            options.append(f"| `{shown}` | {action.help} |")
+        table = ["", "| option | |", "| --- | --- |", *options] if options else []
+        parts.append("\n".join([f"#### `itb {name}`", "", str(command.description), *table]))
+    return "\n\n".join(parts)
+
+
+_TABLES = {"config": config_table, "commands": command_help}
+_BLOCK = re.compile(r"(<!-- (\w+): written by `make docs` -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def with_tables(text: str) -> str:
+    """`text` with each generated block as the code has it now."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in _TABLES:
+            raise Failure(f"no table is called {name}; there are {', '.join(_TABLES)}")
+        return f"{match[1]}\n{_TABLES[name]()}\n\n{match[3]}"
+
+    return _BLOCK.sub(fill, text)
+
+
+def write_config(path: Path, *, force: bool) -> None:
+    """Writes the commented config.
+
+    Raises:
+        Usage: the file is there already, or cannot be written.
+    """
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(config_text())
+    except FileExistsError:
+        raise Usage(f"{path} is there already; --force replaces it") from None
+    except OSError as error:
+        raise Usage(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rewrites the tables of the given files."""
+    for name in sys.argv[1:] if argv is None else argv:
+        path = Path(name)
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
