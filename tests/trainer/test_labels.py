@@ -1,0 +1,151 @@
+"""Labels against their definitions, row by row in plain Python."""
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.errors import Usage
+from shared.klinefiles import read_klines
+from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
+from trainer.labels import known_labels, label
+
+MINUTE = 60_000
+HIGH, LOW, CLOSE = (KLINE_COLUMNS.index(name) for name in ("high", "low", "close"))
+SEED = {
+    "high_10": lambda high, low: high >= 1.0,
+    "high_15": lambda high, low: high >= 1.5,
+    "high_20": lambda high, low: high >= 2.0,
+    "high_25": lambda high, low: high >= 2.5,
+    "high_01": lambda high, low: high <= 0.1,
+    "high_02": lambda high, low: high <= 0.2,
+    "high_03": lambda high, low: high <= 0.3,
+    "high_04": lambda high, low: high <= 0.4,
+    "low_01": lambda high, low: low >= -0.1,
+    "low_02": lambda high, low: low >= -0.2,
+    "low_03": lambda high, low: low >= -0.3,
+    "low_04": lambda high, low: low >= -0.4,
+    "low_10": lambda high, low: low <= -1.0,
+    "low_15": lambda high, low: low <= -1.5,
+    "low_20": lambda high, low: low <= -2.0,
+    "low_25": lambda high, low: low <= -2.5,
+}
+
+
+def table_of(values: np.ndarray) -> KlineTable:
+    return KlineTable(
+        symbol="X",
+        interval="1m",
+        open_time_ms=MINUTE * np.arange(len(values), dtype=np.int64),
+        values=values,
+    )
+
+
+def moves(values: np.ndarray, horizon: int) -> list[tuple[float, float]]:
+    """(high_max, low_min) in percent of every row, as the definitions read; NaN = not known."""
+    found = []
+    for t in range(len(values)):
+        close = float(values[t, CLOSE])
+        future = values[t + 1 : t + 1 + horizon]
+        highs, lows = future[:, HIGH].tolist(), future[:, LOW].tolist()
+        if len(future) < horizon or math.isnan(close) or any(map(math.isnan, highs + lows)):
+            found.append((math.nan, math.nan))
+        else:
+            found.append((100 * (max(highs) - close) / close, 100 * (min(lows) - close) / close))
+    return found
+
+
+def walk(count: int, seed: int, gaps: list[tuple[int, int]] = ()) -> np.ndarray:  # type: ignore[assignment]
+    random = np.random.default_rng(seed)
+    close = 100 * np.exp(np.cumsum(random.normal(0, 0.004, count)))
+    values = np.full((count, 9), 1.0)
+    values[:, CLOSE] = close
+    values[:, HIGH] = close * (1 + random.exponential(0.002, count))
+    values[:, LOW] = close * (1 - random.exponential(0.002, count))
+    for first, rows in gaps:
+        values[first : first + rows] = np.nan
+    return values
+
+
+@given(
+    count=st.integers(0, 90),
+    horizon=st.integers(1, 100),
+    seed=st.integers(0, 10**6),
+    gaps=st.lists(st.tuples(st.integers(0, 89), st.integers(1, 20)), max_size=3),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_label_is_its_definition(
+    count: int, horizon: int, seed: int, gaps: list[tuple[int, int]]
+) -> None:
+    values = walk(count, seed, gaps)
+    truth = moves(values, horizon)
+    for name, rule in SEED.items():
+        found = label(name, table_of(values), horizon)
+        wanted = [math.nan if math.isnan(high) else float(rule(high, low)) for high, low in truth]
+        np.testing.assert_array_equal(found.y, wanted)
+        assert found.t1.tolist() == [min(t + horizon, count - 1) for t in range(count)]
+    for at, name in ((0, f"high_max_{horizon}"), (1, f"low_min_{horizon}")):
+        found = label(name, table_of(values), 7)  # its own window holds, whatever the horizon
+        np.testing.assert_array_equal(found.y, [move[at] for move in truth])
+        assert found.t1.tolist() == [min(t + horizon, count - 1) for t in range(count)]
+
+
+def test_a_move_of_exactly_the_threshold_counts() -> None:
+    values = np.full((3, 9), 100.0)
+    values[1, HIGH], values[1, LOW] = 101.0, 99.0
+    table = table_of(values)
+    assert label("high_10", table, 1).y[0] == 1
+    assert label("low_10", table, 1).y[0] == 1
+    values[1, HIGH], values[1, LOW] = 100.1, 99.9
+    high, low = moves(values, 1)[0]
+    assert label("high_01", table, 1).y[0] == float(high <= 0.1)
+    assert label("low_01", table, 1).y[0] == float(low >= -0.1)
+
+
+def test_real_candles_around_an_outage(market_data: Path) -> None:
+    [table] = read_klines([market_data / "BTCUSDT-1m.parquet"])
+    start = 1_619_308_800_000  # 2021-04-25T00:00Z, the day without candles from 04:01 to 08:45
+    day = to_raster(table.between(start, start + 86_400_000))
+    for name in ("high_10", "low_10", "high_max_60"):
+        horizon = 60 if name.endswith("60") else 180
+        y = label(name, day, 180).y
+        truth = moves(day.values, horizon)
+        wanted = [high for high, _ in truth]
+        if name in SEED:
+            wanted = [math.nan if math.isnan(h) else float(SEED[name](h, lo)) for h, lo in truth]
+        np.testing.assert_array_equal(y, wanted)
+        gap = np.flatnonzero(np.isnan(day.column("close")))
+        assert len(gap) == 284
+        assert np.isnan(y[gap[0] - horizon : gap[-1] + 1]).all()
+        assert not np.isnan(y[[gap[0] - horizon - 1, gap[-1] + 1]]).any()
+
+
+def test_the_seeds_set_is_known_and_another_name_is_a_usage_error() -> None:
+    assert set(known_labels()) == {
+        *SEED,
+        *(f"{side}_{w}" for side in ("high_max", "low_min") for w in (60, 120, 180)),
+    }
+    table = table_of(walk(5, 1))
+    for name, nearest in (("high_12", "high_"), ("hihg_20", "high_20"), ("low_max_60", "low_min")):
+        with pytest.raises(Usage, match=f"no label '{name}'; did you mean '{nearest}"):
+            label(name, table, 2)
+
+
+def test_a_longer_horizon_takes_no_longer() -> None:
+    """Linear in the rows: the ratio is near 1, and 100 for a search through each window."""
+    table = table_of(walk(200_000, 3))
+    label("high_10", table, 5)
+
+    def seconds(horizon: int) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            label("high_10", table, horizon)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(2000) < 10 * seconds(20)
