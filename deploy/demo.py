@@ -196,8 +196,10 @@ class _Demo:
         self._write_config(environment)
         await self._server.wait_ready()
         async with Observer(self._server.local_url) as observer:
-            await self._start(the_plan, environment)
-            trained = await self._train(the_plan, environment)
+            async with asyncio.TaskGroup() as tasks:
+                training = tasks.create_task(self._train(the_plan, environment))
+                await self._start(the_plan, environment)
+            trained = training.result()
             await self._until_ready(observer)
             await self._control("resume")
             self._screen.say(f"streaming {window.bars} candles")
@@ -267,7 +269,6 @@ class _Demo:
         (self._workdir.path / "config.json").write_text(text, encoding="utf-8")
 
     async def _start(self, the_plan: Plan, environment: Mapping[str, str]) -> None:
-        self._screen.say("starting Valkey, the simulated exchange and the services")
         window = the_plan.window
         arguments = (
             "--port", str(self._port), "--data", *map(str, the_plan.files),
@@ -300,7 +301,7 @@ class _Demo:
 
     async def _train(self, the_plan: Plan, environment: Mapping[str, str]) -> dict[str, Any]:
         """`trainer train` on everything before the first streamed candle; its JSON line."""
-        self._screen.say("training the models on everything before that")
+        self._screen.say("starting the simulated exchange and the services, training the models")
         window = the_plan.window
         command = (
             sys.executable, "-m", "trainer", "train", "--json", "--promote",
@@ -348,8 +349,7 @@ class _Demo:
             while True:
                 look = await observer.ask(partial(_look, window=window, told=told))
                 told = look.told
-                for text in look.messages:
-                    screen.message(text)
+                screen.messages(look.messages, quiet=self._options.json)
                 look.fill(view, window)
                 screen.show(view)
                 if (state := look.state()) != seen:

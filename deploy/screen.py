@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -13,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 _LINE_EVERY_S = 5.0
+_RECENT = 8
 
 
 @dataclass(slots=True)
 class View:
-    """What the live table shows. stages: (name, what it makes) -> entries so far, of `total`."""
+    """What the live table shows. counts: entries so far per stage, of `total`."""
 
     title: str
     total: int
@@ -36,6 +38,7 @@ class Screen:
         self._console = Console(file=out or sys.stderr, highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._next_line = 0.0
+        self._recent: deque[str] = deque(maxlen=_RECENT)
         self._started = time.monotonic()
 
     @property
@@ -51,9 +54,15 @@ class Screen:
         seconds = time.monotonic() - self._started
         self._console.print(Text(f"{seconds:6.1f} s  ! {text}", style="bold red"))
 
-    def message(self, text: str) -> None:
-        """A message to people, as the notifier sends it."""
-        self._console.print(Text(f"          {text}", style="bold"))
+    def messages(self, texts: Sequence[str], *, quiet: bool) -> None:
+        """Messages to people, as the notifier sends them: in the live view, else as lines.
+
+        quiet: no lines.
+        """
+        self._recent.extend(texts)
+        if self._live is None and not quiet:
+            for text in texts:
+                self._console.print(Text(f"          {text}"))
 
     def open(self) -> None:
         if self.is_terminal:
@@ -63,7 +72,7 @@ class Screen:
 
     def show(self, view: View) -> None:
         if self._live is not None:
-            self._live.update(_draw(view))
+            self._live.update(_draw(view, self._recent))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_EVERY_S
             counts = ", ".join(f"{name} {count}" for name, count in view.counts.items())
@@ -75,7 +84,7 @@ class Screen:
             self._live = None
 
 
-def _draw(view: View) -> Group:
+def _draw(view: View, messages: Iterable[str]) -> Group:
     table = Table.grid(padding=(0, 2))
     for name, count in view.counts.items():
         bar = ProgressBar(total=max(1, view.total), completed=min(count, view.total), width=30)
@@ -88,7 +97,7 @@ def _draw(view: View) -> Group:
         style = "green" if view.score >= 0 else "red"
         verdict = Text.assemble(_gauge(view.score), (f" {view.score:+.2f} {view.side}", style))
     head = Text.assemble((view.title, "bold"), f"   {view.time}   {view.close}")
-    return Group(head, table, verdict)
+    return Group(head, table, verdict, *(Text(text) for text in messages))
 
 
 def _gauge(score: float, half: int = 15) -> Text:
