@@ -60,6 +60,12 @@ GROUP = 6  # differences that `_area` adds up before it adds them to the sum of 
 _at = np.uintp  # as an index: Numba then does not ask whether it is negative, and LLVM vectorises
 
 
+# Parts are called by `advance` only: without entry points of their own they compile faster.
+_part: Any = numba.njit(  # type: ignore[call-overload]  # the stubs do not know these options
+    nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+
+
 def _compiled(function: Callable[..., Any]) -> Any:
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
@@ -67,14 +73,14 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-@_compiled
+@_part
 def _two_sum(a, b):
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
 
 
-@_compiled
+@_part
 def _two_product(a, b):
     # Dekker: exact without a fused multiply-add, which not every CPU has.
     p = a * b
@@ -87,13 +93,13 @@ def _two_product(a, b):
     return p, ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
 
 
-@_compiled
+@_part
 def _add(x, y):
     s, e = _two_sum(x[0], y[0])
     return _two_sum(s, e + (x[1] + y[1]))
 
 
-@_compiled
+@_part
 def _multiply(x, y):
     p, e = _two_product(x[0], y[0])
     return _two_sum(p, e + (x[0] * y[1] + x[1] * y[0]))
@@ -102,7 +108,7 @@ def _multiply(x, y):
 # Sums below are pairs (sum, its rounding errors): Ogita, Rump and Oishi's Sum2 and Dot2.
 
 
-@_compiled
+@_part
 def _careful_mean(y, p, w):
     """(numerator, denominator) of the mean of y[p - w + 1 .. p], each a pair of doubles."""
     s = e = n = 0.0
@@ -114,7 +120,7 @@ def _careful_mean(y, p, w):
     return _two_sum(s, e), (n, 0.0)
 
 
-@_compiled
+@_part
 def _careful_variance(y, p, w):
     s = e = s2 = e2 = n = 0.0
     for x in y[p + 1 - w : p + 1]:
@@ -131,7 +137,7 @@ def _careful_variance(y, p, w):
     return _add(squares, (-square[0], -square[1])), _two_product(n, n)
 
 
-@_compiled
+@_part
 def _careful_vwap(close, volume, p, w):
     s = e = v = ev = n = n_v = 0.0
     for i in range(p + 1 - w, p + 1):
@@ -147,7 +153,7 @@ def _careful_vwap(close, volume, p, w):
     return _multiply(_two_sum(s, e), (n_v, 0.0)), _multiply(_two_sum(v, ev), (n, 0.0))
 
 
-@_compiled
+@_part
 def _careful_slope(y, p, w):
     """Slope of the least-squares line through the finite points; NaN with fewer than two."""
     n = k1 = k2 = 0
@@ -173,7 +179,7 @@ def _careful_slope(y, p, w):
     return rise / (float(n) * float(k2) - float(k1) * float(k1))
 
 
-@_compiled
+@_part
 def _careful_relative(slot, base, series, p, fallback):
     """100 * (x - b) / b from the window's rows in double-double."""
     kind = slot[KIND]
@@ -207,7 +213,7 @@ def _careful_relative(slot, base, series, p, fallback):
     return 100.0 * ratio
 
 
-@_compiled
+@_part
 def _derive(rows, r0, m, recipe, y, count, p0):
     """One series from the columns of m rows, and the running count of its finite values."""
     kind, a, b = recipe[RECIPE], recipe[LEFT], recipe[RIGHT]
@@ -231,7 +237,7 @@ def _derive(rows, r0, m, recipe, y, count, p0):
         count[_at(p0 + i + 1)] = finite
 
 
-@_compiled
+@_part
 def _means(slots, series, counts, p0, m, age, stacks, results):
     """Mean of the finite values of the last w rows; NaN where there is none.
 
@@ -275,7 +281,7 @@ def _means(slots, series, counts, p0, m, age, stacks, results):
             results[r, _at(j)] /= n
 
 
-@_compiled
+@_part
 def _last_finite(y, p, rows):
     for k in range(rows):
         if y[p - k] == y[p - k]:
@@ -283,7 +289,7 @@ def _last_finite(y, p, rows):
     return np.nan
 
 
-@_compiled
+@_part
 def _moments(slots, series, counts, p0, m, age, stacks, results):
     """Population standard deviation and least-squares slope per row over the last w rows.
 
@@ -370,7 +376,7 @@ def _moments(slots, series, counts, p0, m, age, stacks, results):
                     results[r + 1, j] = _careful_slope(series[y], p0 + j, w)
 
 
-@_compiled
+@_part
 def _vwaps(slots, series, counts, p0, m, age, stacks, results):
     """nanmean(close * volume) / nanmean(volume) over the last w rows, as rest + middle.
 
@@ -453,7 +459,7 @@ def _vwaps(slots, series, counts, p0, m, age, stacks, results):
                     results[r + 1, j] = 0.0
 
 
-@_compiled
+@_part
 def _area_row(slots, series, p, age, results, j):
     """sum(d) / sum(|d|), d = y[i] - y[p], over each slot's window; age: rows before p."""
     y = slots[0, SERIES]
@@ -485,7 +491,7 @@ def _area_row(slots, series, p, age, results, j):
         results[slots[s, RESULT], j] = t / a
 
 
-@_compiled
+@_part
 def _areas(slots, series, counts, p0, m, age, results, sums):
     """`_area_row` for m rows, BLOCK of them side by side where no value is missing.
 
@@ -536,7 +542,7 @@ def _areas(slots, series, counts, p0, m, age, results, sums):
         j += BLOCK
 
 
-@_compiled
+@_part
 def _finish(outputs, slots, series, results, p0, m, features):
     """Features from the results of their slots."""
     for o in range(outputs.shape[0]):
@@ -582,7 +588,7 @@ def _finish(outputs, slots, series, results, p0, m, features):
             features[o, _at(i)] = 0.0 if abs(value) <= ZERO else value
 
 
-@_compiled
+@_part
 def _write(outputs, features, m, r0, out):
     """Features (n_outputs, chunk) into their columns of rows r0 .. r0 + m of out.
 
@@ -596,18 +602,6 @@ def _write(outputs, features, m, r0, out):
 
 
 @_compiled
-def _kind(slots, kind):
-    """First and last slot of a kind; slots are sorted by it."""
-    start = 0
-    while start < slots.shape[0] and slots[start, KIND] < kind:
-        start += 1
-    stop = start
-    while stop < slots.shape[0] and slots[stop, KIND] == kind:
-        stop += 1
-    return start, stop
-
-
-@_compiled
 def advance(rows, out, table, history, stacks, scratch):
     """Takes rows of one source, oldest first, that follow those before; writes their features.
 
@@ -616,11 +610,11 @@ def advance(rows, out, table, history, stacks, scratch):
         1 head row: FILL rows are in the history, the oldest has index INDEX, the first row ever had
             FIRST; KEEP rows are to be kept; how many rows of the other kinds there are;
         N_SERIES rows: how a series derives from the columns (RECIPE, LEFT, RIGHT);
-        N_SLOTS rows: what is computed over which window; sorted by kind, series and window; PHASE is
-            the next row's index modulo the window;
+        N_SLOTS rows: what is computed over which window, sorted by kind, series and window; PHASE
+            is the next row's index modulo the window;
         N_OUTPUTS rows: a result as it is, or relative to that of another slot.
-    history: (2 * N_SERIES, capacity + 1): the series, and how many of their values before a position
-        are finite.
+    history: (2 * N_SERIES, capacity + 1): the series, and how many of their values before a
+        position are finite.
     stacks: for each slot SUMS[kind] * window suffix sums and HEAD doubles, from its STACK on.
     scratch: (N_RESULTS + N_OUTPUTS + 2, chunk), chunk >= BLOCK.
     """
@@ -632,10 +626,6 @@ def advance(rows, out, table, history, stacks, scratch):
     series, counts = history[:n_series], history[n_series:]
     results, features = scratch[:n_results], scratch[n_results : n_results + n_outputs]
     sums = scratch[n_results + n_outputs :]
-    means = slots[: _kind(slots, MEAN)[1]]
-    moments = slots[_kind(slots, MOMENTS)[0] : _kind(slots, MOMENTS)[1]]
-    vwaps = slots[_kind(slots, VWAP)[0] : _kind(slots, VWAP)[1]]
-    areas = slots[_kind(slots, AREA)[0] :]
     chunk = scratch.shape[1]
     for r0 in range(0, rows.shape[0], chunk):
         m = min(chunk, rows.shape[0] - r0)
@@ -652,15 +642,24 @@ def advance(rows, out, table, history, stacks, scratch):
         age = table[0, INDEX] + p0 - table[0, FIRST]
         for s in range(n_series):
             _derive(rows, r0, m, recipes[s], series[s], counts[s], p0)
-        _means(means, series, counts, p0, m, age, stacks, results)
-        _moments(moments, series, counts, p0, m, age, stacks, results)
-        _vwaps(vwaps, series, counts, p0, m, age, stacks, results)
         s = 0
-        while s < areas.shape[0]:
+        while s < n_slots:  # slots that belong together: of a kind, areas of a series too
             stop = s + 1
-            while stop < areas.shape[0] and areas[stop, SERIES] == areas[s, SERIES]:
+            while (
+                stop < n_slots
+                and slots[stop, KIND] == slots[s, KIND]
+                and (slots[s, KIND] != AREA or slots[stop, SERIES] == slots[s, SERIES])
+            ):
                 stop += 1
-            _areas(areas[s:stop], series, counts, p0, m, age, results, sums)
+            group = slots[s:stop]
+            if slots[s, KIND] == MEAN:
+                _means(group, series, counts, p0, m, age, stacks, results)
+            elif slots[s, KIND] == MOMENTS:
+                _moments(group, series, counts, p0, m, age, stacks, results)
+            elif slots[s, KIND] == VWAP:
+                _vwaps(group, series, counts, p0, m, age, stacks, results)
+            else:
+                _areas(group, series, counts, p0, m, age, results, sums)
             s = stop
         _finish(outputs, slots, series, results, p0, m, features)
         _write(outputs, features, m, r0, out)
