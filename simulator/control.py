@@ -28,6 +28,9 @@ class _Body(BaseModel):
 
 
 class Advance(_Body):
+    """taken: answer only once every consumer has read all of it."""
+
+    taken: bool = False
     candles: int = Field(1, ge=1, le=1_000_000)
 
 
@@ -188,6 +191,8 @@ class Control:
     async def advance(self, request: web.Request) -> dict[str, object]:
         body = Advance.model_validate_json(await request.read() or b"{}")
         played = await self._simulator.advance(body.candles)
+        if body.taken:
+            await self._simulator.hub.taken()
         return {"played": played, **await self.state(request)}
 
     async def cut(self, request: web.Request) -> dict[str, object]:

@@ -140,11 +140,13 @@ class Simulator:
         """A whole candle at once, as soon as every consumer has taken the one before."""
         self._next_instant = instants[0]
         while True:
-            if self._steps_wanted:
+            if self._steps_wanted:  # by hand: nobody is waited for
                 self._steps_wanted -= 1
+                wait = False
                 break
             waits = self.clock.speed == MANUAL or self.clock.is_paused
             if not waits and self.hub.consumers():
+                wait = True
                 break
             await self._woken()
         for instant in instants:
@@ -152,7 +154,8 @@ class Simulator:
             self.clock.position_ms = instant
         self._save(close)
         self.hub.flush()
-        await self.hub.taken()
+        if wait:
+            await self.hub.taken()
         self._arrived()
 
     async def _paced(self, instant: int) -> None:
@@ -227,7 +230,7 @@ class Simulator:
         self._wake.set()
 
     async def advance(self, candles: int) -> int:
-        """Play up to that many candles (closes of the time line) now; back when they are taken.
+        """Play up to that many candles (closes of the time line) now; back when they are sent.
 
         Returns how many there were before the end of the data.
         """

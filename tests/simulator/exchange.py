@@ -43,7 +43,7 @@ class Exchange:
         )
         return rows
 
-    async def control(self, path: str = "", **body: Any) -> dict[str, Any]:
+    async def control(self, path: str, /, **body: Any) -> dict[str, Any]:
         async with self.http.post(f"/control/{path}", json=body) as reply:
             answer: dict[str, Any] = await reply.json()
             assert reply.status == 200, answer
@@ -56,7 +56,7 @@ class Exchange:
     async def advance(self, candles: int = 1) -> dict[str, Any]:
         return await self.control("advance", candles=candles)
 
-    async def break_with(self, kind: str, **more: Any) -> dict[str, Any]:
+    async def break_with(self, kind: str, /, **more: Any) -> dict[str, Any]:
         return await self.control("faults", kind=kind, **more)
 
 
