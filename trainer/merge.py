@@ -128,7 +128,9 @@ def _write_csv(path: Path, raster: rasters.Raster, progress: Progress) -> None:
             table = table.set_column(at, name, cells)
     with (
         klinefiles.replacing(path) as unfinished,
-        csv.CSVWriter(unfinished, table.schema) as writer,
+        csv.CSVWriter(
+            unfinished, table.schema, write_options=csv.WriteOptions(quoting_header="none")
+        ) as writer,
         progress.bar(f"writing {path.name}", table.num_rows) as bar,
     ):
         for start in range(0, table.num_rows, _CSV_ROWS):
