@@ -3,12 +3,15 @@
 import argparse
 import asyncio
 import contextlib
+import dataclasses
+import json
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from shared.config import load
 from shared.errors import Failure, Rejected, Unavailable, Usage
 
 _STOPPED = 130
@@ -54,6 +57,42 @@ def parser() -> argparse.ArgumentParser:
     demo("--port", type=_port, metavar="P", help="of the simulator; default: a free one")
     demo("--hold", action="store_true", help="keep all running after the last candle")
     demo("--json", action="store_true", help="nothing but the JSON line on stdout")
+
+    up = _with_config(
+        command("up", _up, "The live system on an embedded Valkey; trains first without models.")
+    )
+    up("--workdir", type=Path, default=Path("work/live"), metavar="DIR", help="work/live")
+    up("--redis-port", type=_port, default=6379, metavar="P", help="of the embedded Valkey (6379)")
+    up("--no-train", action="store_true", help="without a release: wait for one")
+
+    init = command("init", _init, "Writes a config.json with every key, its default and meaning.")
+    init.add_argument(
+        "path", nargs="?", type=Path, default=Path("config.json"), metavar="FILE",
+        help="where to (config.json)",
+    )  # fmt: skip
+    init.add_argument("--force", action="store_true", help="replace a file that is there")
+
+    streams = _with_config(
+        command(
+            "streams", _streams, "Every stream on the bus: length, newest entry, who is behind."
+        )
+    )
+    streams("--redis-url", metavar="U", help="instead of the config's")
+    streams("--schema", action="store_true", help="every stream's key, ids and fields, as JSON")
+    streams("--json", action="store_true", help="one JSON list on stdout")
+
+    tail = _with_config(command("tail", _tail, "Prints a stream's entries as they come, decoded."))
+    tail("stream", metavar="STREAM", help="a key such as 'signal:{BTCUSDT}:1m', or just signal")
+    tail("--redis-url", metavar="U", help="instead of the config's")
+    tail("-n", "--count", type=_positive, default=10, metavar="N", help="first the last N (10)")
+    tail("--no-follow", action="store_true", help="end after those")
+    tail("--json", action="store_true", help="one JSON object a line")
+
+    doctor = _with_config(
+        command("doctor", _doctor, "Checks everything the system needs; says what to do.")
+    )
+    doctor("--redis-url", metavar="U", help="instead of the config's")
+    doctor("--json", action="store_true", help="one JSON list on stdout")
     return whole
 
 
@@ -134,6 +173,81 @@ def _demo(args: argparse.Namespace) -> int:
     return _run(lambda: demo.run(options, Screen()), stopped=0 if args.hold else _STOPPED)
 
 
+def _up(args: argparse.Namespace) -> int:
+    from deploy import up  # noqa: PLC0415
+    from deploy.screen import Screen  # noqa: PLC0415
+
+    options = up.Options(
+        config=args.config,
+        workdir=args.workdir,
+        redis_port=args.redis_port,
+        train=not args.no_train,
+    )
+    return _run(lambda: up.run(options, Screen()), stopped=0)
+
+
+def _init(args: argparse.Namespace) -> int:
+    from deploy.reference import write_config  # noqa: PLC0415
+
+    write_config(args.path, force=args.force)
+    sys.stdout.write(f"wrote {args.path}; next: `itb doctor -c {args.path}`\n")
+    return 0
+
+
+def _streams(args: argparse.Namespace) -> int:
+    from deploy import streams  # noqa: PLC0415
+    from deploy.observer import Observer  # noqa: PLC0415
+    from shared.streams import schema_text  # noqa: PLC0415
+
+    if args.schema:
+        sys.stdout.write(schema_text() + "\n")
+        return 0
+    url = args.redis_url or load(args.config).redis_url
+
+    async def describe() -> int:
+        async with Observer(url, patience_s=3.0) as observer:
+            found = await observer.ask(streams.describe)
+        text = json.dumps(found) if args.json else streams.describe_text(found)
+        sys.stdout.write(text + "\n")
+        return 0
+
+    return _run(describe)
+
+
+def _tail(args: argparse.Namespace) -> int:
+    from deploy import streams  # noqa: PLC0415
+
+    url = args.redis_url or load(args.config).redis_url
+    return _run(
+        lambda: streams.tail(
+            url,
+            args.stream,
+            count=args.count,
+            follow=not args.no_follow,
+            as_json=args.json,
+            out=sys.stdout,
+        ),
+        stopped=0,
+    )
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from deploy.doctor import Mark, examine  # noqa: PLC0415
+
+    async def check() -> int:
+        found = []
+        async for line in examine(args.config, args.redis_url):
+            found.append(line)
+            if not args.json:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+        if args.json:
+            sys.stdout.write(json.dumps([dataclasses.asdict(line) for line in found]) + "\n")
+        return 1 if any(line.mark is Mark.FAIL for line in found) else 0
+
+    return _run(check)
+
+
 def _positive(text: str) -> int:
     with contextlib.suppress(ValueError):
         if (value := int(text)) >= 1:
@@ -163,9 +277,11 @@ def _symbol(text: str) -> str:
     return text
 
 
-def _config(parser_: argparse.ArgumentParser) -> Any:
-    parser_.add_argument("-c", "--config", metavar="FILE", help="config.json; default: defaults")
-    return parser_
+def _with_config(one: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
+    one.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="config.json; none: built-in settings"
+    )
+    return one.add_argument
 
 
 if __name__ == "__main__":

@@ -165,6 +165,26 @@ def _synthetic(options: Options, workdir: Path) -> Path:
     return path
 
 
+async def train(
+    supervisor: Supervisor, command: str, *arguments: str, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """Runs `python -m trainer COMMAND`, its progress on our stderr; its JSON line.
+
+    Raises:
+        Failure: it failed; it has said why.
+    """
+    line = (sys.executable, "-m", "trainer", command, "--json", *arguments)
+    program = Program(name="trainer", command=line, environment=environment)
+    process = await supervisor.run(program, out=subprocess.PIPE)
+    output, _ = await process.communicate()
+    if process.returncode != 0:
+        raise Failure(
+            f"trainer {command} failed with exit code {process.returncode}; the lines above say why"
+        )
+    result: dict[str, Any] = json.loads(output.decode().strip().splitlines()[-1])
+    return result
+
+
 class _Demo:
     """One run, from starting the processes to counting what they did."""
 
@@ -303,20 +323,11 @@ class _Demo:
         """`trainer train` on everything before the first streamed candle; its JSON line."""
         self._screen.say("starting the simulated exchange and the services, training the models")
         window = the_plan.window
-        command = (
-            sys.executable, "-m", "trainer", "train", "--json", "--promote",
-            "--symbol", window.symbol, "--interval", window.interval,
+        arguments = (
+            "--promote", "--symbol", window.symbol, "--interval", window.interval,
             "--until", str(the_plan.until_ms), "--klines", *map(str, the_plan.files),
         )  # fmt: skip
-        program = Program(name="trainer", command=command, environment=environment)
-        process = await self._supervisor.run(program, out=subprocess.PIPE)
-        output, _ = await process.communicate()
-        if process.returncode != 0:
-            raise Failure(
-                f"training failed with exit code {process.returncode}; the line above says why"
-            )
-        result: dict[str, Any] = json.loads(output.decode().strip().splitlines()[-1])
-        return result
+        return await train(self._supervisor, "train", *arguments, environment=environment)
 
     async def _until_ready(self, observer: Observer) -> None:
         deadline = time.monotonic() + _STALL_S

@@ -1,0 +1,153 @@
+"""`itb up`: the live system on this machine, on an embedded Valkey; trains first where it must."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deploy.demo import SERVICES, train
+from deploy.observer import Observer, heartbeats, not_ready
+from deploy.screen import Screen
+from deploy.supervisor import Supervisor, service
+from deploy.valkey import DEFAULT_PORT, EmbeddedValkey, check_free
+from deploy.workdir import Workdir
+from shared import config
+from shared.bus import Bus, Entry, Source
+from shared.config import PREFIX, Settings
+from shared.events import Delivery, Level, Notice, Notification, Signal
+from shared.releases import current_id
+from shared.streams import NOTICE, NOTIFICATION, SIGNAL, number_text
+from shared.times import iso
+
+_DEFAULT_WORKDIR = Path("work/live")
+_POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """config: None = built-in settings. train: whether to train where there is no release."""
+
+    config: Path | None = None
+    workdir: Path = _DEFAULT_WORKDIR
+    redis_port: int = DEFAULT_PORT
+    train: bool = True
+
+
+async def run(options: Options, screen: Screen) -> int:
+    """Runs until stopped."""
+    settings = config.load(options.config)
+    workdir = Workdir(options.workdir)
+    try:
+        check_free(options.redis_port, option="--redis-port")
+        server = EmbeddedValkey(
+            folder=workdir.path / "valkey", port=options.redis_port, say=screen.warn
+        )
+        try:
+            async with Supervisor(workdir.logs, screen.warn) as supervisor:
+                await _live(options, settings, screen, supervisor, server)
+        finally:
+            server.remove_socket()
+    finally:
+        workdir.release()
+    return 0
+
+
+async def _live(
+    options: Options,
+    settings: Settings,
+    screen: Screen,
+    supervisor: Supervisor,
+    server: EmbeddedValkey,
+) -> None:
+    environment = {**os.environ, f"{PREFIX}REDIS_URL": server.local_url}
+    arguments = ("-c", str(options.config)) if options.config else ()
+    screen.say(f"starting Valkey at {server.url}")
+    await supervisor.start(server.program())
+    await server.wait_ready()
+    for name in SERVICES:
+        await supervisor.start(service(name, *arguments, environment=environment))
+    screen.say(f"started {', '.join(SERVICES)}; their logs are in {supervisor.logs}")
+    async with asyncio.TaskGroup() as tasks, Observer(server.local_url) as observer:
+        if current_id(settings.model_folder) is None:
+            if options.train:
+                tasks.create_task(_train(supervisor, settings, screen, arguments, environment))
+            else:
+                screen.say(
+                    f"no release in {settings.model_folder}: the predictor waits until "
+                    "`python -m trainer train --promote` has made one"
+                )
+        await _Watch(settings, screen).run(observer)
+
+
+async def _train(
+    supervisor: Supervisor,
+    settings: Settings,
+    screen: Screen,
+    arguments: tuple[str, ...],
+    environment: Mapping[str, str],
+) -> None:
+    """History, one raster, models, live: each as a person would run it."""
+    screen.say(f"no release in {settings.model_folder} yet: downloading history and training")
+    for command in ("download", "merge"):
+        await train(supervisor, command, *arguments, environment=environment)
+    result = await train(supervisor, "train", "--promote", *arguments, environment=environment)
+    screen.say(f"release {result['release']} is live: {len(result['models'])} models")
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Tells a person what happens on the bus, from now on."""
+
+    settings: Settings
+    screen: Screen
+    after: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str | None] = field(default_factory=dict)
+
+    async def run(self, observer: Observer) -> None:
+        interval = self.settings.interval
+        sources: list[Source[Any]] = [
+            Source(stream, symbol, interval)
+            for symbol in self.settings.symbols
+            for stream in (SIGNAL, NOTIFICATION)
+        ]
+        sources.append(Source(NOTICE))
+        for source in sources:
+            self.after[source.key] = await observer.ask(partial(_end, source=source))
+        while True:
+            self._tell_ready(await observer.ask(heartbeats))
+            for source in sources:
+                entries = await observer.ask(partial(self._new, source=source))
+                for entry in entries:
+                    self._tell(entry)
+            await asyncio.sleep(_POLL_S)
+
+    async def _new(self, bus: Bus, source: Source[Any]) -> list[Entry[Any]]:
+        entries = await bus.span(source, after=self.after[source.key])
+        if entries:
+            self.after[source.key] = entries[-1].id
+        return entries
+
+    def _tell_ready(self, beats: Mapping[str, Mapping[str, object]]) -> None:
+        for name in SERVICES:
+            why = not_ready(beats, name)
+            if name not in self.why or why != self.why[name]:
+                self.why[name] = why
+                self.screen.say(f"{name} is ready" if why is None else f"{name}: {why}")
+
+    def _tell(self, entry: Entry[Any]) -> None:
+        event = entry.event
+        if isinstance(event, Signal):
+            verdict = event.invalid if event.score is None else f"{event.score:+.2f} {event.side}"
+            close = number_text(event.close)
+            self.screen.say(f"{event.symbol} {iso(event.open_time_ms)} close {close} {verdict}")
+        elif isinstance(event, Notification) and event.state == Delivery.SENT:
+            self.screen.say(event.text)
+        elif isinstance(event, Notice) and event.level != Level.INFO:
+            self.screen.warn(f"{event.service}: {event.text}")
+
+
+async def _end(bus: Bus, source: Source[Any]) -> str:
+    return await bus.last_id(source) or "0-0"
