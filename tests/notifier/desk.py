@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import redis.asyncio as redis
@@ -56,7 +56,7 @@ class Desk:
     def __init__(self, bus: Bus, url: str) -> None:
         self.bus = bus
         self.url = url
-        self.raw = redis.Redis.from_url(url)
+        self.raw = redis.Redis.from_url(url, socket_timeout=60)
 
     async def candles(self, count: int, score: float | None = -0.26, side: str = "") -> None:
         """Candles 0 .. count-1, each with its signal."""
@@ -68,7 +68,7 @@ class Desk:
         found: list[Any] = []
         last: Any = "0"
         while len(found) < count:
-            reply: Any = await self.raw.xread({stream: last}, block=10_000)
+            reply: Any = await self.raw.xread({stream: last}, block=30_000)
             assert reply, f"{stream} has {len(found)} entries, not {count}"
             found += reply[0][1]
             last = found[-1][0]
@@ -95,15 +95,27 @@ class Desk:
             count += positions.get(service, ("", 0))[1]
         return count
 
-    async def until_read(self, service: str, *, pending: int = 0) -> None:
-        """Waits until the service has read every signal and notice; all but `pending` are done."""
+    async def everything(self) -> bytes:
+        """All that stands on the server, to look for what must not."""
+        found: list[Any] = []
+        for key in await self.raw.keys("*"):
+            kind = await self.raw.type(key)
+            found.append(
+                (key, await (self.raw.xrange(key) if kind == b"stream" else self.raw.get(key)))
+            )
+        return repr(found).encode()
+
+    async def until_read(
+        self, service: str, sources: Sequence[Source[Any]] = (SIGNALS, Source(NOTICE))
+    ) -> None:
+        """Waits until the service has read and acknowledged everything."""
         while True:
             read = [
                 (await self.bus.group_position(source)).get(service, ("", 0))[0]
                 == (await self.bus.last_id(source) or "0-0")
-                for source in (SIGNALS, Source(NOTICE))
+                for source in sources
             ]
-            if all(read) and await self.pending(service) <= pending:
+            if all(read) and not await self.pending(service):
                 return
             await asyncio.sleep(0.001)  # a group's position tells nobody that it moved
 
