@@ -27,6 +27,7 @@ from shared.releases import BUNDLE, MAX_MODEL_BYTES, Manifest, Release, cpu_kind
 FloatArray = npt.NDArray[np.float64]
 
 GOLDEN_TOLERANCE = 1e-6
+_NAMES = ["outputs", "score"]
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
 
@@ -73,7 +74,7 @@ class Runner:
         def fill(start: int, stop: int) -> None:
             run = self._run
             for row in range(start, stop):
-                outputs[row], score[row : row + 1] = run(None, {"features": x[row : row + 1]})
+                outputs[row], score[row : row + 1] = run(_NAMES, {"features": x[row : row + 1]})
 
         if threads <= 1 or rows < 2 * threads:
             fill(0, rows)
@@ -288,7 +289,10 @@ def open_session(content: bytes) -> onnxruntime.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong comes as an exception
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    # The fallback would print to stdout and try the same thing once more.
+    return onnxruntime.InferenceSession(
+        content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )
 
 
 def _open_bundle(
@@ -298,12 +302,12 @@ def _open_bundle(
     check_graph(content)
     try:
         session = open_session(content)
+        inputs = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
+        outputs = [(o.name, o.type) for o in session.get_outputs()]
     except Exception as error:  # noqa: BLE001  # onnxruntime raises a dozen classes of its own
         raise BadInput(f"onnxruntime: {' '.join(str(error).split())}") from None
-    inputs = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
     if inputs != [("features", "tensor(double)", [features])]:
         raise BadInput(f"its inputs are {inputs}, not the manifest's {features} features")
-    outputs = [(o.name, o.type) for o in session.get_outputs()]
     if outputs != [("outputs", "tensor(double)"), ("score", "tensor(double)")]:
         raise BadInput(f"its outputs are {outputs}, not `outputs` and `score`")
     run: Callable[[Any, dict[str, FloatArray]], list[Any]] = session.run
