@@ -114,6 +114,11 @@ def synthesise(options: argparse.Namespace, saved: int | None) -> tuple[Market, 
     start = options.start_at or start
     ahead = max(_DAY_MS * max(1, 32 // len(symbols)), 16 * step)
     first = floor_ms(start, step) - (options.history or _HISTORY) * step
+    if first < synthetic.EPOCH_MS:
+        raise Usage(
+            f"market time {iso(start)} is outside the data: the synthetic market begins at "
+            f"{iso(synthetic.EPOCH_MS)}, {options.history or _HISTORY} candles of history included"
+        )
 
     def make(symbol: str, begin: int, end: int) -> KlineTable:
         return synthetic.generate(symbol, interval, begin, end, seed=options.seed)
@@ -185,13 +190,14 @@ async def run(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    async with serving(simulator, options.host, options.port) as port:
+    async with serving(simulator, options.host, options.port) as (port, work):
         log.info(
             "simulator ready at http://%s:%s",
             options.host,
             port,
             extra={"market_now_ms": simulator.clock.position_ms, "speed": options.speed},
         )
+        work.add_done_callback(lambda _: stop.set())
         await stop.wait()
 
 

@@ -400,7 +400,7 @@ def depth(view: View, params: Params) -> str:
     else:
         limit = params.limit(100, 5000)
     params.finish()
-    book = book_at(series, view.book_ms, min(limit, DEPTH) + 2)
+    book = book_at(series, view.book_ms, min(limit + 2, DEPTH))
     stamp = view.book_ms * view.unit
     times = f'"E":{stamp},"T":{stamp},' if view.venue.name == FUTURES else ""
     return (

@@ -168,7 +168,7 @@ class Rest:
         """What a fault answers instead."""
         if fault.kind == "timeout":
             self.transcript.note(request.path, dict(request.query), 0, now)
-            await asyncio.sleep(fault.seconds or 60.0)
+            await asyncio.sleep(fault.ms / 1000)
             if request.transport is not None:
                 request.transport.abort()
             return web.Response(status=504)

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -289,10 +290,13 @@ class Simulator:
 
 
 @contextlib.asynccontextmanager
-async def serving(simulator: Simulator, host: str, port: int) -> AsyncIterator[int]:
-    """The simulator at work on host:port (0 = any free one); gives the port.
+async def serving(
+    simulator: Simulator, host: str, port: int
+) -> AsyncIterator[tuple[int, asyncio.Future[Any]]]:
+    """The simulator at work on host:port (0 = any free one); ends with the block.
 
-    A task that dies ends the block with its error.
+    Gives the port and its work, which is done only when it died: leave the block then, and its
+    error is raised.
 
     Raises:
         Failure: the port cannot be had.
@@ -307,16 +311,13 @@ async def serving(simulator: Simulator, host: str, port: int) -> AsyncIterator[i
                 f"cannot listen on {host}:{port} ({error.strerror}): is another simulator "
                 "running? Choose another --port"
             ) from error
-        async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(simulator.play()),
-                tasks.create_task(simulator.hub.watch()),
-            ]
-            try:
-                yield runner.addresses[0][1]
-            finally:
-                for task in running:
-                    task.cancel()
+        work = asyncio.gather(simulator.play(), simulator.hub.watch())
+        try:
+            yield runner.addresses[0][1], work
+        finally:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
     finally:
         simulator.hub.hang_up()
         await runner.cleanup()

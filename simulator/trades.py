@@ -192,7 +192,7 @@ def _sides(
     lean: Floats,
     lot_digits: int,
 ) -> tuple[Bools, Ints, Bools]:
-    """Which orders bought, how many lots buyers took, and which rows have both blocks on both sides.
+    """Which orders bought, how many lots buyers took, and which rows are not too small.
 
     A side that took anything has an order, one that took nothing has none, and no side has more
     orders than lots.

@@ -66,7 +66,7 @@ async def exchange(*options: str) -> AsyncIterator[Exchange]:
     given = ["--speed", "manual", "--history", "60", *options]
     simulator = build(parser().parse_args(given))
     async with (
-        serving(simulator, HOST, 0) as port,
+        serving(simulator, HOST, 0) as (port, _work),
         aiohttp.ClientSession(f"http://{HOST}:{port}") as http,
     ):
         yield Exchange(simulator, port, http)

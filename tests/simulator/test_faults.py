@@ -145,9 +145,11 @@ async def test_rest_answers_that_are_no_json() -> None:
         async with ex.http.get("/api/v3/klines?symbol=BTCUSDT&interval=1m") as reply:
             assert reply.status == 403
             assert reply.content_type == "text/html"
-        await ex.break_with("timeout", seconds=0.05, count=1)
+        await ex.break_with("timeout", seconds=0.5, ms=10)
         with pytest.raises(aiohttp.ClientError):
             await ex.klines()
+        async with ex.http.delete("/control/faults") as reply:
+            assert reply.status == 200
         assert len(await ex.klines(limit=2)) == 2
 
 
@@ -217,6 +219,8 @@ async def test_bad_commands_are_refused_with_a_reason(
 
 
 async def test_advance_needs_a_market_that_stands() -> None:
-    async with exchange("--speed", "60") as ex:
-        async with ex.http.post("/control/advance", json={}) as reply:
-            assert reply.status == 400
+    async with (
+        exchange("--speed", "60") as ex,
+        ex.http.post("/control/advance", json={}) as reply,
+    ):
+        assert reply.status == 400

@@ -81,7 +81,7 @@ def test_paging_by_start_time_ends_and_gives_every_candle_once() -> None:
     limit=st.integers(1, 300),
     now=st.integers(0, 240 * 60),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_klines_are_the_window_that_was_asked_for(
     start: int | None, end: int | None, limit: int, now: int
 ) -> None:

@@ -100,7 +100,7 @@ BTC = {"symbol": "BTCUSDT"}
         (KLINES, {**BTC, "interval": "1m", "limit": "0"}, -1130, "'limit' is not valid"),
         (KLINES, {**BTC, "interval": "1m", "startTime": "-1"}, -1100, "'startTime'"),
         (KLINES, {**BTC, "interval": "1m", "timeZone": "15"}, -1130, "'timeZone'"),
-        (KLINES, {**BTC, "interval": "1m", "x": "1"}, -1104, "read '2' parameter(s) but was sent '3'"),
+        (KLINES, {**BTC, "interval": "1m", "x": "1"}, -1104, "read '2' parameter(s) but"),
         ("/api/v3/depth", {}, -1102, "'symbol'"),
         ("/api/v3/ticker", {}, -1102, "'symbol'"),
         ("/api/v3/ticker", {**BTC, "windowSize": "8d"}, -1130, "'windowSize'"),
@@ -232,7 +232,7 @@ async def test_futures_are_near_spot_with_funding() -> None:
             assert one[0] == two[0]
             assert abs(float(two[4]) / float(one[4]) - 1) < 0.002
             low, high = float(two[3]), float(two[2])
-            assert low <= float(two[7]) / float(two[5]) <= high
+            assert low - 0.01 <= float(two[7]) / float(two[5]) <= high + 0.01
         mark = await ex.get("/fapi/v1/premiumIndex", **BTC)
         assert mark["nextFundingTime"] == START + 8 * 3_600_000
         rates = await ex.get("/fapi/v1/fundingRate", **BTC, startTime=START - 9 * 3_600_000)
