@@ -1,0 +1,334 @@
+"""The whole system as processes: Valkey, the simulated exchange and the five services.
+
+A service that ends is started again at once, whoever ended it. A shell in the same process group
+ends everything when this process is gone, however that happened.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import redis
+
+from shared.streams import SIGNAL, health_key
+from tests.resilience.tape import SYMBOL, Tape
+from tests.valkey import Server, free_port
+
+SERVICES = ("collector", "featurizer", "predictor", "notifier", "trader")
+VALKEY = "valkey"
+HOST = "127.0.0.1"
+_LOOK_S = 0.02
+_GUARD = "trap '' HUP INT TERM; read -r _; kill -KILL 0"
+_STALL_S = 60.0
+_LOSS_S = 1.0
+
+
+class Stalled(AssertionError):
+    """Nothing moves any more."""
+
+
+class System:
+    """Use as `async with System.running(...)`.
+
+    kills: how often each part was ended by us. surprises: ends that nobody asked for.
+    """
+
+    def __init__(self, folder: Path, tape: Tape, config: dict[str, Any], speed: str) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.lock_step = speed == "max"
+        self.tape = tape
+        self.server = Server(folder / "valkey")
+        self.kills: Counter[str] = Counter()
+        self.surprises: list[str] = []
+        self.signals_ms = 0  # the newest signal's candle
+        self._port = free_port()
+        self._speed = speed
+        self._config = folder / "config.json"
+        self._settings = config
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._beats: dict[str, dict[str, Any]] = {}
+        self._aof: deque[tuple[float, Path, int]] = deque(maxlen=200)
+        self._valkey_is_up = False
+        self._http: aiohttp.ClientSession | None = None
+        self._moved_s = time.monotonic()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(
+        cls,
+        folder: Path,
+        tape: Tape,
+        models: Path,
+        features: Sequence[str],
+        *,
+        lock_step: bool = False,
+        collector: dict[str, Any] | None = None,
+    ) -> AsyncIterator["System"]:
+        """Starts everything; at the end nothing of it is left.
+
+        lock_step: the market waits for every consumer; else it moves when `advance` says so.
+        """
+        config = {
+            "symbol": SYMBOL,
+            "features_kline": list(features),
+            "model_folder": str(models),
+            "data_folder": str(folder / "data"),
+            "archive_url": "",
+            # More than there is, so that the first candle on the bus is always the file's.
+            "collector": {"follow": lock_step, "history_rows": 100_000} | (collector or {}),
+            "signaler": {"notification_threshold": 0},
+            "notifier": {"max_age_s": 1e9},
+            "trader": {"max_age_s": 1e9},
+        }
+        system = cls(folder, tape, config, "max" if lock_step else "manual")
+        watching: asyncio.Task[None] | None = None
+        try:
+            await system._start()
+            watching = asyncio.create_task(system._watch())
+            yield system
+            if watching.done():
+                watching.result()
+        finally:
+            if watching is not None:
+                watching.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watching
+            await system._end()
+
+    # -- what the test does ---------------------------------------------------------------------
+
+    @property
+    def client(self) -> "redis.Redis":
+        return redis.Redis(
+            unix_socket_path=str(self.server.socket),
+            socket_timeout=5,
+            single_connection_client=True,
+        )
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, and the next life begins."""
+        process = self._processes[name]
+        if process.poll() is not None:
+            self._surprise(name, process)
+        else:
+            process.kill()
+            process.wait()
+            self.kills[name] += 1
+        self._spawn(name)
+
+    async def kill_valkey(self, *, lose: float | None, down_s: float = 0.0) -> None:
+        """SIGKILL and a new start. lose: which share of the last second's writes never reached
+        the disk (AOF everysec promises no more), cut at any byte; None = the kernel kept all."""
+        self._valkey_is_up = False
+        await asyncio.to_thread(self.server.kill9)
+        self.kills[VALKEY] += 1
+        if lose is not None:
+            self._cut_aof(lose)
+        await asyncio.sleep(down_s)
+        await asyncio.to_thread(self.server.start)
+        self._valkey_is_up = True
+
+    def is_ready(self, name: str) -> bool:
+        beat = self._beats.get(name, {})
+        return bool(beat.get("ready")) and beat.get("pid") == self._processes[name].pid
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Waits; fails when nothing of the system moves for a minute."""
+        while not condition():
+            self.check_alive(what)
+            await asyncio.sleep(_LOOK_S)
+
+    def check_alive(self, what: str) -> None:
+        quiet_s = time.monotonic() - self._moved_s
+        if quiet_s > _STALL_S:
+            raise Stalled(
+                f"no progress for {quiet_s:.0f} s while waiting for {what}\n{self.tails()}"
+            )
+
+    async def until_ready(self) -> None:
+        await self.until(lambda: all(map(self.is_ready, SERVICES)), "all services to be ready")
+
+    async def control(self, command: str, **body: Any) -> dict[str, Any]:
+        assert self._http is not None
+        async with self._http.post(f"/control/{command}", json=body) as reply:
+            answer: dict[str, Any] = await reply.json()
+            assert reply.status == 200, answer
+            return answer
+
+    async def advance(self, candles: int) -> int:
+        """The market goes on by so many candles; returns how many there were."""
+        return int((await self.control("advance", candles=candles))["played"])
+
+    def log(self, name: str) -> str:
+        path = self.folder / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def tails(self, lines: int = 15) -> str:
+        """What everybody said last, for the message of a failure."""
+        parts = [f"kills: {dict(self.kills)}; surprises: {self.surprises}"]
+        beats = {n: {k: b.get(k) for k in ("ready", "reason")} for n, b in self._beats.items()}
+        parts.append(f"heartbeats: {beats}")
+        for name in (*SERVICES, "simulator"):
+            tail = [line[:400] for line in self.log(name).splitlines()[-lines:]]
+            parts.append(f"-- {name}.log\n" + "\n".join(tail))
+        return "\n".join(parts)
+
+    # -- processes ------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        self._config.write_text(json.dumps(self._settings | self._places()))
+        self._guard = subprocess.Popen(  # noqa: ASYNC220  # forks at once
+            ["/bin/sh", "-c", _GUARD], stdin=subprocess.PIPE, process_group=0
+        )
+        await asyncio.to_thread(self.server.start)
+        self._valkey_is_up = True
+        self._spawn("simulator")
+        self._http = aiohttp.ClientSession(
+            f"http://{HOST}:{self._port}", timeout=aiohttp.ClientTimeout(total=60)
+        )
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                await self.control("limits", connections_per_5m=100_000, spot_weight=1_000_000)
+                await self.control("pause")  # nobody listens yet: it stands
+                break
+            except aiohttp.ClientConnectionError:
+                if time.monotonic() > deadline or self._processes["simulator"].poll() is not None:
+                    raise Stalled(f"the simulator does not start\n{self.tails()}") from None
+                await asyncio.sleep(_LOOK_S)
+        for name in SERVICES:
+            self._spawn(name)
+
+    def _places(self) -> dict[str, str]:
+        return {
+            "redis_url": self.server.unix_url,
+            "binance_rest_url": f"http://{HOST}:{self._port}",
+            "binance_ws_url": f"ws://{HOST}:{self._port}",
+        }
+
+    def _spawn(self, name: str) -> None:
+        arguments = ["-c", str(self._config)]
+        if name == "simulator":
+            arguments = ["--port", str(self._port), "--data", str(self.tape.path)]
+            arguments += ["--history", str(self.tape.history), "--speed", self._speed]
+        assert self._guard is not None
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ITB_")}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", name, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.folder,
+                process_group=self._guard.pid,
+            )
+
+    def _surprise(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        last = self.log(name).strip().splitlines()[-1:]
+        self.surprises.append(f"{name} ended with {process.returncode}: {last}")
+
+    async def _end(self) -> None:
+        if self._http is not None:
+            await self._http.close()
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+        self.server.stop()
+        if self._guard is not None and self._guard.stdin is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._guard.pid, signal.SIGKILL)
+            self._guard.stdin.close()
+            self._guard.wait()
+
+    # -- watching -------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Heartbeats, the newest signal, the AOF's growth; restarts what ended by itself."""
+        client = self.client
+        signals = SIGNAL.key(SYMBOL, "1m")
+        keys = [health_key(name, name) for name in SERVICES]
+        try:
+            while True:
+                for name in SERVICES:
+                    process = self._processes[name]
+                    if process.poll() is not None:
+                        self._surprise(name, process)
+                        self._spawn(name)
+                assert self._processes["simulator"].poll() is None, self.tails()
+                self._sample_aof()
+                if self._valkey_is_up:
+                    with contextlib.suppress(redis.RedisError):
+                        beats: Any = client.mget(keys)
+                        newest: Any = client.xrevrange(signals, count=1)
+                        self._note(beats, newest)
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            client.close()
+
+    def _note(self, beats: list[bytes | None], newest: list[Any]) -> None:
+        before = [b.get("last_ids") for b in self._beats.values()], self.signals_ms
+        for name, beat in zip(SERVICES, beats, strict=True):
+            self._beats[name] = json.loads(beat) if beat else {}
+        self.signals_ms = int(newest[0][0].split(b"-")[0]) if newest else 0
+        if before != ([b.get("last_ids") for b in self._beats.values()], self.signals_ms):
+            self._moved_s = time.monotonic()
+
+    def _sample_aof(self) -> None:
+        files = (self.server.dir / "appendonlydir").glob("*.incr.aof")
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            newest = max(files, key=lambda path: int(path.name.split(".")[-3]))
+            self._aof.append((time.monotonic(), newest, newest.stat().st_size))
+
+    def _cut_aof(self, share: float) -> None:
+        if not self._aof:
+            return
+        now_s, path, _ = self._aof[-1]
+        size = path.stat().st_size
+        sizes = [s for at_s, p, s in self._aof if p == path and at_s > now_s - _LOSS_S]
+        keep = size - int(share * (size - min(sizes, default=size)))
+        os.truncate(path, keep)
+
+
+async def strike(
+    system: System, name: str, times: int, rng: random.Random, done: Counter[str]
+) -> None:
+    """Ends one service so many times: mostly when it has just become ready and is at work, now and
+    then while it starts."""
+    while done[name] < times:
+        if rng.random() < 0.2:
+            await asyncio.sleep(rng.uniform(0, 1.0))
+        else:
+            await system.until(lambda: system.is_ready(name), f"the {name} to be ready")
+            await asyncio.sleep(rng.uniform(0, 0.3))
+        system.kill(name)
+        done[name] += 1
+
+
+async def strike_valkey(
+    system: System, times: int, rng: random.Random, done: Counter[str], *, lose: bool
+) -> None:
+    """Ends Valkey so many times, each time after signals have moved."""
+    while done[VALKEY] < times:
+        before_ms = system.signals_ms
+        await system.until(
+            lambda seen=before_ms: system.signals_ms != seen,  # type: ignore[misc]
+            "signals after a restart of Valkey",
+        )
+        await asyncio.sleep(rng.uniform(0, 0.3))
+        share = rng.random() if lose and rng.random() < 0.5 else None
+        await system.kill_valkey(lose=share, down_s=rng.choice((0.0, 0.0, rng.uniform(0, 0.5))))
+        done[VALKEY] += 1
