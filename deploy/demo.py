@@ -242,8 +242,8 @@ class _Demo:
         rest, ws = f"http://{HOST}:{self._port}", f"ws://{HOST}:{self._port}"
         folder = self._workdir.path.absolute()
         replay = isinstance(the_plan.speed, str)
-        # What is old here is old on purpose: no signal of the run is too old to be told.
-        age_s = (the_plan.window.bars + 1_000) * the_plan.window.step_ms / 1000
+        # Ages are market time: ten seconds of ours, for a service that was killed to come back.
+        age_s = 180.0 if replay else max(180.0, 10.0 * float(the_plan.speed))
         return {
             "symbols": [the_plan.window.symbol],
             "interval": the_plan.window.interval,

@@ -23,7 +23,7 @@ from typing import Self
 from shared.errors import Failure
 
 _GUARD = "trap '' HUP INT TERM; read -r _; kill -KILL 0"
-_STOP_S = 3.5  # for the services; what is left of 5 s is for those that stop last
+_STOP_S = 3.0  # for the services; what is left of 5 s is for those that stop last
 _LAST_STOP_S = 1.0
 _BACKOFF_S = (0.1, 10.0)
 _CALM_S = 60.0  # a restart this long ago no longer slows the next one

@@ -1,0 +1,225 @@
+"""`itb demo`, whole: separate processes, a real Valkey, the simulator, models trained here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import psutil
+import pytest
+import redis
+
+from shared.klinefiles import write_columns
+from shared.klines import KLINE_COLUMNS
+from simulator import synthetic
+
+_STEP_MS = 60_000
+_END_MS = 1_735_689_600_000
+_BARS = 60
+_ITB = (sys.executable, "-m", "deploy.cli")
+# Two small models are enough to make scores; the gates and the path are the same.
+_QUICK = {
+    "ITB_LABELS": '["high_10", "low_10"]',
+    "ITB_ALGORITHMS": '["lc"]',
+    "ITB_TRAINER__LABEL_HORIZON": "60",
+}
+
+
+def _market(path: Path, rows: int, *, missing: slice = slice(0, 0)) -> list[int]:
+    """Writes a seeded OHLCV file; returns the open times of its candles."""
+    table = synthetic.generate("TESTUSDT", "1m", _END_MS - rows * _STEP_MS, _END_MS, seed=3)
+    keep = np.ones(rows, dtype=bool)
+    keep[missing] = False
+    columns = {"open_time": table.open_time_ms[keep]}
+    columns |= {name: table.column(name)[keep] for name in KLINE_COLUMNS[:5]}
+    write_columns(path, columns)
+    times: list[int] = table.open_time_ms[keep].tolist()
+    return times
+
+
+@dataclass
+class _Run:
+    """A demo in a process of its own. line: the JSON that it prints, once it has."""
+
+    process: subprocess.Popen[str]
+    errors: Path
+
+    def line(self, timeout_s: float = 110) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        started = time.monotonic()
+        for text in self.process.stdout:
+            if text.startswith("{"):
+                result: dict[str, Any] = json.loads(text)
+                return result
+            assert time.monotonic() - started < timeout_s
+        raise AssertionError(f"no JSON line: {self.errors.read_text()}")
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def child(self, name: str) -> psutil.Process:
+        return next(p for p in self.family() if name in " ".join(p.cmdline()[:4]))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    runs: list[_Run] = []
+
+    def begin(*arguments: str, **variables: str) -> _Run:
+        errors = tmp_path / "stderr"
+        log = errors.open("w")
+        process = subprocess.Popen(
+            [*_ITB, "demo", "--workdir", str(tmp_path / "work"), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **_QUICK, **variables},
+        )
+        log.close()
+        runs.append(_Run(process, errors))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.kill()
+        run.process.wait()
+        assert run.process.stdout is not None
+        run.process.stdout.close()
+
+
+def _entries(server: redis.Redis, key: str) -> dict[int, dict[str, Any]]:
+    """An entry per candle, read without any of our code."""
+    found: dict[int, dict[str, Any]] = {}
+    for entry_id, fields in server.xrange(key):
+        milliseconds, sequence = entry_id.decode().split("-")
+        assert sequence == "0"
+        found[int(milliseconds)] = msgpack.unpackb(fields[b"data"])
+    return found
+
+
+def test_every_candle_goes_through_every_stage_and_a_gap_is_marked(
+    start: Any, tmp_path: Path
+) -> None:
+    rows = 4_000 + _BARS + 4
+    data = tmp_path / "TESTUSDT-1m.parquet"
+    times = _market(data, rows, missing=slice(rows - 20, rows - 17))
+    run = start("--data", str(data), "--bars", str(_BARS), "--speed", "max", "--json", "--hold")
+    result = run.line()
+    expected = [_END_MS - (_BARS - i) * _STEP_MS for i in range(_BARS)]
+    server = redis.Redis.from_url(result["redis_url"])
+    streams = {
+        name: _entries(server, f"{name}:{{TESTUSDT}}:1m")
+        for name in ("kline", "feature", "prediction", "signal")
+    }
+    for entries in streams.values():
+        assert [t for t in entries if t >= expected[0]] == expected
+    gaps = [t for t in expected if streams["kline"][t]["gap"]]
+    assert gaps == sorted(set(expected) - set(times))
+    assert len(gaps) == 3
+    assert all(streams["signal"][t]["invalid"] for t in gaps)
+    scored = [streams["signal"][t] for t in expected if streams["signal"][t]["score"] is not None]
+    assert len(scored) == _BARS - 3
+    sides = {s["open_time_ms"] for s in scored if s["side"]}
+    orders = [msgpack.unpackb(f[b"data"]) for _, f in server.xrange("order:{TESTUSDT}")]
+    assert sides == {o["open_time_ms"] for o in orders if o["open_time_ms"] >= expected[0]}
+    loud = {s["open_time_ms"] for s in scored if np.floor(abs(s["score"]) / 0.05 + 1e-9) >= 4}
+    told = [
+        msgpack.unpackb(fields[b"data"])["open_time_ms"]
+        for _, fields in server.xrange("notification:{TESTUSDT}:1m", min=expected[0])
+        if fields[b"state"] == b"sent"
+    ]
+    # Those held back by the gap were too old for people when it was settled.
+    assert {t for t in loud if t < gaps[0]} <= set(told) <= loud
+    stages = ("bars", "klines", "features", "predictions", "signals")
+    assert [result[stage] for stage in stages] == [_BARS] * len(stages)
+    assert result["lost"] == result["doubled"] == 0
+    assert result["gaps"] == 3
+    assert result["orders"] == len(sides)
+    assert result["notifications"] == len(told) == len(set(told))
+    latency = [
+        (streams["signal"][t]["meta"]["published_us"] - streams["kline"][t]["meta"]["received_us"])
+        / 1000
+        for t in expected
+        if t not in gaps
+    ]
+    assert result["latency_ms"]["p50"] == pytest.approx(np.percentile(latency, 50), abs=1e-3)
+    assert result["latency_ms"]["p99"] == pytest.approx(np.percentile(latency, 99), abs=1e-3)
+    manifest = json.loads((tmp_path / "work/models/current/manifest.json").read_text())
+    assert manifest["training"]["end_ms"] < expected[0]
+    assert result["train"]["rows"] == manifest["training"]["rows"]
+    assert set(result["train"]["models"]) == {"high_10_k_lc", "low_10_k_lc"}
+    server.close()
+    family = run.family()
+    assert {"-m"} <= {p.cmdline()[1] for p in family if "python" in p.cmdline()[0]}
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(timeout=8) == 0
+    _, alive = psutil.wait_procs(family, timeout=1)
+    assert not alive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["featurizer", "predictor", "valkey-server", "collector"])
+def test_a_killed_process_loses_and_doubles_nothing(
+    start: Any, tmp_path: Path, victim: str
+) -> None:
+    data = tmp_path / "TESTUSDT-1m.csv"
+    rows = 4_000 + _BARS + 80
+    table = synthetic.generate("TESTUSDT", "1m", _END_MS - rows * _STEP_MS, _END_MS, seed=4)
+    lines = [
+        ",".join([str(t), *(repr(v) for v in row[:5])])
+        for t, row in zip(table.open_time_ms.tolist(), table.values.tolist(), strict=True)
+    ]
+    data.write_text("open_time,open,high,low,close,volume\n" + "\n".join(lines) + "\n")
+    run = start("--data", str(data), "--bars", str(_BARS), "--speed", "600", "--json")
+    deadline = time.monotonic() + 90
+    while "streaming" not in run.errors.read_text():
+        assert time.monotonic() < deadline
+        assert run.process.poll() is None, run.errors.read_text()
+        time.sleep(0.05)
+    run.child(victim).kill()
+    result = run.line()
+    assert run.process.wait(timeout=10) == 0
+    assert result["lost"] == result["doubled"] == 0
+    assert result["klines"] == result["signals"] == _BARS
+    assert sum(result["restarts"].values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "code", "words"),
+    [
+        (4_059, ("--bars", "60"), 1, "--bars 60 needs 4,060 candles"),
+        (4_059, ("--bars", "0"), 2, "'0' is not a whole number above 0"),
+        (4_059, ("--speed", "fast"), 2, "'fast' is neither a number above 0 nor `max`"),
+        (0, (), 1, "no such file"),
+    ],
+)
+def test_what_cannot_be_played_is_refused_in_one_line(
+    tmp_path: Path, rows: int, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    data = tmp_path / "TESTUSDT-1m.parquet"
+    if rows:
+        _market(data, rows)
+    done = subprocess.run(
+        [*_ITB, "demo", "--workdir", "work", "--data", str(data), "--json", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert words in lines[-1]
+    assert lines[-1].startswith("itb: ")
+    assert "Traceback" not in done.stderr
