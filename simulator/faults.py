@@ -6,7 +6,7 @@ by `POST /control/faults`; README.md lists every kind with an example.
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -251,4 +251,5 @@ def revised(candle: Candle, factor: float) -> Candle:
     close = round(c * factor, 8)
     volumes = (round(x * factor, 8) for x in (v, q, tb, tq))
     v, q, tb, tq = volumes
-    return replace(candle, values=(o, max(h, close), min(low, close), close, v, q, n, tb, tq))
+    values = (o, max(h, close), min(low, close), close, v, q, n, tb, tq)
+    return candle._replace(values=values, is_plain=False)

@@ -5,8 +5,10 @@ reached its open time plus its interval; before that it is the fold of its trade
 that the data does not have does not exist, neither here nor in any larger interval.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +21,11 @@ from simulator.wire import Candle
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 _CHUNK = 32  # candles whose paths are made together; fixed, so a path never depends on who asked
 _KEPT_CHUNKS = 4
+_PLAIN_MOST = 9e7  # below it a double times 1e8 is an exact integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,14 @@ class Level:
     start: Ints
     first_id: Ints
     last_id: Ints
+    is_plain: Bools
 
     def __len__(self) -> int:
         return len(self.open_time_ms)
 
     def closed(self, now_ms: int) -> int:
         """How many candles are closed at `now_ms`."""
-        return int(np.searchsorted(self.open_time_ms, now_ms - self.step_ms, side="right"))
+        return int(self.open_time_ms.searchsorted(now_ms - self.step_ms, side="right"))
 
     def candle(self, index: int) -> Candle:
         open_time = int(self.open_time_ms[index])
@@ -75,7 +80,24 @@ class Level:
             tuple(self.values[index].tolist()),
             int(self.first_id[index]),
             int(self.last_id[index]),
+            bool(self.is_plain[index]),
         )
+
+
+class _Tape(NamedTuple):
+    """One candle's trades as running sums: position i = after the i-th order."""
+
+    at: int
+    time_ms: list[int]
+    price: list[float]
+    high: list[float]
+    low: list[float]
+    lots: list[float]
+    quote: list[float]
+    trades: list[int]
+    taker: list[float]
+    taker_quote: list[float]
+    whole: Candle
 
 
 class Series:
@@ -89,6 +111,7 @@ class Series:
         self._levels: dict[tuple[int, int], Level] = {}
         self._paths: dict[int, Paths] = {}
         self._quotes: dict[int, tuple[Floats, ...]] = {}
+        self._newest: _Tape | None = None
         self._load(table)
 
     def _load(self, table: KlineTable) -> None:
@@ -121,6 +144,7 @@ class Series:
             rows,
             np.where(none, -1, first),
             np.where(none, -1, after),
+            _are_plain(table.values),
         )
         self._levels = {(self.step_ms, 0): self.base}
 
@@ -136,6 +160,7 @@ class Series:
                 values=np.concatenate([old.values, table.values]),
             )
         )
+        self._newest = None
         last = len(old) // _CHUNK
         self._paths, self._quotes = ({k: v for k, v in d.items() if k < last} for d in kept)  # type: ignore[assignment]
 
@@ -175,6 +200,7 @@ class Series:
             start.astype(np.int64),
             np.where(none, -1, before + 1),
             np.where(none, -1, after),
+            _are_plain(folded),
         )
 
     # trades
@@ -205,53 +231,76 @@ class Series:
             taker_quote = np.cumsum((paths.price - low) * bought, axis=1)
             self._paths[number] = paths
             self._quotes[number] = (
+                paths.price / 10.0**self.price_digits,
                 np.maximum.accumulate(paths.price, axis=1) / 10.0**self.price_digits,
                 np.minimum.accumulate(paths.price, axis=1) / 10.0**self.price_digits,
                 lots / 10.0**self.lot_digits,
                 taker / 10.0**self.lot_digits,
-                low * tick * (lots * lot) + quote * (tick * lot),
-                low * tick * (taker * lot) + taker_quote * (tick * lot),
+                np.round(low * tick * (lots * lot) + quote * (tick * lot), 8),
+                np.round(low * tick * (taker * lot) + taker_quote * (tick * lot), 8),
             )
         return paths, self._quotes[number]
 
+    def _tape(self, index: int) -> "_Tape":
+        """The running sums of candle `index`, as lists; the newest one is kept."""
+        if self._newest is not None and self._newest.at == index:
+            return self._newest
+        paths, (price, high, low, lots, taker, quote, taker_quote) = self._chunk(index)
+        i, orders = index % _CHUNK, int(paths.orders[index % _CHUNK])
+        self._newest = _Tape(
+            index,
+            paths.time_ms[i, :orders].tolist(),
+            price[i].tolist(),
+            high[i].tolist(),
+            low[i].tolist(),
+            lots[i].tolist(),
+            quote[i].tolist(),
+            (paths.before[i] + paths.trades[i]).tolist(),
+            taker[i].tolist(),
+            taker_quote[i].tolist(),
+            self.base.candle(index),
+        )
+        return self._newest
+
     def partial(self, index: int, now_ms: int) -> Candle | None:
         """Base candle `index` as its trades up to now leave it; None before the first."""
-        level = self.base
-        open_time = int(level.open_time_ms[index])
-        row = level.values[index]
-        close_time = open_time + self.step_ms - 1
-        paths, (high, low, lots, taker, quote, taker_quote) = self._chunk(index)
-        i = index % _CHUNK
-        orders = int(paths.orders[i])
+        tape = self._tape(index)
+        whole = tape.whole
+        orders = len(tape.time_ms)
         if not orders:
-            still = float(row[0])
-            empty = np.where(np.isnan(row[4:]), np.nan, 0.0).tolist()
-            return Candle(open_time, close_time, (still, still, still, still, *empty), -1, -1)
-        last = int(np.searchsorted(paths.time_ms[i, :orders], now_ms, side="right")) - 1
+            still = whole.values[0]
+            empty = [0.0 if value == value else value for value in whole.values[4:]]  # noqa: PLR0124
+            return whole._replace(values=(still, still, still, still, *empty), is_plain=False)
+        last = bisect_right(tape.time_ms, now_ms) - 1
         if last < 0:
             return None
         if last == orders - 1:
-            return level.candle(index)
-        count = int(paths.before[i, last] + paths.trades[i, last])
+            return whole
+        count = tape.trades[last]
+        values: tuple[float, ...] = (
+            whole.values[0],
+            tape.high[last],
+            tape.low[last],
+            tape.price[last],
+            tape.lots[last],
+            tape.quote[last],
+            float(count),
+            tape.taker[last],
+            tape.taker_quote[last],
+        )
+        if not whole.is_plain:  # a column that the source lacks is missing while open, too
+            values = tuple(
+                part if final == final else final  # noqa: PLR0124
+                for part, final in zip(values, whole.values, strict=True)
+            )
         first_id = int(self._first_trade[index])
-        has = ~np.isnan(row)
-        nan = float("nan")
         return Candle(
-            open_time,
-            close_time,
-            (
-                float(row[0]),
-                float(high[i, last]),
-                float(low[i, last]),
-                float(paths.price[i, last]) / 10.0**self.price_digits,
-                float(lots[i, last]) if has[4] else nan,
-                round(float(quote[i, last]), 8) if has[5] else nan,
-                float(count) if has[6] else nan,
-                float(taker[i, last]) if has[7] else nan,
-                round(float(taker_quote[i, last]), 8) if has[8] else nan,
-            ),
+            whole.open_time_ms,
+            whole.close_time_ms,
+            values,
             first_id,
             first_id + count - 1,
+            whole.is_plain,
         )
 
     def open_candle(self, interval: str, now_ms: int, offset_ms: int = 0) -> Candle | None:
@@ -504,6 +553,14 @@ def _digits(values: Floats, limit: float) -> int:
         if largest * 10.0 ** (digits + 1) > limit * 1e6:
             return digits
     return 8
+
+
+def _are_plain(values: Floats) -> Bools:
+    """(n,) rows whose every value is the double nearest to a number of eight decimals."""
+    plain: Bools = np.ones(len(values), dtype=np.bool_)
+    for column in values.T:  # NaN is not plain
+        plain &= (column < _PLAIN_MOST) & (np.rint(column * 1e8) / 1e8 == column)
+    return plain
 
 
 def _lot_digits(volume: Floats) -> int:

@@ -9,19 +9,19 @@ import json
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 MILLISECONDS = 1
 MICROSECONDS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Candle:
+class Candle(NamedTuple):
     """One candle as the exchange shows it, open or closed.
 
     values: the nine numbers in KLINE_COLUMNS order; NaN = the source has no such value.
     first_id, last_id: public trade ids in it, -1 when there was no trade.
+    is_plain: eight decimals are known to hold every value exactly.
     """
 
     open_time_ms: int
@@ -29,6 +29,7 @@ class Candle:
     values: tuple[float, ...]
     first_id: int
     last_id: int
+    is_plain: bool = False
 
 
 def text(value: float) -> str:
@@ -65,11 +66,24 @@ def kline_row(candle: Candle, unit: int = MILLISECONDS) -> str:
     )
 
 
+_PLAIN = (
+    '{"e":"kline","E":%d,"s":"%s","k":{"t":%d,"T":%d,"s":"%s","i":"%s","f":%d,"L":%d,"o":"%.8f",'
+    '"c":"%.8f","h":"%.8f","l":"%.8f","v":"%.8f","n":%d,"x":%s,"q":"%.8f","V":"%.8f","Q":"%.8f",'
+    '"B":"0"}}'
+)
+
+
 def kline_event(
     symbol: str, interval: str, candle: Candle, *, event_ms: int, closed: bool, unit: int
 ) -> bytes:
     """The payload of `<symbol>@kline_<interval>`."""
     o, h, low, c, v, q, n, tb, tq = candle.values
+    if candle.is_plain:
+        head = (event_ms * unit, symbol, candle.open_time_ms * unit)
+        end = end_stamp(candle.close_time_ms, unit)
+        ids = (symbol, interval, candle.first_id, candle.last_id)
+        x = "true" if closed else "false"
+        return (_PLAIN % (*head, end, *ids, o, c, h, low, v, n, x, q, tb, tq)).encode()
     return (
         f'{{"e":"kline","E":{event_ms * unit},"s":"{symbol}",'
         f'"k":{{"t":{candle.open_time_ms * unit},'
