@@ -51,6 +51,7 @@ CLOSE_CALL = 1e-5
 """A difference smaller than this part of its terms is computed again in twice the precision."""
 
 NOISE = 1e-26
+VARIANCE_NOISE = 1e-18
 """A difference smaller than this part of its terms is zero, as far as even that can tell."""
 
 BLOCK = 32  # rows that `_area` works on side by side: enough to fill vector registers
@@ -203,7 +204,8 @@ def _careful_relative(slot, base, series, p, fallback):
         b_n, b_d = _careful_variance(y, p, base[WINDOW])
     less = _multiply(b_n, x_d)
     difference = _add(_multiply(x_n, b_d), (-less[0], -less[1]))[0]
-    if abs(difference) < NOISE * abs(less[0]):
+    # A variance is itself the small difference of two sums of squares.
+    if abs(difference) < (VARIANCE_NOISE if kind == MOMENTS else NOISE) * abs(less[0]):
         return 0.0
     ratio = difference / less[0]
     if not np.isfinite(ratio):  # beyond 1e300: the double result is the better one
@@ -424,7 +426,10 @@ def _vwaps(slots, series, counts, p0, m, age, stacks, results):
                     if c != c:
                         c = behind_centre
                     elif behind_centre == behind_centre:
-                        a1 += (behind_centre - c) * a2
+                        shift = behind_centre - c
+                        a1 += shift * a2
+                        if abs(shift * (s2 + a2)) > abs(c * (s2 + a2) + (s1 + a1)):
+                            c = np.nan  # see below
                 results[r, _at(j)] = s1 + a1
                 results[r + 1, _at(j)] = c
                 results[r + 2, _at(j)] = s2 + a2
@@ -446,9 +451,9 @@ def _vwaps(slots, series, counts, p0, m, age, stacks, results):
             c = results[r + 1, _at(j)]
             rest = results[r, _at(j)] / results[r + 2, _at(j)]
             results[r, _at(j)] = rest
-            # Where volumes lie on rows without a close, or the centre is far from the mean (an
-            # outlier, or years of candles), the definition itself is the more exact way.
-            is_odd = n != n_volume or abs(rest) > abs(c + rest)
+            # Where volumes lie on rows without a close, or a centre is far from the mean (by an
+            # outlier, or over years), the definition itself is the more exact way.
+            is_odd = n != n_volume or abs(rest) > abs(c + rest) or c != c
             results[r + 2, _at(j)] = 1.0 if is_odd else 0.0
             odd += 1 if is_odd else 0
         if odd > 0:
