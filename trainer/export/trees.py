@@ -18,6 +18,7 @@ from trainer.export.graph import ML_DOMAIN, Graph
 from trainer.models.gb import Boosting
 
 _LEQ = 0
+_ZERO = float(np.float32(1e-35))  # LightGBM's kZeroThreshold
 
 
 @dataclass(slots=True)
@@ -123,11 +124,20 @@ def _nan_left(tree: Mapping[str, Any]) -> bool:
 
 def _add_node(arrays: _Arrays, feature: int, threshold: float, *, nan_left: bool) -> int:
     arrays.features.append(int(feature))
-    arrays.thresholds.append(float(threshold))
+    arrays.thresholds.append(_with_zeros(float(threshold)))
     arrays.nan_left.append(int(nan_left))
     for column in (arrays.left, arrays.right, arrays.left_is_leaf, arrays.right_is_leaf):
         column.append(0)
     return len(arrays.features) - 1
+
+
+def _with_zeros(threshold: float) -> float:
+    """LightGBM reads |x| <= 1e-35 as 0: a threshold in there must leave them on zero's side."""
+    if -_ZERO <= threshold < 0.0:
+        return float(np.nextafter(-_ZERO, -1.0))
+    if 0.0 <= threshold < _ZERO:
+        return _ZERO
+    return threshold
 
 
 def _add_leaf(arrays: _Arrays, leaf: Mapping[str, Any]) -> int:

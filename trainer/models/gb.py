@@ -1,10 +1,11 @@
 """Gradient-boosted trees by LightGBM."""
 
-import logging
+import contextlib
 import os
-import threading
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # OpenMP threads that spin while they wait make fits many times slower on a busy machine.
@@ -17,8 +18,6 @@ import numpy.typing as npt
 from shared.config import Algorithm
 from shared.errors import Failure
 from trainer.models import options
-
-log = logging.getLogger(__name__)
 
 # Small trees and no class weights: more capacity lost AUC and log-loss out of sample, and weights
 # make the outputs no probabilities.
@@ -106,18 +105,16 @@ class Boosting:
         return np.asarray(self.booster.predict(x, num_threads=1), np.float64)
 
 
-class _Log(threading.local):
-    """LightGBM's own messages; a parameter that it does not know is an error, not a warning."""
+class _Log:
+    """LightGBM's own messages, of the thread that imported it; the others get none."""
 
-    unknown = ""
+    def __init__(self) -> None:
+        self.texts: list[str] = []
 
     def info(self, text: str) -> None:
-        log.debug("%s", text)
+        self.texts.append(text)
 
-    def warning(self, text: str) -> None:
-        if "Unknown parameter" in text:
-            self.unknown = text.partition(":")[2].strip()
-        log.debug("%s", text)
+    warning = info
 
 
 _LOG = _Log()
@@ -140,7 +137,41 @@ def parse(algorithm: Algorithm) -> Options:
     if algorithm.train.get("boosting", "gbdt") not in {"gbdt", "goss", "dart"}:
         raise options.refused(algorithm, "train.boosting must be gbdt, goss or dart")
     preset = options.choice(algorithm, "preset", "default", tuple(PRESETS))
-    return Options(preset=preset, train=dict(algorithm.train))
+    chosen = Options(preset=preset, train=dict(algorithm.train))
+    _try(algorithm, chosen)
+    return chosen
+
+
+def _try(algorithm: Algorithm, chosen: Options) -> None:
+    """One round on next to nothing: LightGBM itself says what it does not accept."""
+    merged, _ = parameters(chosen, 64, 1, 0)
+    merged["verbosity"] = 0
+    _LOG.texts.clear()
+    x = np.linspace(0, 1, 64)[:, None]
+    try:
+        with _without_stderr():
+            lightgbm.train(merged, lightgbm.Dataset(x, (x[:, 0] > 0.5).astype(float)), 1)
+    except (lightgbm.basic.LightGBMError, TypeError, ValueError) as error:
+        text, _, _ = " ".join(str(error).split()).partition(" at /")  # a place in its source
+        raise options.refused(algorithm, f"train: LightGBM: {text}") from None
+    for text in _LOG.texts:
+        if "Unknown parameter" in text:
+            name = text.partition(": ")[2].strip()
+            raise options.refused(algorithm, f"LightGBM knows no train.{name}")
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """LightGBM writes to the descriptor itself what it raises as well."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def leaf_rows(rows: int) -> int:
@@ -164,7 +195,7 @@ def parameters(chosen: Options, rows: int, threads: int, seed: int) -> tuple[dic
         "deterministic": True,
         "force_row_wise": True,
         "feature_pre_filter": False,
-        "verbosity": 0,
+        "verbosity": -1,
     }
     return merged, rounds
 
@@ -186,14 +217,11 @@ class Trainer:
             Failure: LightGBM refused the parameters; the text is its own.
         """
         parameters_, rounds = parameters(chosen, len(y), self._threads, self._seed)
-        _LOG.unknown = ""
         try:
             dataset = self._dataset(parameters_).set_label(y)
             booster = lightgbm.train(parameters_, dataset, rounds)
         except lightgbm.basic.LightGBMError as error:
             raise Failure(f"{name}: LightGBM: {' '.join(str(error).split())}") from None
-        if _LOG.unknown:
-            raise Failure(f"{name}: LightGBM does not know the parameter {_LOG.unknown}")
         return Boosting(booster=booster)
 
     def _dataset(self, parameters_: Mapping[str, Any]) -> lightgbm.Dataset:
