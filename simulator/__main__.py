@@ -1,4 +1,10 @@
-"""`python -m simulator`: a Binance-compatible exchange on this machine."""
+"""A Binance-compatible exchange on this machine, from kline files or a seeded synthetic market.
+
+REST under /api/v3 and /fapi/v1, streams under /ws, /stream and /public|market, faults and the clock
+under /control. Two clocks: the account's is wall time, the market's is the data's and moves at --speed
+X (paced), max (as fast as consumers follow) or manual (by /control/advance). README.md in this folder
+states the model and lists every fault with an example.
+"""
 
 import argparse
 import asyncio
