@@ -1,9 +1,9 @@
 """A Binance-compatible exchange on this machine, from kline files or a seeded synthetic market.
 
-REST under /api/v3 and /fapi/v1, streams under /ws, /stream and /public|market, faults and the clock
-under /control. Two clocks: the account's is wall time, the market's is the data's and moves at --speed
-X (paced), max (as fast as consumers follow) or manual (by /control/advance). README.md in this folder
-states the model and lists every fault with an example.
+REST under /api/v3 and /fapi/v1, streams under /ws, /stream and /public|market, faults and the
+clock under /control. Two clocks: the account's is wall time, the market's is the data's and moves
+at --speed X (paced), max (as fast as consumers follow) or manual (by /control/advance). README.md
+in this folder states the model and lists every fault with an example.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import uvloop
 from pyarrow import ArrowException
 
 from shared import logs
+from shared.config import load
 from shared.errors import BadInput, Failure, Usage
 from shared.klinefiles import read_klines
 from shared.klines import KlineTable
@@ -53,6 +54,7 @@ def speed(text: str) -> Speed:
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m simulator", description=__doc__)
     add = options.add_argument
+    add("-c", "--config", metavar="FILE", help="symbols and interval of a config.json")
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=8290, help="0 = any free one")
     add("--data", nargs="+", default=[], metavar="FILE", help="kline files to replay")
@@ -140,6 +142,10 @@ def synthesise(options: argparse.Namespace, saved: int | None) -> tuple[Market, 
 
 def build(options: argparse.Namespace) -> Simulator:
     """The simulator that the options describe, not yet started."""
+    if options.config:
+        settings = load(options.config)
+        options.symbol = options.symbol or list(settings.symbols)
+        options.interval = options.interval or (None if options.data else settings.interval)
     workdir: Path | None = options.workdir
     position_file = PositionFile(workdir / "simulator-position") if workdir else None
     saved = position_file.load() if position_file else None

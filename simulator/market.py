@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 _CHUNK = 32  # candles whose paths are made together; fixed, so a path never depends on who asked
-_KEPT_CHUNKS = 4
+_KEPT_CHUNKS = 2
 _PLAIN_MOST = 9e7  # below it a double times 1e8 is an exact integer
 
 
@@ -494,7 +494,7 @@ def _union(series: Iterable[Series]) -> Ints:
         closes = one.base.open_time_ms + one.step_ms
         if not any(np.array_equal(closes, other) for other in distinct):
             distinct.append(closes)
-    return np.unique(np.concatenate(distinct))
+    return distinct[0] if len(distinct) == 1 else np.unique(np.concatenate(distinct))
 
 
 def _fold_rows(base: Level, start: int, stop: int, step: int) -> Candle:

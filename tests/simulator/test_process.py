@@ -77,6 +77,15 @@ def test_bad_options_end_in_one_clear_line(options: list[str], code: int, part: 
     assert "Traceback" not in done.stderr
 
 
+def test_a_config_names_symbols_and_interval(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        '{"symbols": ["ETHUSDT", "XRPUSDT"], "interval": "15m"} // the rest: defaults'
+    )
+    with simulator("-c", str(config), "--speed", "manual") as (_, address):
+        assert ask(f"{address}/control")["symbols"] == {"ETHUSDT": "15m", "XRPUSDT": "15m"}
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
