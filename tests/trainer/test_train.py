@@ -1,0 +1,455 @@
+"""From candles to a release, as the command does it."""
+
+import argparse
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared import klinefiles
+from shared.bundle import Bundle, invalid_reason
+from shared.config import Settings
+from shared.errors import BadInput, Failure, Usage
+from shared.features import KLINE_51, FeatureSet
+from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
+from shared.releases import current_id, list_releases, read_release
+from shared.score import score, side
+from tests.releases import market
+from trainer import predict, promote, rasters, rollback, train
+from trainer.models import rows as training_rows
+from trainer.models.fit import Fitter, Job
+from trainer.progress import Progress
+
+M = 60_000
+NAMES = ("close_5", "close_std_15", "volume_5", "span_60", "close_trend_15", "close_area_60")
+
+
+def candles(rows: int, seed: int = 5, symbol: str = "TESTUSDT") -> KlineTable:
+    columns = market(rows, seed)
+    return KlineTable(
+        symbol=symbol,
+        interval="1m",
+        open_time_ms=columns["open_time_ms"],
+        values=np.column_stack([columns[name] for name in KLINE_COLUMNS]),
+    )
+
+
+def write(path: Path, table: KlineTable, columns: tuple[str, ...] = KLINE_COLUMNS) -> Path:
+    klinefiles.write_columns(
+        path,
+        {"open_time_ms": table.open_time_ms} | {name: table.column(name) for name in columns},
+        {},
+    )
+    return path
+
+
+def settings(folder: Path, **keys: Any) -> Settings:
+    defaults: dict[str, Any] = {
+        "symbols": ["TESTUSDT"],
+        "model_folder": folder / "models",
+        "data_folder": folder / "data",
+        "features_kline": NAMES,
+        "labels": ["high_10", "low_10"],
+        "trainer": {"threads": 2},
+    }
+    return Settings(**(defaults | keys))
+
+
+def run(config: Settings, *options: str, command: Any = train) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    result: dict[str, Any] = command.run(
+        config, parser.parse_args(options), Progress(io.StringIO(), quiet=True)
+    )
+    assert command.summary(result)
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> dict[str, Any]:
+    path = write(folder / "TESTUSDT-1m.parquet", candles(5000))
+    return run(settings(folder), "--klines", str(path), "--promote")
+
+
+def test_a_release_has_every_model_of_every_label(folder: Path, result: dict[str, Any]) -> None:
+    names = [f"{label}_k_{algo}" for label in ("high_10", "low_10") for algo in ("gb", "nn", "lc")]
+    manifest = Bundle.load(folder / "models" / "current").manifest
+    assert manifest.id == result["release"] == current_id(folder / "models")
+    assert list(manifest.models) == list(result["models"]) == names
+    assert sorted(p.name for p in (folder / "models" / "current").iterdir()) == sorted(
+        [
+            *(f"{name}.onnx" for name in [*names, "bundle"]),
+            *("manifest.json", "metrics.json", "metrics.txt"),
+        ]
+    )
+    assert manifest.score.high == tuple(names[:3])
+    assert manifest.score.low == tuple(names[3:])
+    assert manifest.features == NAMES
+    assert manifest.schema_hash == FeatureSet.of(NAMES).schema
+    assert manifest.features_horizon == FeatureSet.of(NAMES).lookback
+    assert manifest.labels["low_10"].definition == "min(low[t+1 .. t+180]) <= close[t] * (1 - 1 %)"
+    assert manifest.labels["high_10"].side == "high"
+    assert manifest.symbols == ("TESTUSDT",)
+
+
+def test_figures_are_out_of_sample_with_their_interval(
+    folder: Path, result: dict[str, Any]
+) -> None:
+    for figures in result["models"].values():
+        assert figures["auc_low"] <= figures["auc"] <= figures["auc_high"]
+        assert 0 < figures["base_rate"] < 1
+    lines = (folder / "models" / "current" / "metrics.txt").read_text().splitlines()
+    assert [line.split(", ")[0] for line in lines] == list(result["models"])
+    report = json.loads((folder / "models" / "current" / "metrics.json").read_text())
+    assert report["models"] == result["models"]
+    assert result["parity"]["trees_equal"] is True
+    assert result["parity"]["rows"] == result["candles"]
+
+
+def test_the_same_data_gives_the_same_bytes(folder: Path, result: dict[str, Any]) -> None:
+    again = run(
+        settings(folder, trainer={"threads": 1}), "--klines", str(folder / "TESTUSDT-1m.parquet")
+    )
+    assert again["release"] != result["release"]
+    first, second = (
+        read_release(folder / "models" / "releases" / r["release"]) for r in (result, again)
+    )
+    assert first.bundle == second.bundle
+    assert first.manifest.models == second.manifest.models
+    assert first.manifest.metrics == second.manifest.metrics
+
+
+def test_nothing_at_or_after_until_is_used(
+    folder: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    before, after = candles(5000), candles(1000, seed=99)
+    until = int(before.open_time_ms[-1]) + M
+    longer = replace(
+        before,
+        open_time_ms=np.concatenate([before.open_time_ms, after.open_time_ms + 5000 * M]),
+        values=np.concatenate([before.values, after.values * 3]),
+    )
+    found = run(
+        settings(tmp_path),
+        *("--klines", str(write(tmp_path / "TESTUSDT-1m.parquet", longer))),
+        *("--until", str(until)),
+    )
+    assert result["last"] == found["last"]
+    bundles = [
+        read_release(base / "models" / "releases" / r["release"]).bundle
+        for base, r in ((folder, result), (tmp_path, found))
+    ]
+    assert bundles[0] == bundles[1]
+
+
+def test_no_label_of_a_training_row_reaches_the_test_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[list[Job]] = []
+    real = Fitter.fit_each
+
+    def spy(self: Fitter, jobs: list[Job], done: Any) -> Any:
+        seen.append(jobs)
+        return real(self, jobs, done)
+
+    monkeypatch.setattr(Fitter, "fit_each", spy)
+    table = candles(4000)
+    config = settings(tmp_path, algorithms=["lc"])
+    found = run(config, "--klines", str(write(tmp_path / "TESTUSDT-1m.parquet", table)))
+    rows = training_rows.gather(
+        [rasters.join(table)],
+        FeatureSet.of(NAMES),
+        config.labels,
+        horizon=180,
+        train_days=548,
+        nan_share=0.2,
+        workers=1,
+        advance=lambda count: None,
+    )
+    measured, final = seen
+    starts = [read_release(tmp_path / "models" / "releases" / found["release"]).manifest.training]
+    test_start = starts[0].test_start_ms
+    for job in measured:
+        last = rows.open_ms[job.positions].max()
+        assert last + 180 * M < test_start  # the label's last candle opens before
+        assert last + 181 * M == test_start  # and no row is given away
+    for job in final:
+        assert rows.open_ms[job.positions].max() == table.open_time_ms[-181]
+
+
+def test_features_that_are_mostly_missing_are_left_out_and_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "TESTUSDT-1m.csv.parquet", candles(4000), KLINE_COLUMNS[:5])
+    names = ("close_5", "trades_5", "tb_base_15", "close_trend_15")
+    config = settings(tmp_path, features_kline=names, algorithms=["gb", "lc"])
+    found = run(config, "--klines", str(path))
+    assert found["features"] == {"used": 2, "left_out": ["trades_5", "tb_base_15"]}
+    bundle = Bundle.load(tmp_path / "models" / "releases" / found["release"])
+    assert bundle.manifest.left_out == ("trades_5", "tb_base_15")
+    # they change nothing, and a live vector without them is valid
+    x = np.array([[1.0, np.nan, np.nan, 0.5], [1.0, 7.0, -7.0, 0.5]])
+    outputs = bundle.run(x).outputs
+    assert outputs[0].tobytes() == outputs[1].tobytes()
+    assert invalid_reason(x[0], bundle.manifest, False, True) == ""
+
+
+def test_a_side_without_cases_ends_in_one_line_and_no_release(tmp_path: Path) -> None:
+    table = candles(4000)
+    values = np.tile(table.values[0], (4000, 1))
+    values[:, :4] = 100 + np.sin(np.arange(4000) / 50)[:, None] * 1e-3
+    path = write(tmp_path / "TESTUSDT-1m.parquet", replace(table, values=values))
+    with pytest.raises(
+        Failure, match=r"no high label to train \(high_10: 0 of .* needed\)"
+    ) as error:
+        run(settings(tmp_path), "--klines", str(path))
+    assert "\n" not in str(error.value)
+    assert list_releases(tmp_path / "models") == []
+
+
+def test_a_label_with_few_cases_is_left_out_and_named(tmp_path: Path) -> None:
+    table = candles(4000)
+    # rises of 2.5 % within three hours are rare in a market of a third of the moves
+    values = table.values.copy()
+    values[:, :4] = values[:, :4] ** 0.33
+    path = write(tmp_path / "TESTUSDT-1m.parquet", replace(table, values=values))
+    labels = ["high_10", "high_25", "low_10"]
+    found = run(settings(tmp_path, labels=labels, algorithms=["lc"]), "--klines", str(path))
+    assert list(found["labels_left_out"]) == ["high_25"]
+    assert list(found["models"]) == ["high_10_k_lc", "low_10_k_lc"]
+    manifest = read_release(tmp_path / "models" / "releases" / found["release"]).manifest
+    assert "50 of either class" in manifest.labels["high_25"].left_out
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "says"),
+    [
+        ({"labels": ["high_max_180", "low_10"]}, (), "no yes-or-no label"),
+        ({"algorithms": []}, (), "name at least one"),
+        ({"algorithms": [{"name": "x", "algo": "gb", "params": {"leaves": 3}}]}, (), "leaves"),
+        ({"features_kline": ["close_bogus"]}, (), "close_bogus"),
+        ({}, ("--until", "5"), "no candle before"),
+        ({"features_futur": ["f_close_5"]}, (), "futur rows"),
+    ],
+)
+def test_a_bad_config_is_one_line_of_usage(
+    folder: Path,
+    result: dict[str, Any],
+    tmp_path: Path,
+    keys: dict[str, Any],
+    options: tuple[str, ...],
+    says: str,
+) -> None:
+    with pytest.raises(Usage, match=says):
+        run(settings(tmp_path, **keys), *options, "--klines", str(folder / "TESTUSDT-1m.parquet"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_too_little_history_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "TESTUSDT-1m.parquet", candles(700))
+    with pytest.raises(Failure, match="longest feature window"):
+        run(settings(tmp_path), "--klines", str(path))
+
+
+def test_several_symbols_train_one_release(tmp_path: Path) -> None:
+    paths = [
+        str(write(tmp_path / f"{symbol}-1m.parquet", candles(3500, seed, symbol)))
+        for seed, symbol in enumerate(("AUSDT", "BUSDT"))
+    ]
+    found = run(settings(tmp_path, algorithms=["lc"]), "--klines", *paths)
+    assert found["symbols"] == ["AUSDT", "BUSDT"]
+    assert found["rows"] == 2 * (3500 - FeatureSet.of(NAMES).lookback + 1)
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def gathered(table: KlineTable, train_days: float = 548) -> training_rows.Rows:
+    return training_rows.gather(
+        [rasters.join(table)],
+        FeatureSet.of(NAMES),
+        ["high_10", "low_10"],
+        horizon=180,
+        train_days=train_days,
+        nan_share=0.2,
+        workers=1,
+        advance=lambda count: None,
+    )
+
+
+def test_rows_are_whole_candles_with_covered_windows() -> None:
+    table = candles(4000)
+    keep = np.ones(4000, bool)
+    keep[2500:2510] = False
+    holed = replace(table, open_time_ms=table.open_time_ms[keep], values=table.values[keep])
+    rows = gathered(holed)
+    raster = to_raster(holed)
+    lookback = FeatureSet.of(NAMES).lookback
+    expected = [i for i in range(lookback - 1, 4000) if keep[i]]
+    assert rows.open_ms.tolist() == raster.open_time_ms[expected].tolist()
+    values = FeatureSet.of(NAMES).batch(int(raster.open_time_ms[0]) // M, raster.values)
+    assert rows.x.tobytes() == values[expected].astype(np.float32).tobytes()
+    near_gap = (rows.open_ms < raster.open_time_ms[2510]) & (
+        rows.open_ms >= raster.open_time_ms[2500 - 180]
+    )
+    assert np.isnan(rows.y["high_10"][near_gap]).all()
+
+
+def test_only_the_trailing_days_are_taken_and_their_features_need_not_be() -> None:
+    table = candles(5000)
+    few, all_rows = gathered(table, train_days=1), gathered(table)
+    assert len(few) == 1441
+    assert few.x.tobytes() == all_rows.x[-1441:].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("rows", "stride"), [(500, 1), (20_000, 1), (40_000, 2), (150_000, 7), (789_000, 10)]
+)
+def test_the_stride_keeps_twenty_thousand_rows(rows: int, stride: int) -> None:
+    assert training_rows.stride_for(rows) == stride
+
+
+def test_strided_rows_do_not_depend_on_where_the_data_starts() -> None:
+    table = candles(4000)
+    late = gathered(table.rows(137, 4000))
+    early = gathered(table)
+    strided = [
+        set(rows.open_ms[training_rows.chosen(rows, M, 7)].tolist()) for rows in (early, late)
+    ]
+    assert strided[1] < strided[0]
+    last = training_rows.chosen(early, M, 1, length=100)
+    assert early.open_ms[last].tolist() == table.open_time_ms[-100:].tolist()
+
+
+# --- predict, promote, rollback ------------------------------------------------------------------
+
+
+def test_predict_writes_what_live_would_say(
+    folder: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    table = candles(5000)
+    keep = np.ones(5000, bool)
+    keep[4000:4020] = False
+    holed = replace(table, open_time_ms=table.open_time_ms[keep], values=table.values[keep])
+    path, out = write(tmp_path / "TESTUSDT-1m.parquet", holed), tmp_path / "out.parquet"
+    found = run(settings(folder), "--klines", str(path), "--out", str(out), command=predict)
+    columns = klinefiles.read_columns(out)
+    bundle = Bundle.load(folder / "models" / "current")
+    assert list(columns) == ["open_time_ms", "close", *bundle.models, "score"]
+    assert len(columns["score"]) == found["rows"] == 5000
+    raster = to_raster(holed)
+    features = FeatureSet.of(NAMES)
+    window = features.window()
+    first = int(raster.open_time_ms[0]) // M
+    scored = 0
+    for row in range(5000):
+        values = window.step(first + row, raster.values[row])
+        gap, covered = bool(np.isnan(raster.values[row, 3])), row >= features.lookback - 1
+        invalid = invalid_reason(values, bundle.manifest, gap, covered)
+        assert bool(invalid) == np.isnan(columns["score"][row])
+        if not invalid and row % 100 == 0:
+            live = bundle.run(values[None])
+            assert live.score[0] == columns["score"][row]
+            assert live.named() == {name: columns[name][row] for name in bundle.models}
+        scored += not invalid
+    assert found["scored"] == scored
+
+
+def test_predict_refuses_other_intervals_and_releases(
+    folder: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    hourly = replace(candles(30), interval="1h")
+    hourly = replace(
+        hourly,
+        open_time_ms=hourly.open_time_ms[0] // 3_600_000 * 3_600_000
+        + 3_600_000 * np.arange(30, dtype=np.int64),
+    )
+    path = write(tmp_path / "TESTUSDT-1h.parquet", hourly)
+    with pytest.raises(Usage, match="is for 1m candles"):
+        run(
+            settings(folder),
+            "--klines",
+            str(path),
+            "--out",
+            str(tmp_path / "o.parquet"),
+            command=predict,
+        )
+    with pytest.raises(BadInput, match="release refused"):
+        run(settings(folder), "--release", "nothing", command=predict)
+    with pytest.raises(Failure, match="no release is live"):
+        run(settings(tmp_path), command=predict)
+
+
+def test_promote_verifies_and_rollback_returns(tmp_path: Path) -> None:
+    config = settings(tmp_path, algorithms=["lc"])
+    path = str(write(tmp_path / "TESTUSDT-1m.parquet", candles(3500)))
+    with pytest.raises(Failure, match="no release to promote"):
+        run(config, command=promote)
+    first = run(config, "--klines", path)["release"]
+    second = run(config, "--klines", path)["release"]
+    assert first < second
+    assert run(config, first, command=promote)["release"] == first
+    broken = tmp_path / "models" / "releases" / second / "bundle.onnx"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:-1])
+    with pytest.raises(BadInput, match=r"bundle\.onnx is not the file"):
+        run(config, command=promote)
+    assert current_id(tmp_path / "models") == first
+    broken.write_bytes(content)
+    assert run(config, command=promote) == {
+        "command": "promote",
+        "release": second,
+        "previous": first,
+    }
+    assert run(config, command=rollback)["release"] == first
+    with pytest.raises(Failure, match="no earlier release"):
+        run(config, command=rollback)
+    with pytest.raises(Failure, match="no release 'x'"):
+        run(config, "x", command=promote)
+
+
+# --- real candles --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_held_out_month_of_real_candles_has_equal_outputs(
+    market_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 default models on a year of BTC; June 2025, unseen, against the native models."""
+    kept: dict[str, Any] = {}
+    real = train.build
+
+    def spy(*arguments: Any) -> Any:
+        kept["trained"] = arguments[3]
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "build", spy)
+    (table,) = klinefiles.read_klines([market_data / "BTCUSDT-1m.parquet"])
+    june = int(np.datetime64("2025-06-01", "ms").astype(np.int64))
+    config = Settings(model_folder=tmp_path / "models", trainer={"train_days": 365})
+    found = run(config, "--klines", str(market_data / "BTCUSDT-1m.parquet"), "--until", str(june))
+    assert len(found["models"]) == 18
+    bundle = Bundle.load(tmp_path / "models" / "releases" / found["release"])
+    start = int(np.searchsorted(table.open_time_ms, june))
+    raster = to_raster(table.rows(start - 3000, len(table)))
+    values = FeatureSet.of(KLINE_51).batch(int(raster.open_time_ms[0]) // M, raster.values)[3000:]
+    outputs = bundle.run(values, threads=2)
+    x = values.astype(np.float32)
+    models = kept["trained"].models
+    native = np.column_stack([m.fitted.predict(x[:, list(m.columns)]) for m in models])
+    for column, model in enumerate(models):
+        if model.algorithm == "gb":
+            assert outputs.outputs[:, column].tobytes() == native[:, column].tobytes()
+    assert np.abs(outputs.outputs - native).max() < 1e-5
+    formula = bundle.manifest.score.formula
+    theirs = score(formula, [m.name for m in models], native)
+    sides = [[side(v, 0.15, -0.15) for v in s.tolist()] for s in (outputs.score, theirs)]
+    assert sides[0] == sides[1]
+    assert len(set(sides[0])) == 3
