@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from notifier.channel import Channel, Closed, Console, Slow
-from notifier.market import market_now_ms
 from notifier.messages import DUPLICATE, alert_text, clean, is_alert, score_text
 from notifier.outbox import Outbox, Pace, Score
 from shared.bus import Entry, Source, Step, Write, by_key, id_order, now_us
@@ -27,13 +26,11 @@ from shared.config import Settings
 from shared.errors import OutOfSync, Rejected, Unavailable, Unknown, Usage
 from shared.events import Delivery, Level, Notice, Notification, Signal
 from shared.logs import Quiet
+from shared.market import market_now_ms
 from shared.runtime import Session
-from shared.streams import NOTICE, NOTIFICATION, SIGNAL, Stream
+from shared.streams import ALERT, NOTICE, NOTIFICATION, SIGNAL
 
 log = logging.getLogger(__name__)
-# Messages about notices. The one that covers notices up to `<ms>-<n>` is claimed as `<ms>-<2n>`
-# and its outcome is `<ms>-<2n+1>`.
-ALERT = Stream("alert", Notification, "", True, NOTIFICATION.summary)
 _ALERTS = Source(ALERT)
 _NOTICES = Source(NOTICE)
 _BATCH = 256

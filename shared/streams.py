@@ -101,6 +101,9 @@ NOTIFICATION = Stream(
     True,
     lambda e: {"state": e.state, "text": e.text},
 )
+# Messages about notices: a claim covering notices up to `<ms>-<n>` is `<ms>-<2n>`, what became of
+# it `<ms>-<2n+1>`.
+ALERT = Stream("alert", Notification, "", True, NOTIFICATION.summary)
 NOTICE = Stream(
     "notice", Notice, "", False, lambda e: {"level": e.level, "code": e.code, "text": e.text}
 )
@@ -114,6 +117,7 @@ STREAMS: tuple[Stream[Any], ...] = (
     SIGNAL,
     ORDER,
     NOTIFICATION,
+    ALERT,
     NOTICE,
 )
 

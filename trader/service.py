@@ -5,10 +5,10 @@ from typing import Any
 
 from shared.bus import Entry, Source, Step, Write, by_key, id_order, now_us
 from shared.events import Level, OrderState, Signal
+from shared.market import market_now_ms
 from shared.runtime import Session
 from shared.streams import ORDER, SIGNAL
 from trader.decisions import MEMORY, SIDES, Decisions, Rules
-from trader.market import market_now_ms
 
 _BATCH = 256
 

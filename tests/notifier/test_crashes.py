@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from notifier.messages import DUPLICATE
-from notifier.service import ALERT, Notifier
+from notifier.service import Notifier
 from shared.bus import Bus, Source
 from shared.errors import Unavailable
 from shared.events import Delivery
 from shared.link import Link
 from shared.runtime import Health, Session
+from shared.streams import ALERT
 from tests.kills import Killed, Plan, pairs, singles
 from tests.notifier.desk import Desk, notice, open_desk, settings
 from tests.valkey import Server

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from notifier.messages import DUPLICATE
-from notifier.service import ALERT, Notifier
+from notifier.service import Notifier
 from shared.bus import Source
 from shared.config import Settings
 from shared.errors import OutOfSync
 from shared.events import Delivery, Level, Notification
 from shared.runtime import Session
+from shared.streams import ALERT
 from tests.fakes.telegram import (
     CHAT,
     TOKEN,
