@@ -18,11 +18,23 @@ All compiled functions live in this one file, because Numba's cache is keyed by 
 elsewhere could change without the cached kernel noticing.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+# Numba loads SciPy where it is installed, for its BLAS; the kernel has no use for it, and a live
+# service would pay for it with half a second and 30 MB.
+_hidden = "scipy" not in sys.modules
+if _hidden:
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # how Python says "not to be found"
+try:
+    import numba
+    import numba.np.arraymath
+finally:
+    if _hidden:
+        del sys.modules["scipy"]
 
 # How a series is derived from the columns of a source; a cell that is not finite is missing (NaN).
 COPY, DIFFERENCE, RATIO, PRODUCT = range(4)
@@ -67,7 +79,8 @@ _part: Any = numba.njit(  # type: ignore[call-overload]  # the stubs do not know
 )
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def cached(function: Callable[..., Any]) -> Any:
+    """Compiles at the first call, and keeps the result on disk for later processes if it can."""
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no writable place for the cache: compile in every process instead
@@ -606,7 +619,7 @@ def _write(outputs, features, m, r0, out):
                 out[_at(r0 + i), _at(column)] = features[o, _at(i)]
 
 
-@_compiled
+@cached
 def advance(rows, out, table, history, stacks, scratch):
     """Takes rows of one source, oldest first, that follow those before; writes their features.
 
