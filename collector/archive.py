@@ -34,13 +34,13 @@ class Archive:
         self._folder = folder
         self._symbol = symbol
         self._interval = interval
-        self._rows: dict[int, Kline] = {}
+        self.rows: dict[int, Kline] = {}
         self._lines: list[str] = []
 
     def add(self, klines: Iterable[Kline]) -> None:
         for kline in klines:
             if not kline.gap:
-                self._rows[kline.open_time_ms] = kline
+                self.rows[kline.open_time_ms] = kline
 
     def tell(self, remarks: Sequence[Remark]) -> None:
         """Into the ledger; a revised row replaces the archive's."""
@@ -76,14 +76,14 @@ class Archive:
 
     def take(self) -> tuple[list[Kline], list[str]]:
         """What is to be flushed; from now on it is the caller's."""
-        rows = [self._rows[t] for t in sorted(self._rows)]
+        rows = [self.rows[t] for t in sorted(self.rows)]
         lines = self._lines
-        self._rows, self._lines = {}, []
+        self.rows, self._lines = {}, []
         return rows, lines
 
     def give_back(self, rows: Sequence[Kline], lines: Sequence[str]) -> None:
         """A flush failed: newer rows and lines stay in front."""
-        self._rows = {row.open_time_ms: row for row in rows} | self._rows
+        self.rows = {row.open_time_ms: row for row in rows} | self.rows
         self._lines = [*lines, *self._lines]
 
     def flush(self, rows: Sequence[Kline], lines: Sequence[str]) -> None:

@@ -136,6 +136,7 @@ class Candles:
     _verify_at_s: float = field(init=False, default=0.0)
     _doubt: bool = field(init=False, default=False)
     _clock_in_doubt: bool = field(init=False, default=False)
+    _newest_at_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.step_ms = interval_ms(self.interval)
@@ -265,8 +266,11 @@ class Candles:
 
     def _repair(self, now_ms: int | None, at_s: float) -> Ask | None:
         due = at_s >= self._ask_at_s
-        if now_ms is None or self.newest_ms is None or (self._clock_in_doubt and due):
-            return Ask(purpose=Purpose.NEWEST, start_ms=None, limit=2) if due else None
+        newest = Ask(purpose=Purpose.NEWEST, start_ms=None, limit=2)
+        if self._clock_in_doubt and at_s >= self._newest_at_s:
+            return newest
+        if now_ms is None or self.newest_ms is None:
+            return newest if due else None
         if self.next_ms is None:
             self.next_ms = self.newest_ms - self.history_rows * self.step_ms
         if self.next_ms in self._held:
@@ -308,6 +312,7 @@ class Candles:
         if ask.purpose is Purpose.VERIFY:
             self._verify_at_s = at_s + _RETRY_S[1] / 4
         else:
+            self._newest_at_s = at_s + 1.0
             self._wait(at_s)
 
     def reply(
@@ -340,8 +345,8 @@ class Candles:
             self._compare(closed, rows, asked_ms or 0)
             return
         if ask.purpose is Purpose.NEWEST or self.next_ms is None or ask.start_ms is None:
-            doubted, self._clock_in_doubt = self._clock_in_doubt, False
-            if self.newest_ms is None or doubted:
+            self._clock_in_doubt, self._newest_at_s = False, at_s + 1.0
+            if self.newest_ms is None:
                 self._wait(at_s)
             else:
                 self._hurry()

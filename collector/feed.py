@@ -74,7 +74,7 @@ class _Line:
         self.any_s = self.opened_s
         self.acks = 0
         self.subscribed = asyncio.Event()
-        self.shutdown = False
+        self.shutdown = asyncio.Event()
         self.is_held = False
         self.ended = ""
         self.reader: asyncio.Task[None] | None = None
@@ -100,7 +100,7 @@ class _Line:
                     if self.acks <= 0:
                         self.subscribed.set()
                 elif isinstance(message, ShutdownWarning):
-                    self.shutdown = True
+                    self.shutdown.set()
         except Unavailable as error:
             self.ended = str(error)
 
@@ -226,29 +226,43 @@ class Feed:
     async def _until_it_must_go(self, line: _Line) -> str:
         """Returns why the connection must be replaced."""
         assert line.reader is not None  # noqa: S101  # opened before
-        while True:
-            await asyncio.wait((line.reader,), timeout=_TICK_S)
-            now_s = time.monotonic()
-            if now_s - line.opened_s > _STABLE_S:
-                self._delay_s = _BACKOFF_S[0]
-            if line.reader.done():
-                line.reader.result()
-                await self._pause()
-                return line.ended
-            if line.shutdown:
-                return "the server is about to close it"
-            if now_s - line.opened_s > self._rotate_s:
-                return "it is old"
-            if line.is_held:
-                continue
-            silent = self._silent(line, now_s)
-            if silent is not None:
-                self.patience.exhausted(silent)
-                what = "nothing came" if silent == "" else f"nothing came on {silent}"
-                self._on_trouble(
-                    "stream_silent", f"{what} for {self.patience.of(silent) / 2:.1f} s"
+        announced = asyncio.create_task(line.shutdown.wait())
+        try:
+            while True:
+                await asyncio.wait(
+                    (line.reader, announced),
+                    timeout=_TICK_S,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
-                return what
+                now_s = time.monotonic()
+                if now_s - line.opened_s > _STABLE_S:
+                    self._delay_s = _BACKOFF_S[0]
+                if line.reader.done():
+                    line.reader.result()
+                    await self._pause()
+                    return line.ended
+                reason = self._reason(line, now_s)
+                if reason:
+                    return reason
+        finally:
+            announced.cancel()
+
+    def _reason(self, line: _Line, now_s: float) -> str:
+        """Why a living connection must be replaced, "" while it need not."""
+        if line.shutdown.is_set():
+            return "the server is about to close it"
+        if now_s - line.opened_s > self._rotate_s:
+            return "it is old"
+        if line.is_held:
+            return ""
+        silent = self._silent(line, now_s)
+        if silent is None:
+            return ""
+        silent_s = self.patience.of(silent)
+        self.patience.exhausted(silent)
+        text = f"nothing came{silent and f' on {silent}'} for {silent_s:.1f} s"
+        self._on_trouble("stream_silent", text)
+        return text
 
     def _silent(self, line: _Line, now_s: float) -> str | None:
         """The stream that has been silent for too long; "" = the whole connection."""

@@ -86,6 +86,7 @@ class Series:
     place: Place
     candles: Candles
     archive: Archive | None
+    closed_ms: int = 0  # open time of the newest candle known to be closed, from the stream
 
 
 def history_rows(settings: Settings) -> int:
@@ -108,7 +109,7 @@ class Market:
         self.dirty: set[Series] = set()  # may have rows to write
         self.wake = asyncio.Event()  # the writer has something to do
         self.look = asyncio.Event()  # a core may want to ask
-        self.turned = asyncio.Event()  # a candle has begun
+        self.turned = asyncio.Event()  # a candle has closed
         self.idle = asyncio.Event()  # all that was ready is written and, in lock-step, taken
         self.idle.set()
         self.places = [self._place(SPOT, settings.binance_rest_url, http)]
@@ -136,6 +137,9 @@ class Market:
             try:
                 yield market
             finally:
+                for series in market.series:
+                    if series.archive is not None:
+                        series.archive.tell(series.candles.remarks)
                 await market.flush()
 
     def _place(self, venue: Venue, url: str, http: aiohttp.ClientSession) -> Place:
@@ -227,7 +231,13 @@ class Market:
                 self.wake.set()
             else:
                 self.look.set()
-        if candles.newest_ms != newest_ms:
+        closed_ms = series.closed_ms
+        if message.closed and candles.newest_ms == message.kline.open_time_ms:
+            closed_ms = candles.newest_ms
+        elif candles.newest_ms is not None and candles.newest_ms != newest_ms:
+            closed_ms = candles.newest_ms - candles.step_ms
+        if closed_ms > series.closed_ms:
+            series.closed_ms = closed_ms
             self.turned.set()
 
     def trouble(self, code: str, text: str) -> None:
@@ -543,7 +553,9 @@ async def _complete_archive(session: Session, market: Market) -> None:
 
 
 async def _snapshots(session: Session, market: Market) -> None:
-    """An order book per candle, under the open time of the candle that begins with it."""
+    """An order book per candle, taken at its close and written under its id: the seed's rows are
+    labelled with the start of the interval that the book ends (predecessor.md 8.6).
+    """
     place = market.places[0]
     spot = [s for s in market.series if s.place is place]
     settings = market.settings.collector
@@ -559,7 +571,7 @@ async def _snapshots(session: Session, market: Market) -> None:
         except (Unavailable, Rejected) as error:
             market.trouble("depth", f"{symbol}: {error}")
             return None
-        if series.candles.newest_ms != open_time_ms:
+        if series.closed_ms != open_time_ms:
             market.trouble("depth", f"{symbol}: the book of {iso(open_time_ms)} came too late")
             return None
         event = Depth(
@@ -582,12 +594,12 @@ async def _snapshots(session: Session, market: Market) -> None:
         now_ms = place.clock.now_ms(now_us())
         due = []
         for series in spot:
-            newest_ms = series.candles.newest_ms
-            if newest_ms is None or now_ms is None or newest_ms <= done[series.source.symbol]:
+            closed_ms, step_ms = series.closed_ms, series.candles.step_ms
+            if now_ms is None or closed_ms <= done[series.source.symbol]:
                 continue
-            done[series.source.symbol] = newest_ms
-            if now_ms - newest_ms <= series.candles.step_ms // 2:
-                due.append(snapshot(series, newest_ms))
+            done[series.source.symbol] = closed_ms
+            if now_ms - (closed_ms + step_ms) <= step_ms // 2:
+                due.append(snapshot(series, closed_ms))
         writes = [w for w in await asyncio.gather(*due) if w is not None]
         await session.bus.commit([Step(input=None, writes=(w,)) for w in writes])
 
