@@ -7,7 +7,6 @@ the bus is read and every candle is accounted for.
 
 import asyncio
 import json
-import math
 import os
 import subprocess
 import sys
@@ -45,6 +44,7 @@ _CANDLES_PER_S = 10  # the default speed: fast enough to end soon, slow enough t
 _STALL_S = 60.0
 _HOLE_S = 10.0  # entries that are missing once all stages are through get this long to appear
 _POLL_S = 0.1
+_COLLECTOR_START_S = 5.0
 # The synthetic market: as many candles as give every label its cases, ending at a fixed time.
 _SYNTHETIC_CANDLES = 40_000
 _SYNTHETIC_END_MS = 1_735_689_600_000  # 2025-01-01T00:00Z
@@ -69,7 +69,7 @@ class Options:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is played. history: candles that are past when the simulator starts; until_ms: open
-    time of the first candle it streams (a few before the window, so that everything is warm)."""
+    time of the first candle it streams, the window's or one a little before."""
 
     files: tuple[Path, ...]
     window: Window
@@ -136,8 +136,9 @@ def plan(options: Options, workdir: Path) -> Plan:
         step_ms=step_ms,
     )
     speed = options.speed or _CANDLES_PER_S * step_ms / 1000
-    # The market runs for a moment before it can be told to wait for the training.
-    lead = 2 if isinstance(speed, str) else math.ceil(0.5 * speed * 1000 / step_ms)
+    # A paced market moves on while the collector comes up: it starts that much earlier.
+    lead = 0 if isinstance(speed, str) else int(_COLLECTOR_START_S * speed * 1000 / step_ms)
+    lead = min(lead, TRAINING_CANDLES // 10)
     first = int(np.searchsorted(table.open_time_ms, window.first_ms)) - lead
     spacing_s = float(np.diff(table.open_time_ms[first - 1 :]).max()) / 1000
     return Plan(
@@ -218,11 +219,16 @@ class _Demo:
         async with Observer(self._server.local_url) as observer:
             async with asyncio.TaskGroup() as tasks:
                 training = tasks.create_task(self._train(the_plan, environment))
-                await self._start(the_plan, environment)
+                for name in SERVICES[1:]:
+                    await self._supervisor.start(service(name, environment=environment))
+                if isinstance(the_plan.speed, str):
+                    await self._start_simulator(the_plan, environment)
             trained = training.result()
             await self._until_ready(observer)
-            await self._control("resume")
+            if not isinstance(the_plan.speed, str):  # its market runs from its start
+                await self._start_simulator(the_plan, environment)
             self._screen.say(f"streaming {window.bars} candles")
+            await self._supervisor.start(service(SERVICES[0], environment=environment))
             found = await self._watch(observer, the_plan)
             result = self._result(the_plan, found, trained, time.monotonic() - started)
             self._report(result)
@@ -288,7 +294,8 @@ class _Demo:
         text = json.dumps(config, indent=2) + "\n"
         (self._workdir.path / "config.json").write_text(text, encoding="utf-8")
 
-    async def _start(self, the_plan: Plan, environment: Mapping[str, str]) -> None:
+    async def _start_simulator(self, the_plan: Plan, environment: Mapping[str, str]) -> None:
+        """At speed max its market waits for the collector to listen; else it runs at once."""
         window = the_plan.window
         arguments = (
             "--port", str(self._port), "--data", *map(str, the_plan.files),
@@ -297,21 +304,17 @@ class _Demo:
             "--workdir", str(self._workdir.path / "simulator"),
         )  # fmt: skip
         await self._supervisor.start(service("simulator", *arguments, environment=environment))
-        for name in SERVICES[1:]:
-            await self._supervisor.start(service(name, environment=environment))
-        # The market must stand still before anyone listens to it.
-        await self._control("pause")
-        await self._supervisor.start(service(SERVICES[0], environment=environment))
+        await self._answers()
 
-    async def _control(self, command: str) -> None:
-        """A command to the simulator's market clock, once it is up."""
-        url = f"http://{HOST}:{self._port}/control/{command}"
+    async def _answers(self) -> None:
+        """Returns once the simulator serves."""
+        url = f"http://{HOST}:{self._port}/api/v3/ping"
         deadline = time.monotonic() + _STALL_S
         timeout = aiohttp.ClientTimeout(total=5)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
                 try:
-                    async with session.post(url) as reply:
+                    async with session.get(url) as reply:
                         reply.raise_for_status()
                         return
                 except (aiohttp.ClientError, TimeoutError) as error:
@@ -330,8 +333,9 @@ class _Demo:
         return await train(self._supervisor, "train", *arguments, environment=environment)
 
     async def _until_ready(self, observer: Observer) -> None:
+        """All but the collector, which brings the first candle."""
         deadline = time.monotonic() + _STALL_S
-        waiting = dict.fromkeys(SERVICES, "")
+        waiting = dict.fromkeys(SERVICES[1:], "")
         while waiting:
             beats = await observer.ask(heartbeats)
             waiting = {n: why for n in waiting if (why := not_ready(beats, n)) is not None}

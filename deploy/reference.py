@@ -214,10 +214,10 @@ def command_help() -> str:
                 continue
             shown = ", ".join(action.option_strings) or str(action.metavar or action.dest)
             if action.option_strings and action.nargs != 0:
-                shown += f" {action.metavar or action.dest.upper()}"
+                shown += f" {action.metavar or action.dest.upper()}".replace("|", "\\|")
             options.append(f"| `{shown}` | {action.help} |")
         table = ["", "| option | |", "| --- | --- |", *options] if options else []
-        parts.append("\n".join([f"#### `itb {name}`", "", str(command.description), *table]))
+        parts.append("\n".join([f"### `itb {name}`", "", str(command.description), *table]))
     return "\n\n".join(parts)
 
 
