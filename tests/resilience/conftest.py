@@ -1,5 +1,6 @@
 """A release and one undisturbed run, shared by the tests that compare with them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,20 @@ FEATURES = (
     "close_5", "close_60", "close_std_60", "volume_15", "tb_base_60", "trades_60", "span_15",
     "close_trend_15", "close_trend_60", "close_area_60",
 )  # fmt: skip
+
+# Taken out of the environment: the config refuses ITB_ variables that it does not know.
+_SEED = os.environ.pop("ITB_KILL_SEED", None)
+_KILLS = os.environ.pop("ITB_KILLS", None)
+
+
+def kill_seed(default: int) -> int:
+    """Seed of a run's kill times; the variable replays a printed one."""
+    return default if _SEED is None else int(_SEED)
+
+
+def kill_count(default: int) -> int:
+    """Kills per service of each run."""
+    return default if _KILLS is None else int(_KILLS)
 
 
 @pytest.fixture(scope="session")

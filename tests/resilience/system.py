@@ -22,7 +22,7 @@ import aiohttp
 import redis
 
 from shared.streams import SIGNAL, health_key
-from tests.resilience.tape import SYMBOL, Tape
+from tests.resilience.tape import SYMBOL, M, Tape
 from tests.valkey import Server, free_port
 
 SERVICES = ("collector", "featurizer", "predictor", "notifier", "trader")
@@ -52,6 +52,7 @@ class System:
         self.server = Server(folder / "valkey")
         self.kills: Counter[str] = Counter()
         self.surprises: list[str] = []
+        self.played = 0  # candles since the market opened, by `advance`
         self.signals_ms = 0  # the newest signal's candle
         self._port = free_port()
         self._speed = speed
@@ -168,9 +169,20 @@ class System:
             assert reply.status == 200, answer
             return answer
 
-    async def advance(self, candles: int) -> int:
-        """The market goes on by so many candles; returns how many there were."""
-        return int((await self.control("advance", candles=candles))["played"])
+    async def advance(self, candles: int) -> None:
+        """The market goes on by so many candles."""
+        self.played += int((await self.control("advance", candles=candles))["played"])
+
+    @property
+    def live(self) -> int:
+        """Candles that the market plays in all."""
+        return self.tape.candles - self.tape.history
+
+    @property
+    def behind(self) -> int:
+        """Minutes from the newest signal to the newest candle that was played."""
+        newest_ms = self.tape.there[self.tape.history + self.played - 1]
+        return (newest_ms - self.signals_ms) // M
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"

@@ -21,12 +21,17 @@ class Tape:
     """A file of candles. history: how many of them are past when the market opens.
 
     klines: every raster row from the first candle to the last, a gap marker where there is none.
+    there: open times of those that exist.
     """
 
     path: Path
     history: int
-    candles: int
     klines: tuple[Kline, ...]
+    there: tuple[int, ...]
+
+    @property
+    def candles(self) -> int:
+        return len(self.there)
 
     @property
     def rows(self) -> npt.NDArray[np.float64]:
@@ -79,7 +84,7 @@ def record(folder: Path, *, history: int, live: int, seed: int) -> Tape:
         for n, time_ms in enumerate(times)
     )
     past = int(there[:history].sum())
-    return Tape(path=path, history=past, candles=int(there.sum()), klines=klines)
+    return Tape(path=path, history=past, klines=klines, there=tuple(times[there].tolist()))
 
 
 def _marker(time_ms: int) -> Kline:

@@ -6,7 +6,6 @@ each run.
 """
 
 import asyncio
-import os
 import random
 import sys
 from collections import Counter
@@ -16,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.resilience import checks
-from tests.resilience.conftest import FEATURES
+from tests.resilience.conftest import FEATURES, kill_count, kill_seed
 from tests.resilience.system import SERVICES, VALKEY, System, strike, strike_valkey
-from tests.resilience.tape import M, Tape, record
+from tests.resilience.tape import Tape, record
 
 _LAG = 400  # candles that may wait for their signals before the market pauses
 _HISTORY = 1_600  # more than the longest window, so that most scores are valid
@@ -48,14 +47,24 @@ async def _undisturbed(folder: Path, models: Path, *, live: int, seed: int) -> U
 
 
 async def _play_to_the_end(system: System) -> checks.Kept:
+    """The rest of the market, at a pace that everybody can follow, and what then is on the bus."""
     with system.client as client:
         if system.lock_step:
             await system.control("resume")
-        while not system.lock_step and await system.advance(50):
-            pass
+        else:
+            await _play(system)
         finished = checks.is_finished(client, system.tape.last_ms)
         await system.until(finished, "the last candle's signal")
         return checks.read_bus(client)
+
+
+async def _play(system: System) -> None:
+    """The last candles go one by one: that a candle has closed is certain only to who hears it or
+    sees a later one, and behind the last one there is none."""
+    while (left := system.live - system.played) > 0:
+        allowed = _LAG if left > 5 else 1
+        await system.until(lambda most=allowed: system.behind <= most, "signals")  # type: ignore[misc]
+        await system.advance(min(50, left - 5) if left > 5 else 1)
 
 
 async def _storm(
@@ -78,20 +87,15 @@ async def _storm(
     async with System.running(folder, tape, models, FEATURES, lock_step=lock_step) as system:
         async with asyncio.TaskGroup() as tasks:
             done: Counter[str] = Counter()
-            strikes = [
-                tasks.create_task(
-                    strike_valkey(system, kills, _random(seed, name), done, lose=lose)
-                    if name == VALKEY
-                    else strike(system, name, kills, _random(seed, name), done)
-                )
-                for name in victims
-            ]
+            for name in victims:
+                rng = _random(seed, name)
+                if name == VALKEY:
+                    tasks.create_task(strike_valkey(system, kills, rng, done, lose=lose))
+                else:
+                    tasks.create_task(strike(system, name, kills, rng, done))
             market = _in_lock_step if lock_step else _ahead
-            playing = tasks.create_task(
-                market(system, done, kills * len(victims), _random(seed, "market"))
-            )
-            await asyncio.wait(strikes)
-            playing.cancel()
+            total = kills * len(victims)
+            tasks.create_task(market(system, done, total, _random(seed, "market")))
         await system.until_ready()
         kept = await _play_to_the_end(system)
         tails, log = system.tails(), system.log("notifier")
@@ -111,14 +115,10 @@ def _random(seed: int, name: str) -> random.Random:
 async def _ahead(system: System, done: Counter[str], total: int, rng: random.Random) -> None:
     """The market goes on whoever is down, in pace with the kills; it stops only where too many
     candles wait for their signals."""
-    tape = system.tape
-    there = [kline.open_time_ms for kline in tape.klines if not kline.gap]
-    played = 0
-    while True:
-        wanted = int((tape.candles - tape.history) * (0.02 + 0.93 * done.total() / total))
-        behind_ms = there[tape.history + played - 1] - system.signals_ms
-        if played < wanted and behind_ms <= _LAG * M:
-            played += await system.advance(min(rng.randrange(1, 12), wanted - played))
+    while done.total() < total:
+        wanted = int(system.live * (0.02 + 0.93 * done.total() / total))
+        if system.played < wanted and system.behind <= _LAG:
+            await system.advance(min(rng.randrange(1, 12), wanted - system.played))
         system.check_alive(f"kills: {dict(done)}")
         await asyncio.sleep(0.02)
 
@@ -127,29 +127,22 @@ async def _in_lock_step(
     system: System, done: Counter[str], total: int, _rng: random.Random
 ) -> None:
     """The market stands while somebody has not taken the last candle."""
-    tape = system.tape
     state = await system.control("pause")
-    while True:
-        wanted = int((tape.candles - tape.history) * (0.02 + 0.93 * done.total() / total))
-        command = "resume" if state["steps_done"] - tape.history < wanted else "pause"
+    while done.total() < total:
+        wanted = int(system.live * (0.02 + 0.93 * done.total() / total))
+        command = "resume" if state["steps_done"] - system.tape.history < wanted else "pause"
         state = await system.control(command)
         system.check_alive(f"kills: {dict(done)}")
         await asyncio.sleep(0.02)
-
-
-def _seed(run: int) -> int:
-    return int(os.environ.get("ITB_KILL_SEED", "1")) + run
-
-
-def _kills(default: int) -> int:
-    return int(os.environ.get("ITB_KILLS", default))
 
 
 async def test_killed_at_random_moments_all_streams_are_those_of_an_undisturbed_run(
     tmp_path: Path, models: Path
 ) -> None:
     undisturbed = await _undisturbed(tmp_path, models, live=400, seed=3)
-    await _storm(tmp_path / "storm", models, undisturbed, kills=_kills(3), seed=_seed(0), lose=True)
+    await _storm(
+        tmp_path / "storm", models, undisturbed, kills=kill_count(3), seed=kill_seed(1), lose=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +158,12 @@ async def test_killed_a_hundred_times_over_candles_that_do_not_wait(
     tmp_path: Path, models: Path, long_run: Undisturbed, run: int
 ) -> None:
     await _storm(
-        tmp_path / "storm", models, long_run, kills=_kills(35), seed=_seed(100 + run), lose=True
+        tmp_path / "storm",
+        models,
+        long_run,
+        kills=kill_count(35),
+        seed=kill_seed(100 + run),
+        lose=True,
     )
 
 
@@ -175,7 +173,12 @@ async def test_killed_in_lock_step_with_the_market(
     tmp_path: Path, models: Path, long_run: Undisturbed
 ) -> None:
     await _storm(
-        tmp_path / "storm", models, long_run, kills=_kills(35), seed=_seed(200), lock_step=True
+        tmp_path / "storm",
+        models,
+        long_run,
+        kills=kill_count(35),
+        seed=kill_seed(200),
+        lock_step=True,
     )
 
 
@@ -185,5 +188,10 @@ async def test_with_valkey_untouched_nobody_is_told_twice(
     tmp_path: Path, models: Path, long_run: Undisturbed
 ) -> None:
     await _storm(
-        tmp_path / "storm", models, long_run, kills=_kills(35), seed=_seed(300), victims=SERVICES
+        tmp_path / "storm",
+        models,
+        long_run,
+        kills=kill_count(35),
+        seed=kill_seed(300),
+        victims=SERVICES,
     )
