@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from shared.times import iso
 
 _DEFAULT_WORKDIR = Path("work/live")
 _POLL_S = 0.25
+_MOST_LINES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,9 @@ class _Watch:
             self._tell_ready(await observer.ask(heartbeats))
             for source in sources:
                 entries = await observer.ask(partial(self._new, source=source))
-                for entry in entries:
+                if len(entries) > _MOST_LINES:
+                    self.screen.say(f"{source.key}: {len(entries)} entries at once, as history")
+                for entry in entries[-_MOST_LINES:]:
                     self._tell(entry)
             await asyncio.sleep(_POLL_S)
 
@@ -133,8 +137,10 @@ class _Watch:
     def _tell_ready(self, beats: Mapping[str, Mapping[str, object]]) -> None:
         for name in SERVICES:
             why = not_ready(beats, name)
-            if name not in self.why or why != self.why[name]:
-                self.why[name] = why
+            # "2,880 candles behind" and then fewer is one piece of news.
+            news = None if why is None else re.sub(r"\d+", "", why)
+            if name not in self.why or news != self.why[name]:
+                self.why[name] = news
                 self.screen.say(f"{name} is ready" if why is None else f"{name}: {why}")
 
     def _tell(self, entry: Entry[Any]) -> None:
