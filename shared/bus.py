@@ -404,8 +404,9 @@ class Bus:
         for name, (delivered, pending) in (await self.group_position(source)).items():
             floor = min(floor, id_order(delivered))
             if pending:
-                summary = await self._link.one("XPENDING", source.key, name)
-                floor = min(floor, id_order(summary[1].decode()))
+                first = (await self._link.one("XPENDING", source.key, name))[1]
+                if first is not None:  # acknowledged meanwhile: only newer ones can be pending
+                    floor = min(floor, id_order(first.decode()))
         return int(await self._link.one("XTRIM", source.key, "MINID", f"{floor[0]}-{floor[1]}"))
 
     # -----------------------------------------------------------------------------------------

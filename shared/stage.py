@@ -17,6 +17,8 @@ from shared.runtime import Session
 from shared.times import interval_ms
 
 _PAGE = 1_000
+_CHUNK = 64
+_READ = 4_096  # entries taken at once, over all streams
 
 
 _KEEP_MS = 8 * 86_400_000  # a week for people and replays, and a day to spare
@@ -86,6 +88,7 @@ class Stage:
 
         The service is ready once it has done what stood on the streams when it began.
         """
+        count = max(1, _READ // len(self._sources))
         newest = {key: await self._bus.last_id(s) or "0-0" for key, s in self._sources.items()}
         while True:
             behind = [key for key in newest if self._behind(key, newest[key])]
@@ -95,7 +98,7 @@ class Stage:
             else:
                 self._session.health.not_ready(f"catching up: {behind[0]}")
             self._session.alive()
-            entries = await self._bus.read(self._sources)
+            entries = await self._bus.read(self._sources, count=count)
             if between is not None:
                 between()
             if entries:
@@ -128,6 +131,13 @@ class Stage:
         await self._bus.commit([Step(input=entry) for entry in pending.values()])
 
     async def _do(self, entries: Sequence[Entry[Any]]) -> None:
+        """In chunks: what follows us begins on the first while we compute the next, and neither
+        the heartbeat nor the watchdog waits for a long backlog."""
+        for start in range(0, len(entries), _CHUNK):
+            self._session.alive()
+            await self._do_chunk(entries[start : start + _CHUNK])
+
+    async def _do_chunk(self, entries: Sequence[Entry[Any]]) -> None:
         if self._prepare is not None:
             for key in dict.fromkeys(entry.source.key for entry in entries):
                 own = [entry for entry in entries if entry.source.key == key]

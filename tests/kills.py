@@ -63,7 +63,7 @@ async def run_until_caught_up(
         return replies
 
     async def read(self: Bus, sources: Any, **options: Any) -> Any:
-        entries = await real_read(self, sources, count=3, block_ms=1)
+        entries = await real_read(self, sources, **options | {"count": 3, "block_ms": 1})
         if not entries:
             raise CaughtUp
         return entries
