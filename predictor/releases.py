@@ -80,10 +80,12 @@ class ReleaseInUse:
             return
         self._refused = ()
         self._next = bundle
-        note = f"; {bundle.note}" if bundle.note else ""
-        await self._session.notice(
-            Level.WARNING if note else Level.INFO, "release", f"release {bundle.id} loaded{note}"
-        )
+        left_out = ", ".join(bundle.manifest.left_out)
+        text = f"release {bundle.id} loaded"
+        text += f"; it does without {left_out}" if left_out else ""
+        text += f"; {bundle.note}" if bundle.note else ""
+        level = Level.WARNING if bundle.note else Level.INFO
+        await self._session.notice(level, "release", text)
 
     async def _refuse(self, release: str, reason: str) -> None:
         if self._refused == (release, reason):

@@ -33,6 +33,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "features": ("trainer.features", "compute features, from the config or from bare files"),
     "labels": ("trainer.labels", "compute labels"),
     "train": ("trainer.train", "train the models and write a release"),
+    "predict": ("trainer.predict", "score candles with a release"),
+    "promote": ("trainer.promote", "make a release live"),
+    "rollback": ("trainer.rollback", "make the release before live again"),
 }
 
 
