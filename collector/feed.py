@@ -41,6 +41,8 @@ _BACKOFF_S = (0.05, 4.0)
 _SUBSCRIBED_S = 10.0
 _STABLE_S = 30.0
 _TICK_S = 0.25
+_LATER_S = 0.001
+_LATER = 1_000
 
 
 @dataclass(slots=True)
@@ -78,33 +80,54 @@ class _Line:
         self.is_held = False
         self.ended = ""
         self.reader: asyncio.Task[None] | None = None
+        self._later: list[Frame] = []
 
     async def read(self) -> None:
-        """Hands every message on until the connection ends."""
+        """Hands every message on until the connection ends.
+
+        Closed candles at once; the rest a moment later, so that of hundreds of candles that close
+        together none waits for the updates of open ones.
+        """
         assert self.socket is not None  # noqa: S101  # opened before
-        receive, hand_on = self.socket.receive, self._feed.on_frame
+        receive, loop = self.socket.receive, asyncio.get_running_loop()
         try:
             while True:
                 frame = await receive()
                 self.any_s = time.monotonic()
-                message = hand_on(frame)
-                if isinstance(message, KlineUpdate):
-                    stream = message.stream
-                    before_s = self.heard_s.get(stream, self.opened_s)
-                    self._feed.patience.spoke(stream, self.any_s - before_s)
-                    self.heard_s[stream] = self.any_s
-                elif isinstance(message, Ack):
-                    self.acks -= 1
-                    if message.error:
-                        self._feed.refused(message.error)
-                    if self.acks <= 0:
-                        self.subscribed.set()
-                elif isinstance(message, ShutdownWarning):
-                    self.shutdown.set()
+                if is_closed_candle(frame.text):
+                    self._hand_on(frame)
+                    continue
+                if not self._later:
+                    loop.call_later(_LATER_S, self._catch_up)
+                self._later.append(frame)
+                if len(self._later) >= _LATER:
+                    self._catch_up()
         except Unavailable as error:
             self.ended = str(error)
 
+    def _catch_up(self) -> None:
+        frames, self._later = self._later, []
+        for frame in frames:
+            self._hand_on(frame)
+
+    def _hand_on(self, frame: Frame) -> None:
+        message = self._feed.on_frame(frame)
+        if isinstance(message, KlineUpdate):
+            stream = message.stream
+            before_s = self.heard_s.get(stream, self.opened_s)
+            self._feed.patience.spoke(stream, self.any_s - before_s)
+            self.heard_s[stream] = self.any_s
+        elif isinstance(message, Ack):
+            self.acks -= 1
+            if message.error:
+                self._feed.refused(message.error)
+            if self.acks <= 0:
+                self.subscribed.set()
+        elif isinstance(message, ShutdownWarning):
+            self.shutdown.set()
+
     async def before_pong(self) -> None:
+        self._catch_up()
         if self._feed.hold is None:
             return
         self.is_held = True

@@ -139,8 +139,8 @@ def _float(value: Any) -> float:
 
     The text "NaN" is what the simulator sends where its source lacks a column.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadInput(f"{value!r} is no number")
+    if type(value) is not str and type(value) is not int and type(value) is not float:
+        raise BadInput(f"{value!r} is no number")  # True and False are none, either
     try:
         return float(value)
     except (ValueError, OverflowError):
