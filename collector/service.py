@@ -338,7 +338,9 @@ async def serve(market: Market, session: Session) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_ask(market))
         tasks.create_task(_keep_house(session, market))
-        own = [s.source for s in market.series]
+        own: list[Source[Any]] = [s.source for s in market.series]
+        if market.settings.collector.depth:
+            own += [Source(DEPTH, symbol) for symbol in market.settings.symbols]
         tasks.create_task(janitor(session, own, least_rows=history_rows(market.settings)))
         if market.settings.collector.archive:
             tasks.create_task(_complete_archive(session, market))
