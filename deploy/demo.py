@@ -136,8 +136,9 @@ def plan(options: Options, workdir: Path) -> Plan:
         step_ms=step_ms,
     )
     speed = options.speed or _CANDLES_PER_S * step_ms / 1000
-    # A paced market moves on while the collector comes up: it starts that much earlier.
-    lead = 0 if isinstance(speed, str) else int(_COLLECTOR_START_S * speed * 1000 / step_ms)
+    # A paced market moves on while the collector comes up: it starts that much earlier. An unpaced
+    # one is told to wait, and may have sent one candle by then.
+    lead = 1 if isinstance(speed, str) else int(_COLLECTOR_START_S * speed * 1000 / step_ms)
     lead = min(lead, TRAINING_CANDLES // 10)
     first = int(np.searchsorted(table.open_time_ms, window.first_ms)) - lead
     spacing_s = float(np.diff(table.open_time_ms[first - 1 :]).max()) / 1000
@@ -209,6 +210,7 @@ class _Demo:
         await self._supervisor.start(self._server.program())
         the_plan = await asyncio.to_thread(plan, self._options, self._workdir.path)
         window = the_plan.window
+        is_unpaced = isinstance(the_plan.speed, str)
         self._screen.say(
             f"{window.symbol} {window.interval}: {the_plan.candles:,} candles, the last "
             f"{window.bars} of them will be streamed; work folder {self._workdir.path}"
@@ -221,14 +223,15 @@ class _Demo:
                 training = tasks.create_task(self._train(the_plan, environment))
                 for name in SERVICES[1:]:
                     await self._supervisor.start(service(name, environment=environment))
-                if isinstance(the_plan.speed, str):
-                    await self._start_simulator(the_plan, environment)
+                if is_unpaced:
+                    await self._start_market(the_plan, environment)
             trained = training.result()
-            await self._until_ready(observer)
-            if not isinstance(the_plan.speed, str):  # its market runs from its start
-                await self._start_simulator(the_plan, environment)
+            await self._until_ready(observer, SERVICES if is_unpaced else SERVICES[1:])
+            if is_unpaced:
+                await self._simulator("POST", "/control/resume")
+            else:
+                await self._start_market(the_plan, environment)
             self._screen.say(f"streaming {window.bars} candles")
-            await self._supervisor.start(service(SERVICES[0], environment=environment))
             found = await self._watch(observer, the_plan)
             result = self._result(the_plan, found, trained, time.monotonic() - started)
             self._report(result)
@@ -294,8 +297,9 @@ class _Demo:
         text = json.dumps(config, indent=2) + "\n"
         (self._workdir.path / "config.json").write_text(text, encoding="utf-8")
 
-    async def _start_simulator(self, the_plan: Plan, environment: Mapping[str, str]) -> None:
-        """At speed max its market waits for the collector to listen; else it runs at once."""
+    async def _start_market(self, the_plan: Plan, environment: Mapping[str, str]) -> None:
+        """Simulator and collector. At speed max the market stands still until it is told to go on;
+        otherwise it runs from now on."""
         window = the_plan.window
         arguments = (
             "--port", str(self._port), "--data", *map(str, the_plan.files),
@@ -304,17 +308,22 @@ class _Demo:
             "--workdir", str(self._workdir.path / "simulator"),
         )  # fmt: skip
         await self._supervisor.start(service("simulator", *arguments, environment=environment))
-        await self._answers()
+        if isinstance(the_plan.speed, str):
+            await self._simulator("POST", "/control/pause")
+        else:
+            await self._simulator("GET", "/api/v3/ping")
+        await self._supervisor.start(service(SERVICES[0], environment=environment))
 
-    async def _answers(self) -> None:
-        """Returns once the simulator serves."""
-        url = f"http://{HOST}:{self._port}/api/v3/ping"
+    async def _simulator(self, method: str, path: str) -> None:
+        """A request to the simulator, once it is up."""
         deadline = time.monotonic() + _STALL_S
         timeout = aiohttp.ClientTimeout(total=5)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
                 try:
-                    async with session.get(url) as reply:
+                    async with session.request(
+                        method, f"http://{HOST}:{self._port}{path}"
+                    ) as reply:
                         reply.raise_for_status()
                         return
                 except (aiohttp.ClientError, TimeoutError) as error:
@@ -332,10 +341,9 @@ class _Demo:
         )  # fmt: skip
         return await train(self._supervisor, "train", *arguments, environment=environment)
 
-    async def _until_ready(self, observer: Observer) -> None:
-        """All but the collector, which brings the first candle."""
+    async def _until_ready(self, observer: Observer, names: Sequence[str]) -> None:
         deadline = time.monotonic() + _STALL_S
-        waiting = dict.fromkeys(SERVICES[1:], "")
+        waiting = dict.fromkeys(names, "")
         while waiting:
             beats = await observer.ask(heartbeats)
             waiting = {n: why for n in waiting if (why := not_ready(beats, n)) is not None}
