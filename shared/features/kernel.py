@@ -62,6 +62,9 @@ ZERO = 1e-35
 CLOSE_CALL = 1e-5
 """A difference smaller than this part of its terms is computed again in twice the precision."""
 
+FLAT = 1e-7
+"""The same for two mean prices, beside the price itself."""
+
 NOISE = 1e-26
 VARIANCE_NOISE = 1e-18
 """A difference smaller than this part of its terms is zero, as far as even that can tell."""
@@ -561,8 +564,8 @@ def _areas(slots, series, counts, p0, m, age, results, sums):
 
 
 @_part
-def _finish(outputs, slots, series, results, p0, m, features):
-    """Features from the results of their slots."""
+def _finish(outputs, slots, series, results, p0, m, features, near):
+    """Features from the results of their slots; near: (chunk,) scratch."""
     for o in range(outputs.shape[0]):
         slot = outputs[o, SLOT]
         x = slots[slot, RESULT] + outputs[o, PART]
@@ -580,23 +583,21 @@ def _finish(outputs, slots, series, results, p0, m, features):
                 middle, middle_below = results[x + 1, _at(i)], results[b + 1, _at(i)]
                 difference = (value - below) + (middle - middle_below)
                 features[o, _at(i)] = 100.0 * difference / (below + middle_below)
-                near = abs(difference) < CLOSE_CALL * (abs(value) + abs(below))
-                close_calls += 1 if near and difference != 0.0 else 0
+                # The rests may be small because far prices cancel out: hence the second term.
+                close = CLOSE_CALL * (abs(value) + abs(below)) + FLAT * abs(middle_below)
+                near[_at(i)] = 1.0 if abs(difference) < close and difference != 0.0 else 0.0
+                close_calls += 1 if abs(difference) < close and difference != 0.0 else 0
         else:
             for i in range(m):
                 value, below = results[x, _at(i)], results[b, _at(i)]
                 difference = value - below
                 features[o, _at(i)] = 100.0 * difference / below
-                near = abs(difference) < CLOSE_CALL * (abs(value) + abs(below))
-                close_calls += 1 if near and difference != 0.0 else 0
+                close = CLOSE_CALL * (abs(value) + abs(below))
+                near[_at(i)] = 1.0 if abs(difference) < close and difference != 0.0 else 0.0
+                close_calls += 1 if abs(difference) < close and difference != 0.0 else 0
         if close_calls > 0:
             for i in range(m):
-                value, below = results[x, i], results[b, i]
-                difference = value - below
-                if slots[slot, KIND] == VWAP:
-                    difference += results[x + 1, i] - results[b + 1, i]
-                near = abs(difference) < CLOSE_CALL * (abs(value) + abs(below))
-                if near and difference != 0.0 and abs(features[o, i]) < np.inf:
+                if near[i] != 0.0 and abs(features[o, i]) < np.inf:
                     features[o, i] = _careful_relative(
                         slots[slot], slots[base], series, p0 + i, features[o, i]
                     )
@@ -679,5 +680,5 @@ def advance(rows, out, table, history, stacks, scratch):
             else:
                 _areas(group, series, counts, p0, m, age, results, sums)
             s = stop
-        _finish(outputs, slots, series, results, p0, m, features)
+        _finish(outputs, slots, series, results, p0, m, features, sums[0])
         _write(outputs, features, m, r0, out)

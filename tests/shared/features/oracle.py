@@ -19,11 +19,14 @@ def value(name, rows, at):
     return Oracle(rows).value(name, at)
 
 
-def agrees(expected, got, tolerance=1e-9):
-    """Whether a value is the expected one, NaN included; the tolerance is relative only."""
+def agrees(expected, got, floor=0.0):
+    """Whether a value is the expected one to 1e-9 relative, NaN included.
+
+    floor: absolute difference that is let pass; 0 unless the data are made to be absurd.
+    """
     if math.isnan(expected) or math.isnan(got):
         return math.isnan(expected) and math.isnan(got)
-    return abs(expected - got) <= tolerance * abs(expected)
+    return abs(expected - got) <= max(1e-9 * abs(expected), floor)
 
 
 class Oracle:
