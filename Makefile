@@ -11,6 +11,9 @@ PYTEST_ARGS ?=
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	if $$p -c '$(NEW_ENOUGH)' 2>/dev/null; then echo $$p; break; fi; done)
+# Where deploy/openmp.py puts what a slim Linux lacks; the loader ignores it elsewhere.
+OPENMP := $(VENV)/lib/openmp
+export LD_LIBRARY_PATH := $(CURDIR)/$(OPENMP)$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
 # Quiet about itself, not about what it fetches. All of it goes to stderr: stdout is the command's.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A full environment serves every target; otherwise the smallest that does.
@@ -75,6 +78,7 @@ define install
 	@echo "Installing from $(1) into $(VENV)" >&2
 	@$(PIP) install --require-hashes --no-deps -r $(1) >&2
 	@$(PIP) install -q --no-deps --no-build-isolation -e . >&2
+	@$(BIN)/python -m deploy.openmp $(OPENMP)
 	@mkdir -p $(STAMPS) && touch $@
 endef
 
