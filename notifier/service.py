@@ -28,6 +28,7 @@ from shared.events import Delivery, Level, Notice, Notification, Signal
 from shared.logs import Quiet
 from shared.market import market_now_ms
 from shared.runtime import Session
+from shared.stage import janitor
 from shared.streams import ALERT, NOTICE, NOTIFICATION, SIGNAL
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class Notifier:
         intake.alerted = await delivery.settle_alert()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(delivery.run(), name="delivery")
+            said = [Source(NOTIFICATION, symbol, settings.interval) for symbol in settings.symbols]
+            tasks.create_task(janitor(session, [*said, _ALERTS, _NOTICES], least_rows=1))
             await intake.run()
 
 
