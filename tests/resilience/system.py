@@ -42,6 +42,7 @@ class System:
     """Use as `async with System.running(...)`.
 
     kills: how often each part was ended by us. surprises: ends that nobody asked for.
+    played: candles since the market opened, by `advance`.
     """
 
     def __init__(self, folder: Path, tape: Tape, config: dict[str, Any], speed: str) -> None:
@@ -52,7 +53,8 @@ class System:
         self.server = Server(folder / "valkey")
         self.kills: Counter[str] = Counter()
         self.surprises: list[str] = []
-        self.played = 0  # candles since the market opened, by `advance`
+        self.lost_bytes = 0  # of acknowledged writes, by our hand
+        self.played = 0
         self.signals_ms = 0  # the newest signal's candle
         self._port = free_port()
         self._speed = speed
@@ -60,6 +62,7 @@ class System:
         self._settings = config
         self._guard: subprocess.Popen[bytes] | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._held: set[str] = set()
         self._beats: dict[str, dict[str, Any]] = {}
         self._aof: deque[tuple[float, Path, int]] = deque(maxlen=200)
         self._valkey_is_up = False
@@ -91,7 +94,8 @@ class System:
             # More than there is, so that the first candle on the bus is always the file's.
             "collector": {"follow": lock_step, "history_rows": 100_000} | (collector or {}),
             "signaler": {"notification_threshold": 0},
-            "notifier": {"max_age_s": 1e9},
+            # Nothing may be dropped for its age or for lack of room, however long somebody is down.
+            "notifier": {"max_age_s": 1e9, "queue": 100_000},
             "trader": {"max_age_s": 1e9},
         }
         system = cls(folder, tape, config, "max" if lock_step else "manual")
@@ -128,6 +132,16 @@ class System:
             process.kill()
             process.wait()
             self.kills[name] += 1
+        self._spawn(name)
+
+    def end(self, name: str) -> None:
+        """SIGKILL; it stays away until `start`."""
+        self._held.add(name)
+        self._processes[name].kill()
+        self._processes[name].wait()
+
+    def start(self, name: str) -> None:
+        self._held.discard(name)
         self._spawn(name)
 
     async def kill_valkey(self, *, lose: float | None, down_s: float = 0.0) -> None:
@@ -190,7 +204,8 @@ class System:
 
     def tails(self, lines: int = 15) -> str:
         """What everybody said last, for the message of a failure."""
-        parts = [f"kills: {dict(self.kills)}; surprises: {self.surprises}"]
+        parts = [f"kills: {dict(self.kills)}, {self.lost_bytes} bytes of the AOF cut off"]
+        parts.append(f"ended by themselves: {self.surprises}")
         beats = {n: {k: b.get(k) for k in ("ready", "reason")} for n, b in self._beats.items()}
         parts.append(f"heartbeats: {beats}")
         for name in (*SERVICES, "simulator"):
@@ -275,7 +290,7 @@ class System:
         keys = [health_key(name, name) for name in SERVICES]
         try:
             while True:
-                for name in SERVICES:
+                for name in set(SERVICES) - self._held:
                     process = self._processes[name]
                     if process.poll() is not None:
                         self._surprise(name, process)
@@ -313,6 +328,7 @@ class System:
         sizes = [s for at_s, p, s in self._aof if p == path and at_s > now_s - _LOSS_S]
         keep = size - int(share * (size - min(sizes, default=size)))
         os.truncate(path, keep)
+        self.lost_bytes += size - keep
 
 
 async def strike(

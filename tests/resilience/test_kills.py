@@ -106,6 +106,8 @@ async def _storm(
         for surprise in system.surprises:
             problems.say("ended by itself", surprise)
     assert problems.none(), f"seed {seed}: {problems}\n{tails}"
+    assert set(victims) == {name for name, count in system.kills.items() if count == kills}
+    assert system.lost_bytes > 0 or not lose or kills < 10, "no write was ever lost"
 
 
 def _random(seed: int, name: str) -> random.Random:
@@ -195,3 +197,25 @@ async def test_with_valkey_untouched_nobody_is_told_twice(
         seed=kill_seed(300),
         victims=SERVICES,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True,
+    raises=TimeoutError,
+    reason="a replay's market stands behind its last candle: who did not hear it close cannot know",
+)
+async def test_the_last_candle_of_the_data_comes_even_if_the_collector_was_down_when_it_closed(
+    tmp_path: Path, models: Path
+) -> None:
+    tape = record(tmp_path, history=_HISTORY, live=60, seed=4)
+    async with System.running(tmp_path / "run", tape, models, FEATURES, lock_step=True) as system:
+        await system.until_ready()
+        await system.control("pause")
+        await system.advance(system.live - 1)
+        await system.until(lambda: system.behind == 0, "signals")
+        system.end("collector")
+        await system.advance(1)
+        system.start("collector")
+        async with asyncio.timeout(20):
+            await system.until(lambda: system.behind == 0, "the last signal")
