@@ -426,11 +426,16 @@ class Candles:
             if not self._hold(Row(marker, Origin.GAP, received_us)):
                 break
             gaps.append(open_time_ms)
-        if gaps:
-            self.counts["gaps"] += len(gaps)
-            what = "candle does" if len(gaps) == 1 else "candles do"
-            text = f"{len(gaps)} {what} not exist on the exchange, the last at {iso(gaps[-1])}"
-            self._remark(Level.WARNING, "gap", gaps[0], text)
+        self.counts["gaps"] += len(gaps)
+        start = 0
+        for end in range(1, len(gaps) + 1):
+            if end < len(gaps) and gaps[end] == gaps[end - 1] + self.step_ms:
+                continue
+            count = end - start
+            what = "candle does" if count == 1 else "candles do"
+            text = f"{count} {what} not exist on the exchange, the last at {iso(gaps[end - 1])}"
+            self._remark(Level.WARNING, "gap", gaps[start], text)
+            start = end
 
     def _compare(self, closed: Sequence[Kline], rows: Sequence[Kline], asked_ms: int) -> None:
         """Written rows against REST (FAULTS C4): a difference is told, the stream stays."""

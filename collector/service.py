@@ -65,17 +65,25 @@ _AT_ONCE = 8  # REST calls under way
 _FUNDING_S = 1_800.0
 _QUIETEST_S = 2.0
 _NOTICES = 1_000
+_DOUBTFUL = 10_000  # beyond that the oldest are left to REST
 _LOUD = {"subscribe_refused": Level.ALERT, "rest_refused": Level.ALERT, "busy": Level.WARNING}
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Place:
-    """One venue: its REST side, its clock, its request weight."""
+    """One venue: its REST side, its clock, its connections.
+
+    doubtful: messages that the clock does not believe yet; REST's next answer settles them. At the
+    start that is what the streams say before REST has shown where the market is.
+    """
 
     venue: Venue
     rest: Rest
     clock: MarketClock
     feeds: list[Feed] = field(default_factory=list)
+    doubtful: deque[tuple[KlineUpdate, Frame]] = field(
+        default_factory=lambda: deque(maxlen=_DOUBTFUL)
+    )
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -206,8 +214,13 @@ class Market:
                 await asyncio.sleep(_FLUSH_S)
                 await self.flush()
 
-    def on_message(self, place: Place, message: Message, frame: Frame) -> None:
-        """The critical path: a frame's message to the core of its series."""
+    def on_message(
+        self, place: Place, message: Message, frame: Frame, *, again: bool = False
+    ) -> None:
+        """The critical path: a frame's message to the core of its series.
+
+        again: REST has answered since; what the clock still does not believe is left out.
+        """
         if not isinstance(message, KlineUpdate):
             return
         series = self._by_stream.get((place.venue.name, message.stream))
@@ -217,9 +230,13 @@ class Market:
         clock, candles = place.clock, series.candles
         if not clock.event(message.event_ms, frame.received_us):
             # At the start nothing is known yet; later it is a leap that REST must confirm.
+            if again:
+                candles.counts["future"] += 1
+                return
             if clock.heard_ms is not None:
                 self.trouble("leap", f"a message says that it is {message.event_ms}")
                 candles.ask_newest()
+            place.doubtful.append((message, frame))
             self.look.set()
             return
         newest_ms = candles.newest_ms
@@ -319,6 +336,8 @@ class Market:
             self.dirty.add(series)
             self.idle.clear()
             self.wake.set()
+        for message, frame in [place.doubtful.popleft() for _ in range(len(place.doubtful))]:
+            self.on_message(place, message, frame, again=True)
         self.look.set()
 
 

@@ -231,6 +231,15 @@ def test_an_outage_of_hours_is_one_question_and_one_remark() -> None:
     assert len(desk.asked) == 1
 
 
+def test_each_run_of_missing_minutes_is_told_apart() -> None:
+    desk = Desk(on_stream=3)
+    desk.begin(11, 15_000)
+    desk.repair(candle(5), candle(8), candle(9), candle(11))
+    assert desk.indices() == list(range(11))
+    told = [(r.code, (r.open_time_ms - START) // M, r.text[0]) for r in desk.core.remarks]
+    assert told == [("gap", 4, "1"), ("gap", 6, "2"), ("gap", 10, "1")]
+
+
 def test_a_long_absence_is_fetched_page_by_page() -> None:
     desk = Desk(on_stream=3)
     desk.begin(2_500, 15_000)
