@@ -32,7 +32,7 @@ from shared.times import interval_ms
 
 PREFIX = "ITB_"
 # Read by tests and tools, not by the config.
-_OTHER_VARIABLES = frozenset({"ITB_TEST_DATA", "ITB_CONFIG"})
+_OTHER_VARIABLES = frozenset({"ITB_TEST_DATA", "ITB_CONFIG", "ITB_KILL_SEED", "ITB_KILLS"})
 _MIB = 1024 * 1024
 
 
@@ -155,6 +155,11 @@ class Trainer(_Section):
     label_horizon: int = Field(default=180, ge=1, description="rows that a label looks ahead")
     test_share: float = Field(
         default=0.2, gt=0, lt=0.9, description="purged tail on which models are measured"
+    )
+    calm_labels: bool = Field(
+        default=True,
+        description="a side whose every label has too few cases gets highv or lowv instead, "
+        "and says so",
     )
     seed: int = Field(default=7, ge=0)
     threads: int | None = Field(default=None, ge=1, description="default: all cores")
