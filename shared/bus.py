@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -133,15 +133,17 @@ class Bus:
         instance: str | None = None,
         message_bytes: int = 1 << 20,
         exclusive: bool = True,
+        alive: Callable[[], None] | None = None,
     ) -> AsyncIterator["Bus"]:
-        """Opens, yields and closes. exclusive: wait while another process has our name."""
+        """Opens, yields and closes. exclusive: wait while another process has our name; `alive` is
+        called as long as that takes."""
         bus = cls(url, service=service, instance=instance or service, message_bytes=message_bytes)
         try:
             await bus._link.connect()
             await bus._blocking.connect()
             await bus._check_server()
             if exclusive:
-                await bus._stand_by()
+                await bus._stand_by(alive)
             yield bus
         finally:
             await bus._link.close()
@@ -166,7 +168,7 @@ class Bus:
         if memory.get("maxmemory_policy", "noeviction") != "noeviction":
             raise Failure("Redis may evict streams: set `maxmemory-policy noeviction`")
 
-    async def _stand_by(self) -> None:
+    async def _stand_by(self, alive: Callable[[], None] | None) -> None:
         """Returns once no older connection of another process carries our name.
 
         The server drops a killed process's connections at once, so this needs no expiring lease;
@@ -187,6 +189,8 @@ class Bus:
                     older += 1
             if not older:
                 return
+            if alive is not None:
+                alive()
             await asyncio.sleep(0.25)
 
     # -- reading ------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Kline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """An order-book snapshot at (or just before) `open_time_ms`, folded as the seed did.
+    """An order-book snapshot of the close of the candle `open_time_ms`, folded as the seed did.
 
     values: (11,) little-endian float64 in DEPTH_COLUMNS order: gap, bids_1 .. bids_20, asks_1 ..
     """

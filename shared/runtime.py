@@ -219,6 +219,7 @@ async def _one_session(
         service=service,
         instance=settings.instance,
         message_bytes=settings.limits.message_bytes,
+        alive=alive,
     )
     async with opening as bus, asyncio.TaskGroup() as tasks:
         heart = tasks.create_task(_heartbeat(bus, health))
