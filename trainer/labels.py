@@ -7,12 +7,26 @@ The seed's set, over a horizon of h rows (180 unless told):
 * `low_10 .. low_25`, `low_01 .. low_04`: the mirror image, of the lowest low;
 * `high_max_W`, `low_min_W`: the percentage itself, over W rows; a value to regress on.
 
+Thresholds in percent have no cases in a calm market and little else in a wild one. So there are two
+that follow the volatility:
+
+* `highv`: high_max_h >= 1.25 * 100 * sigma * sqrt(h);
+* `lowv`: low_min_h <= -1.25 * 100 * sigma * sqrt(h), where sigma(t) is the population standard
+  deviation of the log returns ln(close[r] / close[r - 1]) of the 720 rows r = t-719 .. t: a plain
+  window, the same from wherever the data starts. Returns at a gap are not counted; NaN with fewer than 2 returns or where the window begins
+  before the data (close[t - 720] is its first). 1.25 sigma is from the reference on machine
+  learning, sections 0 and 2, which measured it with an exponentially weighted sigma. With this one
+  it is a case in 17 to 20 percent of BTCUSDT's minutes in every year from 2021 to 2025 (high_10: in
+  14 to 41 percent).
+* `highv_NNN`, `lowv_NNN`: the same with NNN hundredths of sigma, `highv_050` for 0.5.
+
 What is not known is NaN, never False: the last h rows, and every row whose own candle or whose
-window holds a gap.
+window ahead holds a gap.
 """
 
 import argparse
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +54,13 @@ _EXTREMES = tuple(
     f"{side}_{window}" for side in ("high_max", "low_min") for window in (60, 120, 180)
 )
 _EXTREME = re.compile(r"(high)_max_([1-9]\d{0,4})|(low)_min_([1-9]\d{0,4})")
+SIGMA_ROWS = 720
+_SIGMAS = 1.25
+_SCALED = re.compile(r"(high|low)v(?:_(?!000)(\d{3}))?")
+# side: its volatility-scaled labels, rarest first
+SCALED_LABELS: Mapping[str, tuple[str, ...]] = {
+    side: (f"{side}v", f"{side}v_100", f"{side}v_075", f"{side}v_050") for side in ("high", "low")
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +72,26 @@ class Label:
 
 
 def known_labels() -> tuple[str, ...]:
-    """The seed's names; `high_max_W` and `low_min_W` exist for every other W, too."""
-    return (*_THRESHOLDS, *_EXTREMES)
+    """All names, but for the other W of `high_max_W` and NNN of `highv_NNN`."""
+    return (*_THRESHOLDS, *_EXTREMES, *SCALED_LABELS["high"], *SCALED_LABELS["low"])
 
 
-def label(name: str, table: KlineTable, horizon: int = HORIZON) -> Label:
+def sigmas(name: str) -> float | None:
+    """How many sigma a volatility-scaled label asks for; None for every other name."""
+    found = _SCALED.fullmatch(name)
+    if found is None:
+        return None
+    return _SIGMAS if found[2] is None else int(found[2]) / 100
+
+
+def label(
+    name: str, table: KlineTable, horizon: int = HORIZON, sigma: Floats | None = None
+) -> Label:
     """One label of each row.
 
     table: on its regular raster, gaps as rows of NaN.
     horizon: rows that the label looks ahead; `high_max_W` and `low_min_W` bring their own.
+    sigma: `trailing_sigma` of the table's closes, where it is at hand.
 
     Raises:
         Usage: there is no such label.
@@ -68,6 +100,14 @@ def label(name: str, table: KlineTable, horizon: int = HORIZON) -> Label:
     if extreme is not None:
         side, horizon = extreme[1] or extreme[3], int(extreme[2] or extreme[4])
         y = _move(table, side, horizon)
+    elif (scale := sigmas(name)) is not None:
+        side = "high" if name.startswith("high") else "low"
+        move = _move(table, side, horizon)
+        if sigma is None:
+            sigma = trailing_sigma(table.column("close"))
+        threshold = scale * 100 * sigma * math.sqrt(horizon)
+        hit = move >= threshold if side == "high" else move <= -threshold
+        y = np.where(np.isnan(move) | np.isnan(threshold), np.nan, hit.astype(np.float64))
     elif name in _THRESHOLDS:
         side, percent, far = _THRESHOLDS[name]
         move = _move(table, side, horizon)
@@ -96,6 +136,64 @@ def _move(table: KlineTable, side: str, horizon: int) -> Floats:
         extreme = -_sliding_max(-table.column("low")[1:], horizon)
     move[:known] = 100 * (extreme - close) / close
     return move
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """Of runs of rows, one run starting at each row: how many numbers, their mean, and the sum of
+    their squared distances from it."""
+
+    count: Floats
+    mean: Floats
+    squares: Floats
+
+    def followed_by(self, other: "_Spread", rows: int) -> "_Spread":
+        """Each run of `rows` rows, and the other's run that begins after it, as one.
+
+        The pairwise merge of Chan, Golub and LeVeque (1979): no difference of large sums.
+        """
+        size = len(other.count) - rows
+        count_a, mean_a = self.count[:size], self.mean[:size]
+        count_b, mean_b = other.count[rows:], other.mean[rows:]
+        count, apart = count_a + count_b, mean_b - mean_a
+        share = count_b / np.maximum(count, 1)
+        return _Spread(
+            count=count,
+            mean=mean_a + apart * share,
+            squares=self.squares[:size] + other.squares[rows:] + apart**2 * count_a * share,
+        )
+
+
+def trailing_sigma(close: Floats, window: int = SIGMA_ROWS) -> Floats:
+    """Population standard deviation of the log returns of the last `window` rows, at each row.
+
+    close: (n,), NaN in gaps. Result: (n,), NaN where the module's docstring says so. Runs of 1, 2,
+    4, ... rows are merged into those of `window`: a row's value depends on nothing but the
+    window + 1 closes up to it, bit for bit, and each row costs about 2 log2(window) merges.
+    """
+    sigma = np.full(len(close), np.nan)
+    if len(close) <= window:
+        return sigma
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        returns = np.log(close[1:] / close[:-1])
+    is_known = np.isfinite(returns)
+    run = _Spread(
+        count=is_known.astype(np.float64),
+        mean=np.where(is_known, returns, 0.0),
+        squares=np.zeros(len(returns)),
+    )
+    whole, rows, size = None, 0, 1
+    while True:
+        if window & size:
+            whole = run if whole is None else whole.followed_by(run, rows)
+            rows += size
+            if rows == window:
+                break
+        run = run.followed_by(run, size)
+        size *= 2
+    enough = whole.count >= 2
+    sigma[window:][enough] = np.sqrt(whole.squares[enough] / whole.count[enough])
+    return sigma
 
 
 def _sliding_max(values: Floats, window: int) -> Floats:

@@ -44,6 +44,7 @@ from trainer.evaluate import Metrics, measure
 from trainer.export import parity
 from trainer.export.graph import ML_OPSET, OPSET
 from trainer.export.models import TrainedModel, export_bundle, export_model
+from trainer.labels import SCALED_LABELS, SIGMA_ROWS, sigmas
 from trainer.models.fit import Fitted, Fitter, Job, Recipe, recipes
 from trainer.models.rows import Rows, chosen, gather, span_text, stride_for
 from trainer.progress import Bar, Progress
@@ -52,7 +53,7 @@ _DAY_MS = 86_400_000
 FEWEST_CASES = 50
 # On fewer cases than this before the test rows a measured model would say nothing.
 _FEWEST_TO_MEASURE = 10
-_LABEL = re.compile(r"(high|low)_(\d\d)")
+_LABEL = re.compile(r"(high|low)(?:_(\d\d)|v(?:_(?!000)\d{3})?)")
 _LETTERS = {"kline": "k", "futur": "f", "depth": "d"}
 
 
@@ -61,16 +62,27 @@ class Trained:
     """Fitted on all rows; metrics are those of the same recipe fitted without the test rows.
 
     metrics: model name -> None where its test or training part has too few cases.
-    labels_left_out: name -> why.
+    labels_left_out, labels_added: name -> why.
     """
 
     models: list[TrainedModel]
     metrics: dict[str, Metrics | None]
     labels_left_out: dict[str, str]
+    labels_added: dict[str, str]
     stride: int
     rows: int
     test_start_ms: int
     test_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """kept: labels to train; left_out: labels of the config that are not among them, and added:
+    those among them that the config does not name; both name -> why."""
+
+    kept: list[str]
+    left_out: dict[str, str]
+    added: dict[str, str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +121,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         rows = gather(
             data,
             features,
-            settings.labels,
+            labels_to_compute(settings),
             horizon=settings.trainer.label_horizon,
             train_days=settings.trainer.train_days,
             nan_share=settings.limits.nan_share,
@@ -126,6 +138,8 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         trained = train(rows, plan, settings, features, step_ms, threads, bar)
     for name, why in trained.labels_left_out.items():
         progress.note(f"label {name} left out: {why}")
+    for name, why in trained.labels_added.items():
+        progress.note(f"label {name} {why}")
     with progress.bar("parity gate and release", 1, "releases") as bar:
         manifest, files = build(settings, features, rows, trained, data, threads)
         folder = write_release(settings.model_folder, manifest, files)
@@ -146,6 +160,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         "stride": trained.stride,
         "features": {"used": len(features.names) - len(left_out), "left_out": left_out},
         "labels_left_out": trained.labels_left_out,
+        "labels_added": trained.labels_added,
         "test": {"from": iso(trained.test_start_ms), "rows": trained.test_rows},
         "models": {name: _figures(found) for name, found in trained.metrics.items()},
         "parity": dict(manifest.parity),
@@ -156,10 +171,11 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
 def summary(result: Mapping[str, Any]) -> str:
     aucs = [m["auc"] for m in result["models"].values() if m["auc"] is not None]
     mean = f", mean AUC {sum(aucs) / len(aucs):.3f} out of sample" if aucs else ""
+    added = "".join(f", label {name} {why}" for name, why in result["labels_added"].items())
     live = "live" if result["promoted"] else "not live yet: `python -m trainer promote`"
     return (
         f"train: {len(result['models'])} models on {result['rows']:,} rows{mean}, "
-        f"release {result['release']} ({live}), {result['seconds']} s"
+        f"release {result['release']} ({live}), {result['seconds']} s{added}"
     )
 
 
@@ -185,7 +201,8 @@ def train(
     base = chosen(rows, step_ms, stride)
     if not len(base):
         raise Failure(f"{len(rows):,} rows and a stride of {stride}: none is left to train on")
-    labels, left_out = _labels_with_cases(rows, base, settings.labels)
+    choice = choose_labels(rows, base, settings)
+    labels = choice.kept
     test_start_ms = int(rows.open_ms[base[int(len(base) * (1 - config.test_share))]])
     test = base[rows.open_ms[base] >= test_start_ms]
     columns = np.flatnonzero(~rows.left_out)
@@ -208,9 +225,11 @@ def train(
                 found.append(Job(recipe=recipe, name=name, positions=known, y=rows.y[label][known]))
         return found
 
-    def measured(job: Job, model: Fitted) -> tuple[Job, Metrics]:
+    def measured(job: Job, model: Fitted) -> tuple[Job, Metrics | None]:
         y = rows.y[label_of[job.name]]
         after = test[~np.isnan(y[test])]
+        if not len(after):
+            return job, None
         block = -(-config.label_horizon // stride)
         found = measure(y[after], model.predict(fitter.x[after]), block, config.seed)
         return job, found
@@ -240,7 +259,8 @@ def train(
     return Trained(
         models=[fitted[name] for name in order],
         metrics={name: metrics.get(name) for name in order},
-        labels_left_out=left_out,
+        labels_left_out=choice.left_out,
+        labels_added=choice.added,
         stride=stride,
         rows=len(base),
         test_start_ms=test_start_ms,
@@ -299,10 +319,8 @@ def build(
         left_out=tuple(n for n, out in zip(features.names, rows.left_out, strict=True) if out),
         features_file_sha256=features.user_sha256,
         labels={
-            name: _label_entry(
-                name, settings.trainer.label_horizon, trained.labels_left_out.get(name, "")
-            )
-            for name in settings.labels
+            name: _label_entry(name, settings.trainer.label_horizon, trained)
+            for name in (*settings.labels, *trained.labels_added)
         },
         models={
             model.name: ModelEntry(
@@ -343,6 +361,7 @@ def build(
         "training": manifest.training.model_dump(mode="json"),
         "rows": span_text(rows),
         "labels_left_out": trained.labels_left_out,
+        "labels_added": trained.labels_added,
     }
     lines = [
         found.seed_line(name) if found is not None else f"{name}, not measured: too few cases"
@@ -402,31 +421,62 @@ def _rows_to_compute(
     return sum(max(0, min(len(r) - features.lookback + 1, wanted)) for r in data)
 
 
-def _labels_with_cases(
-    rows: Rows, base: npt.NDArray[np.intp], names: Sequence[str]
-) -> tuple[list[str], dict[str, str]]:
-    """Labels with enough cases of both classes, and why the others are left out."""
+def labels_to_compute(settings: Settings) -> tuple[str, ...]:
+    """The config's labels, and those that may have to stand in for them."""
+    spare = (name for names in SCALED_LABELS.values() for name in names)
+    names = (*settings.labels, *(spare if settings.trainer.calm_labels else ()))
+    return tuple(dict.fromkeys(names))
+
+
+def choose_labels(rows: Rows, base: npt.NDArray[np.intp], settings: Settings) -> Choice:
+    """Labels with enough cases of both classes among the rows `base`.
+
+    A side of which the config has labels, but none with enough cases, gets the rarest label of
+    SCALED_LABELS that has, unless the config forbids it.
+
+    Raises:
+        Failure: a side has none at all.
+    """
     kept: list[str] = []
     left_out: dict[str, str] = {}
-    for name in names:
-        known = rows.y[name][base]
-        known = known[~np.isnan(known)]
-        true = int((known == 1).sum())
-        if min(true, len(known) - true) < FEWEST_CASES:
-            left_out[name] = (
-                f"{true:,} of {len(known):,} rows are cases, and {FEWEST_CASES} of either class "
-                "are needed"
-            )
-        else:
+    added: dict[str, str] = {}
+    for name in settings.labels:
+        too_few = _too_few_cases(rows.y[name][base])
+        if too_few is None:
             kept.append(name)
+        else:
+            left_out[name] = too_few
     for side in ("high", "low"):
-        if not any(_label_side(name) == side for name in kept):
-            reasons = [f"{n}: {why}" for n, why in left_out.items() if _label_side(n) == side]
-            reason = reasons[0] if reasons else "the config lists none"
+        if any(_label_side(name) == side for name in kept):
+            continue
+        reasons = [f"{n}: {why}" for n, why in left_out.items() if _label_side(n) == side]
+        if not reasons:
+            raise Failure(f"no {side} label to train: the config lists none in `labels`")
+        spare = SCALED_LABELS[side] if settings.trainer.calm_labels else ()
+        for name in spare:
+            if name not in left_out and _too_few_cases(rows.y[name][base]) is None:
+                kept.append(name)
+                added[name] = f"added because no {side} label of the config is left ({reasons[0]})"
+                break
+        else:
+            tried = f", nor are there for {spare[0]} .. {spare[-1]}" if spare else ""
+            remedy = "" if spare else ", or set trainer.calm_labels"
             raise Failure(
-                f"no {side} label to train ({reason}); give more candles, or livelier ones"
+                f"no {side} label to train ({reasons[0]}{tried}); give more candles, or livelier "
+                f"ones{remedy}"
             )
-    return kept, left_out
+    return Choice(kept=kept, left_out=left_out, added=added)
+
+
+def _too_few_cases(y: npt.NDArray[np.float64]) -> str | None:
+    """Why a label cannot be trained on; None: it can."""
+    known = y[~np.isnan(y)]
+    true = int((known == 1).sum())
+    if min(true, len(known) - true) >= FEWEST_CASES:
+        return None
+    return (
+        f"{true:,} of {len(known):,} rows are cases, and {FEWEST_CASES} of either class are needed"
+    )
 
 
 def _can_measure(job: Job) -> bool:
@@ -444,23 +494,32 @@ def _label_side(name: str) -> Literal["high", "low"]:
     """The side that a label speaks for; `high_01 .. 04` (no rise above) speak for a fall."""
     found = _LABEL.fullmatch(name)
     if found is None:
-        raise Usage(f"config: labels: {name!r} is no yes-or-no label such as high_10 or low_20")
-    is_far = int(found[2]) >= 10
+        raise Usage(f"config: labels: {name!r} is no yes-or-no label such as high_10 or lowv")
+    is_far = found[2] is None or int(found[2]) >= 10
     return "high" if (found[1] == "high") is is_far else "low"
 
 
-def _label_entry(name: str, horizon: int, left_out: str) -> LabelEntry:
+def _label_entry(name: str, horizon: int, trained: Trained) -> LabelEntry:
     found = _LABEL.fullmatch(name)
     assert found is not None  # noqa: S101 - _label_side has seen it
-    percent = int(found[2]) / 10
-    extreme, sign = ("max(high", "+") if found[1] == "high" else ("min(low", "-")
-    is_beyond = (int(found[2]) >= 10) is (found[1] == "high")
-    definition = (
-        f"{extreme}[t+1 .. t+{horizon}]) {'>=' if is_beyond else '<='} "
-        f"close[t] * (1 {sign} {percent:g} %)"
-    )
+    is_high = found[1] == "high"
+    extreme, sign = ("max(high", "+") if is_high else ("min(low", "-")
+    scale = sigmas(name)
+    if scale is None:
+        is_far, move, where = int(found[2]) >= 10, f"{int(found[2]) / 10:g} %", ""
+    else:
+        is_far, move = True, f"{scale:g} * sigma[t] * sqrt({horizon})"
+        where = (
+            ", sigma[t] = population standard deviation of ln(close[r] / close[r-1]) over "
+            f"r = t-{SIGMA_ROWS - 1} .. t"
+        )
+    why = trained.labels_added.get(name)
     return LabelEntry(
-        side=_label_side(name), horizon=horizon, definition=definition, left_out=left_out
+        side=_label_side(name),
+        horizon=horizon,
+        definition=f"{extreme}[t+1 .. t+{horizon}]) {'>=' if is_far is is_high else '<='} "
+        f"close[t] * (1 {sign} {move}){where}{'' if why is None else f'; {why}'}",
+        left_out=trained.labels_left_out.get(name, ""),
     )
 
 

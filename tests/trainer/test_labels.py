@@ -1,7 +1,9 @@
 """Labels against their definitions, row by row in plain Python."""
 
 import math
+import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,11 @@ from hypothesis import strategies as st
 from shared.errors import Usage
 from shared.klinefiles import read_klines
 from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
-from trainer.labels import known_labels, label
+from trainer.labels import known_labels, label, trailing_sigma
 
 MINUTE = 60_000
 HIGH, LOW, CLOSE = (KLINE_COLUMNS.index(name) for name in ("high", "low", "close"))
-SEED = {
+SEED: dict[str, Callable[[float, float], bool]] = {
     "high_10": lambda high, low: high >= 1.0,
     "high_15": lambda high, low: high >= 1.5,
     "high_20": lambda high, low: high >= 2.0,
@@ -124,13 +126,107 @@ def test_real_candles_around_an_outage(market_data: Path) -> None:
         assert not np.isnan(y[[gap[0] - horizon - 1, gap[-1] + 1]]).any()
 
 
+# --- scaled by volatility -------------------------------------------------------------------------
+
+
+def sigma_of(close: np.ndarray, t: int) -> float:
+    """The definition, one row at a time and in exact fractions; NaN = not known."""
+    if t < 720:
+        return math.nan
+    pairs = [(float(close[r - 1]), float(close[r])) for r in range(t - 719, t + 1)]
+    returns = [math.log(b / a) for a, b in pairs if not math.isnan(a + b)]
+    return statistics.pstdev(returns) if len(returns) >= 2 else math.nan
+
+
+@pytest.mark.parametrize(
+    ("horizon", "gaps"),
+    [
+        (1, []),
+        (30, [(0, 3), (400, 1), (760, 25)]),
+        (180, [(300, 40), (1100, 1)]),
+        (5, [(50, 760)]),  # the first rows after it have no return in their window, then 1, then 2
+    ],
+)
+def test_scaled_labels_are_their_definition(horizon: int, gaps: list[tuple[int, int]]) -> None:
+    count = 1200
+    values = walk(count, horizon, gaps)
+    sigmas = [sigma_of(values[:, CLOSE], t) for t in range(count)]
+    names = {"v": 1.25, "v_100": 1.0, "v_075": 0.75, "v_050": 0.5}
+    truth = moves(values, horizon)
+    for name, scale in names.items():
+        high, low = (label(side + name, table_of(values), horizon) for side in ("high", "low"))
+        edges = [scale * 100 * sigma * math.sqrt(horizon) for sigma in sigmas]
+        known = [not math.isnan(e + move[0]) for e, move in zip(edges, truth, strict=True)]
+        for found, at, sign in ((high, 0, 1), (low, 1, -1)):
+            wanted = [
+                float(sign * move[at] >= edge) if ok else math.nan
+                for ok, move, edge in zip(known, truth, edges, strict=True)
+            ]
+            np.testing.assert_array_equal(found.y, wanted)
+            assert {0.0, 1.0} <= set(found.y.tolist())
+            assert found.t1.tolist() == [min(t + horizon, count - 1) for t in range(count)]
+
+
+def test_sigma_of_a_window_with_few_returns() -> None:
+    values = walk(1700, 3, [(730, 731)])  # 730 .. 1460
+    sigma = trailing_sigma(values[:, CLOSE])
+    assert np.isnan(sigma[:720]).all()
+    assert not np.isnan(sigma[720:1448]).any()  # 1447's window holds the returns of 728 and 729 ..
+    assert np.isnan(sigma[1448:1463]).all()  # .. and 1462's only its own
+    assert not np.isnan(sigma[1463:]).any()
+    for t in (720, 1447, 1463, 1699):
+        assert sigma[t] == pytest.approx(sigma_of(values[:, CLOSE], t), rel=1e-12)
+
+
+def test_sigma_is_exact_beside_a_steep_trend() -> None:
+    """A percent a row, and a spread of a ten-thousandth of that: sums of squares would lose it."""
+    steps = 0.01 + np.random.default_rng(4).normal(0, 1e-6, 2000)
+    close = np.exp(np.cumsum(steps))
+    for t in (720, 1111, 1999):
+        assert trailing_sigma(close)[t] == pytest.approx(sigma_of(close, t), rel=1e-10)
+
+
+@given(start=st.integers(0, 400), seed=st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_scaled_labels_do_not_depend_on_where_the_data_starts(start: int, seed: int) -> None:
+    values = walk(1300, seed, [(500, 7)])
+    whole, late = (trailing_sigma(values[first:, CLOSE]) for first in (0, start))
+    assert np.isnan(late[:720]).all()
+    assert late[720:].tobytes() == whole[start + 720 :].tobytes()
+    for name in ("highv", "lowv_050"):
+        y = label(name, table_of(values), 60).y
+        np.testing.assert_array_equal(
+            label(name, table_of(values[start:]), 60).y[720:], y[start + 720 :]
+        )
+
+
+def test_scaled_labels_are_as_frequent_in_every_year(market_data: Path) -> None:
+    [table] = read_klines([market_data / "BTCUSDT-1m.parquet"])
+    raster = to_raster(table)
+    for name in ("highv", "lowv"):
+        y = label(name, raster).y
+        for year in range(2021, 2026):
+            first, end = (
+                int(np.searchsorted(raster.open_time_ms, np.datetime64(f"{y_}", "ms").astype(int)))
+                for y_ in (year, year + 1)
+            )
+            assert 0.15 < np.nanmean(y[first:end]) < 0.22
+
+
 def test_the_seeds_set_is_known_and_another_name_is_a_usage_error() -> None:
     assert set(known_labels()) == {
         *SEED,
         *(f"{side}_{w}" for side in ("high_max", "low_min") for w in (60, 120, 180)),
+        *(f"{side}v{scale}" for side in ("high", "low") for scale in ("", "_100", "_075", "_050")),
     }
     table = table_of(walk(5, 1))
-    for name, nearest in (("high_12", "high_"), ("hihg_20", "high_20"), ("low_max_60", "low_min")):
+    for name, nearest in (
+        ("high_12", "high_"),
+        ("hihg_20", "high_20"),
+        ("low_max_60", "low_min"),
+        ("highv_000", "highv"),
+        ("lowv_5", "lowv"),
+    ):
         with pytest.raises(Usage, match=f"no label '{name}'; did you mean '{nearest}"):
             label(name, table, 2)
 

@@ -12,14 +12,14 @@ import pytest
 
 from shared import klinefiles
 from shared.bundle import Bundle, invalid_reason
-from shared.config import Settings
+from shared.config import Settings, Trainer
 from shared.errors import BadInput, Failure, Usage
 from shared.features import KLINE_51, FeatureSet
 from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
 from shared.releases import current_id, list_releases, read_release
 from shared.score import score, side
 from tests.releases import market
-from trainer import predict, promote, rasters, rollback, train
+from trainer import labels, predict, promote, rasters, rollback, train
 from trainer.models import rows as training_rows
 from trainer.models.fit import Fitter, Job
 from trainer.progress import Progress
@@ -98,6 +98,8 @@ def test_a_release_has_every_model_of_every_label(folder: Path, result: dict[str
     assert manifest.features_horizon == FeatureSet.of(NAMES).lookback
     assert manifest.labels["low_10"].definition == "min(low[t+1 .. t+180]) <= close[t] * (1 - 1 %)"
     assert manifest.labels["high_10"].side == "high"
+    assert result["labels_added"] == {}
+    assert list(manifest.labels) == ["high_10", "low_10"]
     assert manifest.symbols == ("TESTUSDT",)
 
 
@@ -207,10 +209,20 @@ def test_a_side_without_cases_ends_in_one_line_and_no_release(tmp_path: Path) ->
     values[:, :4] = 100 + np.sin(np.arange(4000) / 50)[:, None] * 1e-3
     path = write(tmp_path / "TESTUSDT-1m.parquet", replace(table, values=values))
     with pytest.raises(
-        Failure, match=r"no high label to train \(high_10: 0 of .* needed\)"
+        Failure,
+        match=r"no high label to train \(high_10: 0 of .* needed\); .* trainer\.calm_labels$",
     ) as error:
+        run(settings(tmp_path, trainer={"calm_labels": False}), "--klines", str(path))
+    assert "\n" not in str(error.value)
+    # a price that never moves has no volatility either
+    values[:, :4] = 100
+    path = write(tmp_path / "TESTUSDT-1m.parquet", replace(table, values=values))
+    with pytest.raises(Failure, match=r"nor are there for highv \.\. highv_050") as error:
         run(settings(tmp_path), "--klines", str(path))
     assert "\n" not in str(error.value)
+    lively = write(tmp_path / "lively" / "TESTUSDT-1m.parquet", table)
+    with pytest.raises(Failure, match="no low label to train: the config lists none"):
+        run(settings(tmp_path, labels=["high_10"]), "--klines", str(lively))
     assert list_releases(tmp_path / "models") == []
 
 
@@ -266,6 +278,182 @@ def test_several_symbols_train_one_release(tmp_path: Path) -> None:
     found = run(settings(tmp_path, algorithms=["lc"]), "--klines", *paths)
     assert found["symbols"] == ["AUSDT", "BUSDT"]
     assert found["rows"] == 2 * (3500 - FeatureSet.of(NAMES).lookback + 1)
+
+
+# --- labels that stand in in a calm market -------------------------------------------------------
+
+DEFAULT_LABELS = Settings().labels
+
+
+def rows_of(table: KlineTable, config: Settings) -> training_rows.Rows:
+    """Rows as the default features choose them (a day of warm-up), with one feature."""
+    return training_rows.gather(
+        [rasters.join(table)],
+        FeatureSet.of(["close_720"]),
+        train.labels_to_compute(config),
+        horizon=180,
+        train_days=548,
+        nan_share=0.2,
+        workers=1,
+        advance=lambda count: None,
+    )
+
+
+def choose(table: KlineTable, config: Settings) -> train.Choice:
+    rows = rows_of(table, config)
+    return train.choose_labels(rows, np.arange(len(rows)), config)
+
+
+def path_lengths(table: KlineTable, rows: int) -> np.ndarray:
+    """Sum of the absolute log returns of each window of `rows` candles."""
+    moves = np.abs(np.diff(np.log(table.column("close"))))
+    sums = np.concatenate([[0.0], np.cumsum(moves)])
+    return np.asarray(sums[rows - 1 :] - sums[: len(sums) - rows + 1])
+
+
+# First candles of windows in which a side reaches neither one percent nor 1.25 sigma 50 times
+# (upwards, upwards, downwards), nor 1.0 sigma (upwards).
+HARDEST = {
+    "BTCUSDT-1m.parquet": (1736095260000, 1684761060000, 1750617300000, 1693239660000),
+    "ETHUSDT-1m.parquet": (1721675040000, 1727380020000, 1728501900000, 1721681700000),
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "samples"),
+    [
+        ("BTCUSDT-1m.parquet", 60),
+        ("ETHUSDT-1m.parquet", 20),
+        ("ETHUSDT-15m.parquet", 15),
+        ("vision/BTCUSDT-15m-2025-*.zip", 15),
+        ("vision/BTCUSDT-1h-20*.zip", 15),
+    ],
+)
+def test_every_4000_real_candles_have_a_label_of_either_side(
+    market_data: Path, files: str, samples: int
+) -> None:
+    (table,) = klinefiles.read_klines(sorted(market_data.glob(files)))
+    lengths = path_lengths(table, 4000)
+    by_length = np.argsort(lengths)
+    # from the calmest to the wildest, and at random
+    places = by_length[np.linspace(0, len(lengths) - 1, samples).astype(int)].tolist()
+    places += np.random.default_rng(1).integers(0, len(lengths), samples).tolist()
+    hardest = np.searchsorted(table.open_time_ms, HARDEST.get(files, ())).tolist()
+    config = Settings()
+    added: list[str] = []
+    for place in (*places, *hardest):
+        choice = choose(table.rows(place, place + 4000), config)
+        assert {train._label_side(name) for name in choice.kept} == {"high", "low"}
+        fixed = [name for name in config.labels if name not in choice.left_out]
+        assert choice.kept == [*fixed, *choice.added]
+        for side_ in ("high", "low"):
+            stand_ins = [name for name in choice.added if name.startswith(side_)]
+            assert len(stand_ins) == (not any(name.startswith(side_) for name in fixed))
+        added += choice.added
+    if hardest:
+        assert {"highv", "highv_100", "highv_075", "lowv_100"} <= set(added)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, market_data: Path) -> tuple[KlineTable, Path]:
+    """The calmest 4,000 minutes of BTCUSDT from 2021 to 2025."""
+    (table,) = klinefiles.read_klines([market_data / "BTCUSDT-1m.parquet"])
+    place = int(np.argmin(path_lengths(table, 4000)))
+    table = table.rows(place, place + 4000)
+    path = tmp_path_factory.mktemp("calm") / "BTCUSDT-1m.parquet"
+    return table, write(path, table, KLINE_COLUMNS[:5])
+
+
+def test_the_calmest_candles_train_with_labels_that_stand_in(
+    calm: tuple[KlineTable, Path], tmp_path: Path
+) -> None:
+    table, path = calm
+    config = settings(tmp_path, symbols=["BTCUSDT"], labels=DEFAULT_LABELS, features_kline=KLINE_51)
+    heard = io.StringIO()
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    found = train.run(config, parser.parse_args(["--klines", str(path)]), Progress(heard))
+    assert list(found["labels_left_out"]) == [*DEFAULT_LABELS]
+    assert list(found["labels_added"]) == ["highv", "lowv"]
+    names = [f"{label}_k_{algo}" for label in ("highv", "lowv") for algo in ("gb", "nn", "lc")]
+    assert list(found["models"]) == names
+    for text in (heard.getvalue(), train.summary(found)):
+        assert "label highv added because no high label of the config is left" in text
+        assert "label lowv added because no low label of the config is left" in text
+    bundle = Bundle.load(tmp_path / "models" / "releases" / found["release"])
+    manifest = bundle.manifest
+    assert (manifest.score.high, manifest.score.low) == (tuple(names[:3]), tuple(names[3:]))
+    entry = manifest.labels["highv"]
+    assert (entry.side, entry.horizon, entry.left_out) == ("high", 180, "")
+    assert entry.definition.startswith(
+        "max(high[t+1 .. t+180]) >= close[t] * (1 + 1.25 * sigma[t] * sqrt(180)), sigma[t] = "
+        "population standard deviation of ln(close[r] / close[r-1]) over r = t-719 .. t; added "
+        "because no high label of the config is left (high_10: 0 of "
+    )
+    assert manifest.labels["lowv"].definition.startswith(
+        "min(low[t+1 .. t+180]) <= close[t] * (1 - 1.25 * sigma[t]"
+    )
+    assert all(manifest.labels[name].left_out for name in DEFAULT_LABELS)
+    # the base rate on the tail, straight from the candles
+    close, high = table.column("close"), table.column("high")
+    start = int(np.searchsorted(table.open_time_ms, manifest.training.test_start_ms))
+    cases = []
+    for t in range(start, 4000 - 180):
+        sigma = np.std(np.diff(np.log(close[t - 720 : t + 1])))
+        cases.append(high[t + 1 : t + 181].max() / close[t] - 1 >= 1.25 * sigma * np.sqrt(180))
+    assert found["models"]["highv_k_lc"]["base_rate"] == pytest.approx(np.mean(cases), abs=1e-6)
+    assert found["models"]["highv_k_lc"]["rows"] == len(cases)
+
+
+def test_scaled_labels_look_back_before_the_first_training_row() -> None:
+    table = candles(4000)
+    rows = training_rows.gather(
+        [rasters.join(table)],
+        FeatureSet.of(["close_5"]),
+        ["highv", "lowv_050"],
+        horizon=60,
+        train_days=1,
+        nan_share=0.2,
+        workers=1,
+        advance=lambda count: None,
+    )
+    assert len(rows) == 1441
+    for name in ("highv", "lowv_050"):
+        whole = labels.label(name, table, 60)
+        np.testing.assert_array_equal(rows.y[name], whole.y[-1441:])
+        assert not np.isnan(rows.y[name][:-60]).any()
+        assert rows.t1_ms[name].tolist() == table.open_time_ms[whole.t1[-1441:]].tolist()
+
+
+def test_labels_of_the_config_that_have_cases_keep_others_out(tmp_path: Path) -> None:
+    table = candles(4000)
+    assert choose(table, settings(tmp_path)).added == {}
+    # one of a side is enough; a scaled one of the config is a label like any other
+    named = choose(table, settings(tmp_path, labels=["highv", "high_25", "low_10"]))
+    assert named.kept[0] == "highv"
+    assert named.added == {}
+
+
+@pytest.mark.parametrize(("flat", "rows"), [(700, 320), (150, 0)])
+def test_a_tail_without_cases_has_no_auc_and_a_tail_without_labels_no_figures(
+    tmp_path: Path, flat: int, rows: int
+) -> None:
+    """flat: the last rows, in which the price stands still; their labels are 0 or, where the label
+    looks further ahead than the tail is long, not known."""
+    table = candles(4000)
+    values = table.values.copy()
+    values[-flat:, :4] = values[-flat, 3]
+    path = write(tmp_path / "TESTUSDT-1m.parquet", replace(table, values=values))
+    share = 500 / (4000 - FeatureSet.of(NAMES).lookback + 1) if rows else 0.03
+    config = settings(tmp_path, trainer={"threads": 2, "test_share": share})
+    found = run(config, "--klines", str(path))
+    for figures in found["models"].values():
+        assert figures["auc"] is figures["auc_low"] is figures["auc_high"] is None
+        assert figures["rows"] == rows
+        assert figures.get("base_rate", 0) == 0
+    folder_ = tmp_path / "models" / "releases" / found["release"]
+    report = json.loads((folder_ / "metrics.json").read_text())
+    assert report["models"] == found["models"] == Bundle.load(folder_).manifest.metrics
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -433,7 +621,7 @@ def test_a_held_out_month_of_real_candles_has_equal_outputs(
     monkeypatch.setattr(train, "build", spy)
     (table,) = klinefiles.read_klines([market_data / "BTCUSDT-1m.parquet"])
     june = int(np.datetime64("2025-06-01", "ms").astype(np.int64))
-    config = Settings(model_folder=tmp_path / "models", trainer={"train_days": 365})
+    config = Settings(model_folder=tmp_path / "models", trainer=Trainer(train_days=365))
     found = run(config, "--klines", str(market_data / "BTCUSDT-1m.parquet"), "--until", str(june))
     assert len(found["models"]) == 18
     bundle = Bundle.load(tmp_path / "models" / "releases" / found["release"])

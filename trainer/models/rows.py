@@ -10,7 +10,7 @@ from shared.errors import Failure
 from shared.features import FeatureSet
 from shared.klines import KLINE_COLUMNS
 from shared.times import interval_ms, iso
-from trainer.labels import label
+from trainer.labels import SIGMA_ROWS, label, sigmas, trailing_sigma
 from trainer.rasters import Raster
 
 _DAY_MS = 86_400_000
@@ -140,13 +140,18 @@ def _gather_one(
             x[done : done + len(here)] = values[here + first - warm]
         done += len(here)
         advance(stop - start)
-    # Labels from `first` on: a label looks ahead only.
+    # Labels from `first` on: a label looks ahead only, but for the volatility that some start from.
     table = raster.kline_table().rows(first, len(raster))
     times = table.open_time_ms
+    sigma = None
+    if any(sigmas(name) is not None for name in labels):
+        before = max(0, first - SIGMA_ROWS)
+        close_before = raster.kline[before:, KLINE_COLUMNS.index("close")]
+        sigma = trailing_sigma(close_before)[first - before :]
     y: dict[str, npt.NDArray[np.float64]] = {}
     t1_ms: dict[str, npt.NDArray[np.int64]] = {}
     for name in labels:
-        found = label(name, table, horizon)
+        found = label(name, table, horizon, sigma)
         y[name] = found.y[keep]
         t1_ms[name] = times[found.t1[keep]] if len(keep) else np.empty(0, np.int64)
     return Rows(
