@@ -45,8 +45,8 @@ class Metrics:
 def measure(y: FloatArray, p: FloatArray, block: int, seed: int) -> Metrics:
     """Metrics of probabilities against what happened.
 
-    y: (n,) 0 or 1, p: (n,) in [0, 1], rows in time order, at least one. block: rows whose labels overlap; the
-    bootstrap draws blocks of that many neighbours.
+    y: (n,) 0 or 1, p: (n,) in [0, 1], rows in time order, at least one. block: rows whose labels
+    overlap; the bootstrap draws blocks of that many neighbours.
     """
     truth = y > 0.5
     said = p > 0.5

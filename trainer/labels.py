@@ -13,11 +13,11 @@ that follow the volatility:
 * `highv`: high_max_h >= 1.25 * 100 * sigma * sqrt(h);
 * `lowv`: low_min_h <= -1.25 * 100 * sigma * sqrt(h), where sigma(t) is the population standard
   deviation of the log returns ln(close[r] / close[r - 1]) of the 720 rows r = t-719 .. t: a plain
-  window, the same from wherever the data starts. Returns at a gap are not counted; NaN with fewer than 2 returns or where the window begins
-  before the data (close[t - 720] is its first). 1.25 sigma is from the reference on machine
-  learning, sections 0 and 2, which measured it with an exponentially weighted sigma. With this one
-  it is a case in 17 to 20 percent of BTCUSDT's minutes in every year from 2021 to 2025 (high_10: in
-  14 to 41 percent).
+  window, the same from wherever the data starts. Returns at a gap are not counted; NaN with fewer
+  than 2 returns or where the window begins before the data (close[t - 720] is its first). The 1.25
+  is from the reference on machine learning, sections 0 and 2, measured there with an exponentially
+  weighted sigma. With this one it is a case in 17 to 20 percent of BTCUSDT's minutes in every year
+  from 2021 to 2025 (high_10: in 14 to 41 percent);
 * `highv_NNN`, `lowv_NNN`: the same with NNN hundredths of sigma, `highv_050` for 0.5.
 
 What is not known is NaN, never False: the last h rows, and every row whose own candle or whose

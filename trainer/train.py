@@ -194,7 +194,7 @@ def train(
     or beyond the first of them.
 
     Raises:
-        Failure: no label of a side is left.
+        Failure: no label of a side is left, or an algorithm's rows hold one class only.
     """
     config = settings.trainer
     stride = config.stride or stride_for(len(rows))
@@ -246,13 +246,20 @@ def train(
 
     label_of: dict[str, str] = {}
     metrics: dict[str, Metrics | None] = {}
+    final = jobs(None)
+    for job in final:
+        if not 0 < job.y.sum() < len(job.y):
+            raise Failure(
+                f"{job.name}: the {len(job.y):,} rows that its algorithm's params.length and "
+                "params.every_nth_row leave hold no two classes; let it have more"
+            )
     measurable = [job for job in jobs(test_start_ms) if _can_measure(job)]
     for job, figures in fitter.fit_each(measurable, measured):
         metrics[job.name] = figures
         bar.advance(detail=job.name)
     bar.advance(len(labels) * len(plan) - len(measurable))
     fitted: dict[str, TrainedModel] = {}
-    for job, model in fitter.fit_each(jobs(None), exported):
+    for job, model in fitter.fit_each(final, exported):
         fitted[job.name] = model
         bar.advance(detail=job.name)
     order = [f"{label}_{inputs}_{recipe.name}" for label in labels for recipe in plan]

@@ -425,6 +425,14 @@ def test_scaled_labels_look_back_before_the_first_training_row() -> None:
         assert rows.t1_ms[name].tolist() == table.open_time_ms[whole.t1[-1441:]].tolist()
 
 
+def test_rows_of_one_class_are_one_line(calm: tuple[KlineTable, Path], tmp_path: Path) -> None:
+    algorithm = {"name": "short", "algo": "lc", "params": {"length": 250}}
+    config = settings(tmp_path, symbols=["BTCUSDT"], algorithms=[algorithm])
+    with pytest.raises(Failure, match=r"^highv_k_short: the 70 rows .* hold no two classes"):
+        run(config, "--klines", str(calm[1]))
+    assert list_releases(tmp_path / "models") == []
+
+
 def test_labels_of_the_config_that_have_cases_keep_others_out(tmp_path: Path) -> None:
     table = candles(4000)
     assert choose(table, settings(tmp_path)).added == {}
