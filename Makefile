@@ -7,7 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
 ARGS ?=
-PYTEST_ARGS ?=
+# Two at a time: the suite mostly waits for processes, and each test has its own ports and folders.
+PYTEST_ARGS ?= -n 2
+SLOW_ARGS ?=
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	if $$p -c '$(NEW_ENOUGH)' 2>/dev/null; then echo $$p; break; fi; done)
@@ -42,7 +44,7 @@ test: $(STAMPS)/dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(STAMPS)/dev
-	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m slow $(SLOW_ARGS)
 
 check: $(STAMPS)/dev
 	@$(BIN)/ruff format --check .

@@ -44,7 +44,7 @@ def test_a_config_that_is_there_is_kept(tmp_path: Path) -> None:
 def test_every_key_has_an_example_that_differs_and_is_accepted(
     key: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert key.example is not None
+    assert key.example is not None, f"{key.path}: give an example in deploy/reference.py"
     one_choice = ("trader.mode",)
     assert key.example != key.default or key.path in one_choice
     data: dict[str, Any] = {}
