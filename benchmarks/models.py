@@ -31,7 +31,8 @@ from shared.bundle import Bundle, open_session
 from shared.config import Settings
 from shared.features import KLINE_51, FeatureSet
 from shared.klinefiles import read_klines
-from tests.shared.features.candles import calm
+from shared.klines import KLINE_COLUMNS
+from tests.releases import market
 from trainer import rasters, train
 from trainer.models import gb
 from trainer.models.fit import recipes
@@ -56,8 +57,9 @@ def timed(call: Callable[[int], object], steps: int) -> tuple[float, float]:
 def rasters_of(files: list[Path], rows: int) -> list[rasters.Raster]:
     if files:
         return [rasters.join(table.tail(rows)) for table in read_klines(files)]
-    values = calm(rows, seed=1)
-    times = 1_600_000_020_000 + 60_000 * np.arange(rows, dtype=np.int64)
+    columns = market(rows)
+    values = np.column_stack([columns[name] for name in KLINE_COLUMNS])
+    times = columns["open_time_ms"]
     return [rasters.Raster(symbol="TESTUSDT", interval="1m", open_time_ms=times, kline=values)]
 
 

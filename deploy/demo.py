@@ -410,6 +410,7 @@ class _Demo:
                 "rows": trained["rows"],
                 "features": trained["features"],
                 "labels_left_out": trained["labels_left_out"],
+                "labels_added": trained["labels_added"],
                 "models": trained["models"],
                 "release": trained["release"],
                 "seconds": trained["seconds"],

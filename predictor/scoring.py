@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shared import score
-from shared.bundle import Bundle, invalid_reason
+from shared.bundle import Bundle, invalid_output, invalid_reason
 from shared.bus import Entry, Source, Write
 from shared.events import Feature, Prediction, Signal
 from shared.streams import PREDICTION, SIGNAL
@@ -51,18 +51,19 @@ class Scorer:
 
     def step(self, entry: Entry[Any]) -> Sequence[Write[Any]]:
         bundle = self._current.bundle
+        time_ms = entry.time_ms
         feature = entry.event if isinstance(entry.event, Feature) else None
         verdict = self._judge(bundle, feature, entry.problem)
         schema = bundle.manifest.schema_hash if feature is None else feature.schema
         thresholds = bundle.manifest.thresholds
         prediction = Prediction(
-            open_time_ms=entry.time_ms,
+            open_time_ms=time_ms,
             release=bundle.id,
             schema=schema,
             outputs=verdict.outputs,
         )
         signal = Signal(
-            open_time_ms=entry.time_ms,
+            open_time_ms=time_ms,
             symbol=self._source.symbol,
             interval=self._source.interval,
             close=math.nan if feature is None else feature.close,
@@ -74,8 +75,8 @@ class Scorer:
             outputs=verdict.outputs,
         )
         return (
-            Write(source=self._prediction, event=prediction, open_time_ms=entry.time_ms),
-            Write(source=self._signal, event=signal, open_time_ms=entry.time_ms),
+            Write(source=self._prediction, event=prediction, open_time_ms=time_ms),
+            Write(source=self._signal, event=signal, open_time_ms=time_ms),
         )
 
     def _judge(self, bundle: Bundle, feature: Feature | None, problem: str) -> _Verdict:
@@ -100,14 +101,6 @@ class Scorer:
             return _Verdict({}, None, invalid)
         found = bundle.run(values.reshape(1, -1))
         value = float(found.score[0])
-        invalid = invalid_reason(
-            values,
-            manifest,
-            feature.gap,
-            feature.covered,
-            outputs=found.outputs[0],
-            score=value,
-            nan_share=self._nan_share,
-        )
+        invalid = invalid_output(found.outputs[0], manifest, value)
         outputs = {k: v for k, v in found.named().items() if math.isfinite(v)}
         return _Verdict(outputs, None if invalid else value, invalid)

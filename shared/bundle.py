@@ -156,8 +156,14 @@ def invalid_reason(
     infinite = np.isinf(used)
     if infinite.any():
         return f"feature {manifest.features[manifest.used[int(infinite.argmax())]]} is infinite"
-    if outputs is None:
-        return ""
+    return "" if outputs is None else invalid_output(outputs, manifest, score)
+
+
+def invalid_output(outputs: FloatArray, manifest: Manifest, score: float | None) -> str:
+    """Why what the bundle gave is no score; "" where it is one.
+
+    outputs: (n_models,) float64. score: None or NaN where there is none.
+    """
     # "not inside" rather than "outside", so that NaN is caught too
     wrong = ~((outputs >= 0.0) & (outputs <= 1.0))
     if wrong.any():

@@ -60,6 +60,9 @@ class PositionFile:
             os.close(self._fd)
 
 
+_REPEAT_S = 1.0
+
+
 @dataclass(kw_only=True)
 class Simulator:
     """Everything that runs. venues: SPOT and FUTURES. more: makes later candles (synthetic)."""
@@ -125,7 +128,8 @@ class Simulator:
                     log.info("end of the data: the market stands still")
                 self.at_end, self._next_instant, self._steps_wanted = True, None, 0
                 self._tell_moved()
-                await self._woken()
+                await self._woken(_REPEAT_S)
+                self._repeat()
                 continue
             self.at_end = False
             instants = self.clock.instants(self.venues[SPOT].market, close)
@@ -181,6 +185,14 @@ class Simulator:
         self._send(messages, instant)
         self.hub.flush()
         await asyncio.sleep(0)
+
+    def _repeat(self) -> None:
+        """At the end of the data nothing later will ever show that the last candles are closed:
+        say it again, for who was not there when they closed."""
+        position = self.clock.position_ms
+        closing = [m for m in self._messages(position - 1, position) if m[1].closed]
+        self._send(closing, position)
+        self.hub.flush()
 
     def _send(self, messages: list[tuple[str, Message]], now_ms: int) -> None:
         if not self.faults.active:

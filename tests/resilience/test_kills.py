@@ -200,11 +200,6 @@ async def test_with_valkey_untouched_nobody_is_told_twice(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    raises=TimeoutError,
-    reason="a replay's market stands behind its last candle: who did not hear it close cannot know",
-)
 async def test_the_last_candle_of_the_data_comes_even_if_the_collector_was_down_when_it_closed(
     tmp_path: Path, models: Path
 ) -> None:
