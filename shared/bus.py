@@ -200,6 +200,12 @@ class Bus:
         reply = await self._link.one("XREVRANGE", source.key, "+", "-", "COUNT", 1)
         return reply[0][0].decode() if reply else None
 
+    async def newest_ids(self, keys: Sequence[str]) -> list[str | None]:
+        """Ids of the newest entries of many streams, in the order of `keys`."""
+        commands = [("XREVRANGE", key, "+", "-", "COUNT", 1) for key in keys]
+        replies = [check(reply) for reply in await self._link.call(*commands)] if keys else []
+        return [reply[0][0].decode() if reply else None for reply in replies]
+
     async def tail(self, source: Source[E], count: int, *, upto: str = "+") -> list[Entry[E]]:
         """The newest `count` entries at or before `upto`, oldest first."""
         found: list[Entry[E]] = []

@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from shared import logs
-from shared.bus import Bus, Source, Write
+from shared.bus import Bus, Source, Write, id_order
 from shared.config import Settings, load
 from shared.errors import Failure, OutOfSync, Unavailable
 from shared.events import Level, Notice
@@ -29,6 +29,7 @@ from shared.streams import NOTICE, health_key
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
+READY_LAG = 2  # candles (FAULTS R10)
 STALL_S = 60.0
 _BACKOFF_S = (0.05, 2.0)
 _NOTICES = Source(NOTICE)
@@ -222,14 +223,18 @@ async def _one_session(
         alive=alive,
     )
     async with opening as bus, asyncio.TaskGroup() as tasks:
-        heart = tasks.create_task(_heartbeat(bus, health))
+        heart = tasks.create_task(_heartbeat(bus, health, settings.step_ms))
         await serve(Session(settings=settings, bus=bus, health=health, alive=alive))
         heart.cancel()
 
 
-async def _heartbeat(bus: Bus, health: Health) -> None:
+async def _heartbeat(bus: Bus, health: Health, step_ms: int) -> None:
     key = health_key(bus.service, bus.instance)
     while True:
+        lag = await _lag(bus, health, step_ms)
+        ready, reason = health.ready, health.reason
+        if ready and lag >= READY_LAG:
+            ready, reason = False, f"{lag} candles behind"
         now_ms = time.time_ns() // 1_000_000
         beat = {
             "service": bus.service,
@@ -237,14 +242,27 @@ async def _heartbeat(bus: Bus, health: Health) -> None:
             "version": code_version(),
             "pid": os.getpid(),
             "time_ms": now_ms,
-            "ready": health.ready,
-            "reason": health.reason,
+            "ready": ready,
+            "reason": reason,
+            "lag": lag,
             "last_ids": health.last_ids,
             **health.facts,
         }
         await bus.put(key, json.dumps(beat), ttl_ms=int(6 * HEARTBEAT_S * 1000))
         # Often while not ready, so that a start is seen at once; then each 5 s (FAULTS R10).
-        await asyncio.sleep(HEARTBEAT_S if health.ready else 0.25)
+        await asyncio.sleep(HEARTBEAT_S if ready else 0.25)
+
+
+async def _lag(bus: Bus, health: Health, step_ms: int) -> int:
+    """Candles by which the slowest of our streams is behind its newest entry."""
+    own = {key: last for key, last in health.last_ids.items() if "{" in key}
+    newest = await bus.newest_ids(list(own))
+    behind = [
+        (id_order(new)[0] - id_order(last)[0]) // step_ms
+        for last, new in zip(own.values(), newest, strict=True)
+        if new is not None
+    ]
+    return max([0, *behind])
 
 
 class _Watchdog:

@@ -26,6 +26,8 @@ what = sys.argv.pop(1)
 async def serve(session):
     await session.bus.put(f"sessions:{what}", "x")
     await session.bus._link.one("INCR", "count")
+    if what == "behind":
+        session.health.last_ids["kline:{BTCUSDT}:1m"] = "60000-0"
     session.health.is_ready()
     if what == "fail":
         raise Failure("the disk is full; make room")
@@ -173,6 +175,26 @@ def test_the_heartbeat_tells_how_it_is(valkey: Server) -> None:
         assert 0 < client.pttl("health:probe:probe") <= 30_000
     assert (beat["service"], beat["pid"], beat["reason"]) == ("probe", process.pid, "")
     end(process)
+
+
+@pytest.mark.parametrize(("newest", "lag", "ready"), [(1, 0, True), (2, 1, True), (3, 2, False)])
+def test_it_is_not_ready_two_candles_behind(
+    valkey: Server, newest: int, lag: int, ready: bool
+) -> None:
+    with redis.Redis(port=valkey.port) as client:
+        for minute in range(1, newest + 1):
+            client.xadd("kline:{BTCUSDT}:1m", {"data": b"x"}, id=f"{minute * 60_000}-0")
+    process = start("behind", valkey)
+    beat = wait_for(
+        valkey,
+        lambda client: [
+            b for b in [json.loads(client.get("health:probe:probe") or "{}")] if b.get("last_ids")
+        ],
+        "a heartbeat",
+    )[0]
+    end(process)
+    assert (beat["lag"], beat["ready"]) == (lag, ready)
+    assert beat["reason"] == ("" if ready else "2 candles behind")
 
 
 def test_of_two_with_one_name_the_second_works_when_the_first_is_killed(valkey: Server) -> None:
