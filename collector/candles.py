@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shared.binance import PAGE, KlineUpdate
+from shared.candles import problem_of
+from shared.errors import Failure
 from shared.events import Kline, Level
 from shared.times import interval_ms, iso
 
@@ -75,25 +77,6 @@ class Ask:
     purpose: Purpose
     start_ms: int | None
     limit: int
-
-
-def problem_of(kline: Kline, step_ms: int) -> str:
-    """Why a row cannot be a candle; "" when it can. Columns after volume may be NaN."""
-    prices = (kline.open, kline.high, kline.low, kline.close)
-    if kline.open_time_ms % step_ms:
-        return "its open time is off the raster"
-    if not all(map(math.isfinite, prices)) or not math.isfinite(kline.volume):
-        return "a price or the volume is not a finite number"
-    if min(prices) <= 0:
-        return "a price is zero or negative"
-    if kline.high < kline.low:
-        return "high is below low"
-    if kline.high < max(kline.open, kline.close) or kline.low > min(kline.open, kline.close):
-        return "open or close lies outside low .. high"
-    rest = (kline.volume, kline.quote_volume, kline.trades, kline.taker_base, kline.taker_quote)
-    if any(value < 0 or math.isinf(value) for value in rest):
-        return "a volume is negative or infinite"
-    return ""
 
 
 def same_row(one: Kline, other: Kline) -> bool:
@@ -148,6 +131,11 @@ class Candles:
 
         Rows from the exchange that are not on the stream stay in memory.
         """
+        if last_ms is not None and last_ms % self.step_ms:
+            raise Failure(
+                f"{self.symbol} {self.interval}: the newest entry on the bus, {last_ms}, is not on "
+                "the raster; somebody else wrote it: remove it (XDEL) and start again"
+            )
         self.next_ms = None if last_ms is None else last_ms + self.step_ms
         self._from_history_start = last_ms is None
         self._recent = OrderedDict((kline.open_time_ms, kline) for kline in tail[-RECENT:])

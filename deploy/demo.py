@@ -27,7 +27,7 @@ from deploy.tally import MAKERS, STAGES, Tally, Window, tally
 from deploy.valkey import HOST, EmbeddedValkey, check_free, free_port
 from deploy.workdir import Workdir, free_workdir
 from shared.bus import Bus, id_ms
-from shared.config import PREFIX
+from shared.config import PREFIX, SECRETS
 from shared.errors import BadInput, Failure
 from shared.events import Delivery
 from shared.klinefiles import read_klines, write_columns
@@ -274,6 +274,9 @@ class _Demo:
     def _environment(self, the_plan: Plan) -> dict[str, str]:
         """Ours without the user's live config, and the settings of this run."""
         hidden = {f"{PREFIX}CONFIG", f"{PREFIX}SYMBOL", f"{PREFIX}INSTANCE"}
+        if f"{PREFIX}TELEGRAM_URL" not in os.environ:  # a replay must not write to a live channel
+            secrets = {f"{PREFIX}{name.upper()}" for name in SECRETS}
+            hidden |= secrets | {f"{name}_FILE" for name in secrets} | {f"{PREFIX}TELEGRAM_CHAT_ID"}
         found = {name: value for name, value in os.environ.items() if name not in hidden}
         for name, value in self._settings(the_plan).items():
             pairs = value.items() if isinstance(value, dict) else (("", value),)

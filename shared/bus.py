@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from shared import codec
+from shared.candles import problem_of
 from shared.errors import BadInput, Failure, OutOfSync, Unavailable
-from shared.events import DeadLetter, Meta
+from shared.events import DeadLetter, Kline, Meta
 from shared.link import Command, Link, check, error_code
 from shared.streams import Stream, dead_letters
+from shared.times import interval_ms
 
 E = TypeVar("E")
 BLOCK_MS = 1_000
@@ -122,6 +124,7 @@ class Bus:
         name = f"itb:{service}:{instance}:{_PROCESS}"
         self._link = Link(url, name=name)
         self._blocking = Link(url, name=name)
+        self._known: set[str] = set()  # data streams that were there: not to be made anew
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -198,7 +201,11 @@ class Bus:
     async def last_id(self, source: Source[Any]) -> str | None:
         """Id of the newest entry, None for an empty or missing stream."""
         reply = await self._link.one("XREVRANGE", source.key, "+", "-", "COUNT", 1)
-        return reply[0][0].decode() if reply else None
+        if not reply:
+            return None
+        if source.stream.event_time:
+            self._known.add(source.key)
+        return str(reply[0][0].decode())
 
     async def newest_ids(self, keys: Sequence[str]) -> list[str | None]:
         """Ids of the newest entries of many streams, in the order of `keys`."""
@@ -341,7 +348,7 @@ class Bus:
             for write in step.writes:
                 data = self._encode(write, step.input, published_us)
                 places.append((len(commands) - 1, write, data))
-                commands.append(_xadd(write, data))
+                commands.append(_xadd(write, data, known=write.source.key in self._known))
             if step.input is not None:
                 key = step.input.source.key
                 commands.append(("XACK", key, self.service, step.input.id))
@@ -354,7 +361,11 @@ class Bus:
         diverged = []
         for position, write, data in places:
             result = results[position]
+            if result is None:
+                raise OutOfSync(f"{write.source.key} is gone: somebody deleted it")
             if not isinstance(result, Exception):
+                if write.open_time_ms is not None:
+                    self._known.add(write.source.key)
                 continue
             if "equal or smaller" not in str(result):
                 check(result)
@@ -423,7 +434,8 @@ class Bus:
 
     def _entry(self, source: Source[E], raw_id: bytes, raw: list[bytes] | None) -> Entry[E]:
         entry_id = raw_id.decode()
-        fields = {raw[i].decode(): raw[i + 1] for i in range(0, len(raw), 2)} if raw else {}
+        names = [name.decode("utf-8", "replace") for name in raw[::2]] if raw else []
+        fields = dict(zip(names, raw[1::2], strict=True)) if raw else {}
         nothing = Meta(received_us=0, published_us=0)
         if not fields:
             return Entry(
@@ -433,9 +445,7 @@ class Bus:
             decoded = codec.decode(
                 source.stream.event, fields.get("data"), max_bytes=self.message_bytes
             )
-            event_ms = getattr(decoded.event, "open_time_ms", None)
-            if source.stream.event_time and event_ms != id_ms(entry_id):
-                raise BadInput(f"the id is not the event's time {event_ms}")
+            _check_place(source, decoded.event, entry_id)
         except BadInput as error:
             return Entry(
                 source=source,
@@ -448,6 +458,21 @@ class Bus:
         return Entry(
             source=source, id=entry_id, event=decoded.event, meta=decoded.meta, fields=fields
         )
+
+
+def _check_place(source: Source[Any], event: Any, entry_id: str) -> None:
+    """Refuses an event that does not belong where it stands (FAULTS R7)."""
+    event_ms = getattr(event, "open_time_ms", None)
+    if source.stream.event_time and event_ms != id_ms(entry_id):
+        raise BadInput(f"the id is not the event's time {event_ms}")
+    for name in ("symbol", "interval"):
+        own, given = getattr(source, name), getattr(event, name, "")
+        if own and given and own != given:
+            raise BadInput(f"the event is of {given}, the stream of {own}")
+    if isinstance(event, Kline) and not event.gap and source.interval:
+        problem = problem_of(event, interval_ms(source.interval))
+        if problem:
+            raise BadInput(f"no candle: {problem}")
 
 
 def by_key(sources: Iterable[Source[E]]) -> dict[str, Source[E]]:
@@ -465,10 +490,13 @@ def _poisoned(entry: Entry[E], deliveries: int) -> Entry[E]:
     )
 
 
-def _xadd(write: Write[Any], data: bytes) -> Command:
+def _xadd(write: Write[Any], data: bytes, *, known: bool) -> Command:
+    """known: the stream was there in this session. If it is not any more (FLUSHALL, DEL), a new
+    one must not begin here in the middle (FAULTS V4)."""
     summary = write.source.stream.summary(write.event)
     plain = [part for pair in summary.items() for part in pair]
-    return ("XADD", write.source.key, write.id, *plain, "data", data)
+    option = ("NOMKSTREAM",) if known else ()
+    return ("XADD", write.source.key, *option, write.id, *plain, "data", data)
 
 
 def _info(reply: bytes) -> dict[str, str]:

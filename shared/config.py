@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import json5
 from pydantic import (
@@ -278,6 +279,38 @@ class Settings(BaseSettings):
             raise ValueError("a symbol is named twice")
         return value
 
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one label")
+        return value
+
+    @field_validator("algorithms")
+    @classmethod
+    def _algorithm_names(cls, value: tuple[Algorithm, ...]) -> tuple[Algorithm, ...]:
+        if not value:
+            raise ValueError("name at least one algorithm")
+        if len({algorithm.name for algorithm in value}) != len(value):
+            raise ValueError("an algorithm is named twice")
+        return value
+
+    @field_validator(
+        "binance_rest_url",
+        "binance_ws_url",
+        "binance_ws_api_url",
+        "futures_rest_url",
+        "futures_ws_url",
+        "archive_url",
+        "telegram_url",
+    )
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname):
+            raise ValueError("not an address such as https://host or wss://host:port")
+        return value.rstrip("/")
+
     @field_validator("interval")
     @classmethod
     def _interval(cls, value: str) -> str:
@@ -355,11 +388,16 @@ def _read(path: Path) -> dict[str, Any]:
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Checks that every ITB_ variable names a key; a mistyped one must not be ignored."""
     known = set(Settings.model_fields) | {"symbol"}
+    sections = {
+        name
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
+    }
     found: dict[str, str] = {}
     for variable, value in variables.items():
         if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES:
             continue
-        name = variable.removeprefix(PREFIX).lower().split("__")[0]
+        name, *inner = variable.removeprefix(PREFIX).lower().split("__")
         if name.endswith("_file") and name not in known:
             name = name.removesuffix("_file")
             if name not in SECRETS:
@@ -368,6 +406,8 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
                 )
         if name not in known:
             raise Usage(f"{variable}: unknown key {name!r}{_nearest(name, known)}")
+        if inner and name not in sections:
+            raise Usage(f"{variable}: {name!r} has no keys of its own")
         found[name] = value
     return found
 

@@ -33,19 +33,19 @@ class Link:
     def __init__(self, url: str, *, name: str, timeout_s: float = _TIMEOUT_S) -> None:
         try:
             options: dict[str, Any] = dict(redis_connection.parse_url(url))
-        except ValueError as error:
+            kind = options.pop("connection_class", redis_connection.Connection)
+            self._connection = kind(
+                **options,
+                protocol=2,
+                socket_timeout=None,  # `call` bounds sending and receiving as a whole (FAULTS R5)
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),
+                client_name=name,
+                driver_info=None,
+            )
+        except (ValueError, TypeError) as error:
             raise Usage(f"redis_url: {error}") from None
-        kind = options.pop("connection_class", redis_connection.Connection)
         self.timeout_s = timeout_s
-        self._connection = kind(
-            **options,
-            protocol=2,
-            socket_timeout=None,  # `call` bounds sending and receiving as a whole (FAULTS R5)
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            client_name=name,
-            driver_info=None,
-        )
         self._lock = asyncio.Lock()
         self._open = False
 

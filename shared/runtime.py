@@ -116,12 +116,20 @@ def service_arguments(service: str, argv: Sequence[str] | None = None) -> Settin
     return load(parser.parse_args(argv).config)
 
 
-def run_service(service: str, serve: Serve, argv: Sequence[str] | None = None) -> NoReturn:
-    """The whole `__main__` of a service."""
+def run_service(
+    service: str,
+    serve: Serve,
+    argv: Sequence[str] | None = None,
+    *,
+    check: Callable[[Settings], object] | None = None,
+) -> NoReturn:
+    """The whole `__main__` of a service. check: refuses settings before anything is connected."""
 
     async def main() -> None:
         settings = service_arguments(service, argv)
         logs.set_up(service, level=settings.log_level, redact=logs.Redactor.of(settings))
+        if check is not None:
+            check(settings)
         await sessions(settings, service, serve)
 
     sys.exit(run(main))

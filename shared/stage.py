@@ -112,7 +112,8 @@ class Stage:
         done = None if None in ids else min((i for i in ids if i), key=id_order)
         track = self._tracks[source.key] = _Track(core=self._core(source), done=done)
         if done is not None:
-            history = await self._bus.tail(source, track.core.history, upto=done)
+            newest = await self._bus.tail(source, track.core.history, upto=done)
+            history = [entry for entry in newest if not _is_foreign(entry)]
             if self._prepare is not None and history:
                 await self._prepare(track.core, history)
             track.core.load(history)
@@ -145,6 +146,9 @@ class Stage:
         steps: list[Step] = []
         for entry in entries:
             track = self._tracks[entry.source.key]
+            if _is_foreign(entry):
+                steps.append(Step(input=entry, writes=self._poison(entry)))
+                continue
             if track.last is not None and id_order(entry.id) <= id_order(track.last):
                 steps.append(Step(input=entry))
                 continue
@@ -186,7 +190,7 @@ class Stage:
         return [Step(input=None, writes=[notice])]
 
     def _poison(self, entry: Entry[Any]) -> list[Write[Any]]:
-        reason = entry.problem
+        reason = entry.problem or "its id is not one of ours: `<open_time_ms>-0`, on the raster"
         text = f"{entry.source.key} {entry.id}: {reason}; kept under dead:{entry.source.key}"
         notice = self._session.notice_write(
             Level.ALERT, "dead_letter", text, entry.source.symbol, entry.time_ms
@@ -198,6 +202,13 @@ class Stage:
         what = "is missing although newer ones exist" if first.found is None else "differs"
         text = f"{first.key} {first.id}: what stands there {what} ({len(diverged)} entries)"
         await self._session.notice(Level.ALERT, "diverged", text)
+
+
+def _is_foreign(entry: Entry[Any]) -> bool:
+    """Whether nobody of ours can have written an entry under this id."""
+    ms, sequence = id_order(entry.id)
+    interval = entry.source.interval
+    return bool(sequence or (interval and ms % interval_ms(interval)))
 
 
 async def janitor(session: Session, outputs: Sequence[Source[Any]], *, least_rows: int) -> None:

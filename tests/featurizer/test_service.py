@@ -1,5 +1,6 @@
 """The featurizer on a real bus: same bits as batch, whatever ends it and whenever."""
 
+import asyncio
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from featurizer.service import serve
 from shared import codec
 from shared.bus import Bus, Source, Write
 from shared.config import Settings, load
-from shared.errors import Unavailable
+from shared.errors import OutOfSync, Unavailable
 from shared.events import Depth, Feature, Kline
 from shared.features import FeatureSet
 from shared.klines import DEPTH_COLUMNS
+from shared.runtime import Health, Session
 from shared.streams import DEPTH, FEATURE, FUTURES_KLINE, KLINE
 from tests.kills import Killed, Plan, pairs, run_until_caught_up, singles
 from tests.valkey import Server
@@ -267,3 +269,44 @@ async def test_a_flat_copy_of_the_bus_gives_the_same_content(
         with redis.Redis(port=valkey.port) as client:
             kept.append([fields[b"data"] for _, fields in client.xrange(OUTPUT.key)])
     assert all(codec.same_content(a, b) for a, b in zip(*kept, strict=True))
+
+
+async def test_foreign_entries_go_to_the_dead_letters_and_change_nothing(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = klines(30)
+    await put(valkey.url, events[:12])
+    with redis.Redis(port=valkey.port) as client:
+        ((last, fields),) = client.xrevrange(SOURCE.key, count=1)
+        client.xadd(SOURCE.key, fields, id=last.replace(b"-0", b"-1"))
+        client.xadd(SOURCE.key, {"foo": "x"}, id=f"{events[11].open_time_ms + 5}-0")
+        client.xadd(SOURCE.key, {b"\xff": b"x"}, id=f"{events[11].open_time_ms + 6}-0")
+    await put(valkey.url, events[12:20])
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    await put(valkey.url, events[20:])
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    assert_equal_bits(await outputs(valkey.url), batch(events))
+    with redis.Redis(port=valkey.port) as client:
+        assert client.xlen("dead:kline:{BTCUSDT}:1m") == 3
+
+
+async def test_a_flush_in_mid_stream_begins_everything_again(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = klines(30)
+    await put(valkey.url, events[:20])
+    async with Bus.session(valkey.url, service="featurizer") as bus:
+        session = Session(settings=settings(), bus=bus, health=Health(), alive=lambda: None)
+        task = asyncio.create_task(serve(session))
+        async with asyncio.timeout(10):
+            while await bus.length(OUTPUT) < 20:  # noqa: ASYNC110  # the stage writes them
+                await asyncio.sleep(0.01)
+            with redis.Redis(port=valkey.port) as client:
+                client.delete(OUTPUT.key)
+            await put(valkey.url, events[20:21])
+            with pytest.raises(ExceptionGroup) as caught:
+                await task
+    assert caught.group_contains(OutOfSync, match="somebody deleted it")
+    await put(valkey.url, events[21:])
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    assert_equal_bits(await outputs(valkey.url), batch(events))

@@ -1,13 +1,14 @@
 """What the bus promises, on a real server."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import redis
 
 from shared.bus import Bus, Source, Step, Write, by_key
-from shared.errors import Failure, OutOfSync, Unavailable
+from shared.errors import Failure, OutOfSync, Unavailable, Usage
 from shared.events import Kline
 from shared.streams import KLINE
 from tests.valkey import Server
@@ -219,3 +220,51 @@ async def test_the_unix_socket_serves_as_well(valkey: Server) -> None:
         await bus.write(write(M))
         assert await bus.length(SOURCE) == 1
         assert [e.event for e in await bus.span(SOURCE, after=None)] == [kline(M)]
+
+
+async def test_a_stream_deleted_under_us_is_not_begun_anew_in_the_middle(valkey: Server) -> None:
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.write(write(M))
+        with raw(valkey) as client:
+            client.flushall()
+        with pytest.raises(OutOfSync, match="somebody deleted it"):
+            await bus.write(write(2 * M))
+        with raw(valkey) as client:
+            assert not client.exists(SOURCE.key)
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.write(write(M), write(2 * M))
+        assert await bus.length(SOURCE) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"symbol": "ETHUSDT"}, "the event is of ETHUSDT, the stream of BTCUSDT"),
+        ({"interval": "5m"}, "the event is of 5m, the stream of 1m"),
+        ({"close": -7.0}, "a price is zero or negative"),
+        ({"high": 0.1}, "high is below low"),
+        ({"volume": -1.0}, "a volume is negative"),
+    ],
+)
+async def test_an_event_that_does_not_belong_there_is_unreadable(
+    valkey: Server, change: dict[str, Any], problem: str
+) -> None:
+    async with Bus.session(valkey.url, service="s") as bus:
+        wrong = replace(kline(M), **change)
+        await bus.write(Write(source=SOURCE, event=wrong, open_time_ms=M))
+        (entry,) = await bus.tail(SOURCE, 1)
+    assert entry.event is None
+    assert problem in entry.problem
+
+
+async def test_a_field_name_that_is_no_text_does_not_break_the_reader(valkey: Server) -> None:
+    with raw(valkey) as client:
+        client.xadd(SOURCE.key, {b"\xff\xfe": b"x"}, id="60000-0")
+    async with Bus.session(valkey.url, service="s") as bus:
+        (entry,) = await bus.tail(SOURCE, 1)
+    assert "no `data`" in entry.problem
+
+
+def test_a_redis_url_with_an_unknown_option_is_bad_usage() -> None:
+    with pytest.raises(Usage, match="redis_url"):
+        Bus("redis://127.0.0.1:1/0?foo=bar", service="s", instance="s", message_bytes=1)

@@ -93,6 +93,9 @@ def test_a_secret_comes_from_its_file_and_is_not_shown(
         ('{"algorithms": [{"name": "x", "algo": "svm"}]}', "algorithms.0.algo"),
         ('{"algorithms": [{"name": "x", "algo": "gb", "prams": {}}]}', "did you mean 'params'?"),
         ('{"symbol": "A", "symbol": "B"}', "not valid JSON"),
+        ('{"labels": []}', "labels: name at least one label"),
+        ('{"algorithms": ["gb", "gb"]}', "algorithms: an algorithm is named twice"),
+        ('{"binance_rest_url": "nonsense"}', "binance_rest_url: not an address such as"),
         ("[1]", "must be one JSON object"),
         ("{", "not valid JSON"),
     ],
@@ -111,6 +114,15 @@ def test_a_mistyped_variable_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(
         Usage, match="ITB_SIGNALR__X: unknown key 'signalr'; did you mean 'signaler'"
     ):
+        load()
+
+
+@pytest.mark.parametrize("variable", ["ITB_INTERVAL__X", "ITB_SYMBOL__X", "ITB_SYMBOLS__0"])
+def test_a_variable_below_a_plain_key_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(Usage, match=f"{variable}: '.*' has no keys of its own"):
         load()
 
 
