@@ -15,12 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from shared import codec
-from shared.candles import problem_of
 from shared.errors import BadInput, Failure, OutOfSync, Unavailable
-from shared.events import DeadLetter, Kline, Meta
+from shared.events import DeadLetter, Meta
 from shared.link import Command, Link, check, error_code
 from shared.streams import Stream, dead_letters
-from shared.times import interval_ms
 
 E = TypeVar("E")
 BLOCK_MS = 1_000
@@ -469,10 +467,6 @@ def _check_place(source: Source[Any], event: Any, entry_id: str) -> None:
         own, given = getattr(source, name), getattr(event, name, "")
         if own and given and own != given:
             raise BadInput(f"the event is of {given}, the stream of {own}")
-    if isinstance(event, Kline) and not event.gap and source.interval:
-        problem = problem_of(event, interval_ms(source.interval))
-        if problem:
-            raise BadInput(f"no candle: {problem}")
 
 
 def by_key(sources: Iterable[Source[E]]) -> dict[str, Source[E]]:

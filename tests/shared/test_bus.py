@@ -241,9 +241,6 @@ async def test_a_stream_deleted_under_us_is_not_begun_anew_in_the_middle(valkey:
     [
         ({"symbol": "ETHUSDT"}, "the event is of ETHUSDT, the stream of BTCUSDT"),
         ({"interval": "5m"}, "the event is of 5m, the stream of 1m"),
-        ({"close": -7.0}, "a price is zero or negative"),
-        ({"high": 0.1}, "high is below low"),
-        ({"volume": -1.0}, "a volume is negative"),
     ],
 )
 async def test_an_event_that_does_not_belong_there_is_unreadable(
