@@ -94,6 +94,7 @@ def test_a_secret_comes_from_its_file_and_is_not_shown(
         ('{"algorithms": [{"name": "x", "algo": "gb", "prams": {}}]}', "did you mean 'params'?"),
         ('{"symbol": "A", "symbol": "B"}', "not valid JSON"),
         ('{"labels": []}', "labels: name at least one label"),
+        ('{"algorithms": []}', "algorithms: name at least one algorithm"),
         ('{"algorithms": ["gb", "gb"]}', "algorithms: an algorithm is named twice"),
         ('{"binance_rest_url": "nonsense"}', "binance_rest_url: not an address such as"),
         ("[1]", "must be one JSON object"),

@@ -244,7 +244,6 @@ def test_a_label_with_few_cases_is_left_out_and_named(tmp_path: Path) -> None:
     ("keys", "options", "says"),
     [
         ({"labels": ["high_max_180", "low_10"]}, (), "no yes-or-no label"),
-        ({"algorithms": []}, (), "name at least one"),
         ({"algorithms": [{"name": "x", "algo": "gb", "params": {"leaves": 3}}]}, (), "leaves"),
         ({"features_kline": ["close_bogus"]}, (), "close_bogus"),
         ({}, ("--until", "5"), "no candle before"),
