@@ -13,7 +13,7 @@ from shared.events import Depth, Kline
 from shared.features import FeatureSet
 from shared.features.configured import configured
 from shared.runtime import Session
-from shared.stage import Core, Stage, janitor
+from shared.stage import Core, Stage, is_foreign, janitor
 from shared.streams import DEPTH, FEATURE, FUTURES_KLINE, KLINE, schema_key
 
 _POLL_S = 0.05
@@ -54,19 +54,26 @@ class _Companions:
         self._depth = "depth" in features.sources
         self.needed = self._futures or self._depth
 
-    async def fetch(self, core: Core, entries: Sequence[Entry[Any]]) -> None:
+    async def fetch(self, core: Core, entries: Sequence[Entry[Any]]) -> list[Entry[Any]]:
+        """Hands the rows over; returns the entries that could not be read."""
         assert isinstance(core, FeatureWindow)  # noqa: S101  # the only core of this stage
         symbol, interval = core.source.symbol, core.source.interval
+        unread: list[Entry[Any]] = []
         if self._futures:
             source = Source(FUTURES_KLINE, symbol, interval)
             for entry in await self._rows(source, entries):
-                if isinstance(entry.event, Kline):
+                if isinstance(entry.event, Kline) and not is_foreign(entry):
                     core.futures[entry.time_ms] = np.array(entry.event.row())
+                else:
+                    unread.append(entry)
         if self._depth:
             depth = Source(DEPTH, symbol, interval)
             for entry in await self._rows(depth, entries):
-                if isinstance(entry.event, Depth):
+                if isinstance(entry.event, Depth) and not is_foreign(entry):
                     core.depth[entry.time_ms] = depth_row(entry.event)
+                else:
+                    unread.append(entry)
+        return unread
 
     async def _rows(self, source: Source[Any], entries: Sequence[Entry[Any]]) -> list[Entry[Any]]:
         first, last = entries[0].id, entries[-1].id

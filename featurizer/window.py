@@ -86,7 +86,7 @@ class FeatureWindow:
 
 
 def depth_row(event: Depth) -> Row:
-    """(11,) float64 in DEPTH_COLUMNS order."""
+    """(11,) float64 in DEPTH_COLUMNS order; the bus has checked the length."""
     return np.frombuffer(event.values, "<f8")
 
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from shared import codec
+from shared.candles import depth_problem_of, gap_problem_of, problem_of
 from shared.errors import BadInput, Failure, OutOfSync, Unavailable
-from shared.events import DeadLetter, Meta
+from shared.events import DeadLetter, Depth, Kline, Meta
 from shared.link import Command, Link, check, error_code
 from shared.streams import Stream, dead_letters
+from shared.times import INTERVALS_MS
 
 E = TypeVar("E")
 BLOCK_MS = 1_000
@@ -467,6 +469,14 @@ def _check_place(source: Source[Any], event: Any, entry_id: str) -> None:
         own, given = getattr(source, name), getattr(event, name, "")
         if own and given and own != given:
             raise BadInput(f"the event is of {given}, the stream of {own}")
+    problem = ""
+    if isinstance(event, Kline):
+        step_ms = INTERVALS_MS.get(event.interval, 1)
+        problem = gap_problem_of(event) if event.gap else problem_of(event, step_ms)
+    elif isinstance(event, Depth):
+        problem = depth_problem_of(event)
+    if problem:
+        raise BadInput(f"an impossible value: {problem}")
 
 
 def by_key(sources: Iterable[Source[E]]) -> dict[str, Source[E]]:

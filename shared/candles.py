@@ -1,8 +1,12 @@
-"""What a candle must be, wherever it comes from."""
+"""What a candle and an order-book row must be, wherever they come from."""
 
 import math
+import struct
 
-from shared.events import Kline
+from shared.events import Depth, Kline
+from shared.klines import DEPTH_COLUMNS
+
+_DEPTH = struct.Struct(f"<{len(DEPTH_COLUMNS)}d")
 
 
 def problem_of(kline: Kline, step_ms: int) -> str:
@@ -21,4 +25,18 @@ def problem_of(kline: Kline, step_ms: int) -> str:
     rest = (kline.volume, kline.quote_volume, kline.trades, kline.taker_base, kline.taker_quote)
     if any(value < 0 or math.isinf(value) for value in rest):
         return "a volume is negative or infinite"
+    return ""
+
+
+def gap_problem_of(kline: Kline) -> str:
+    """Why an entry cannot be a gap marker; "" when it can."""
+    return "" if all(map(math.isnan, kline.row())) else "a gap marker with values"
+
+
+def depth_problem_of(depth: Depth) -> str:
+    """Why `values` cannot be a row of DEPTH_COLUMNS; "" when it can. NaN = no such bin."""
+    if len(depth.values) != _DEPTH.size:
+        return f"its values are not {len(DEPTH_COLUMNS)} float64"
+    if any(map(math.isinf, _DEPTH.unpack(depth.values))):
+        return "a value is infinite"
     return ""

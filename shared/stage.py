@@ -43,8 +43,9 @@ class Core(Protocol):
         """`missing` raster rows before the next entry exist neither as candles nor as markers."""
 
 
-# Fetches what a core needs besides its input, before it is given these entries.
-Prepare = Callable[[Core, Sequence[Entry[Any]]], Awaitable[None]]
+# Fetches what a core needs besides its input, before it is given these entries. Returns what of it
+# could not be read; that is told once, with the step of the candle of the same time.
+Prepare = Callable[[Core, Sequence[Entry[Any]]], Awaitable[Sequence[Entry[Any]]]]
 
 
 @dataclass(slots=True)
@@ -113,7 +114,7 @@ class Stage:
         track = self._tracks[source.key] = _Track(core=self._core(source), done=done)
         if done is not None:
             newest = await self._bus.tail(source, track.core.history, upto=done)
-            history = [entry for entry in newest if not _is_foreign(entry)]
+            history = [entry for entry in newest if not is_foreign(entry)]
             if self._prepare is not None and history:
                 await self._prepare(track.core, history)
             track.core.load(history)
@@ -139,14 +140,16 @@ class Stage:
             await self._do_chunk(entries[start : start + _CHUNK])
 
     async def _do_chunk(self, entries: Sequence[Entry[Any]]) -> None:
+        unread: dict[tuple[str, int], list[Entry[Any]]] = {}
         if self._prepare is not None:
             for key in dict.fromkeys(entry.source.key for entry in entries):
                 own = [entry for entry in entries if entry.source.key == key]
-                await self._prepare(self._tracks[key].core, own)
+                for other in await self._prepare(self._tracks[key].core, own):
+                    unread.setdefault((key, other.time_ms), []).append(other)
         steps: list[Step] = []
         for entry in entries:
             track = self._tracks[entry.source.key]
-            if _is_foreign(entry):
+            if is_foreign(entry):
                 steps.append(Step(input=entry, writes=self._poison(entry)))
                 continue
             if track.last is not None and id_order(entry.id) <= id_order(track.last):
@@ -156,8 +159,10 @@ class Stage:
             writes = list(track.core.step(entry))
             if track.done is not None and id_order(entry.id) <= id_order(track.done):
                 writes = []  # the outputs outlived their input: only the state needs it
-            elif entry.event is None:
-                writes += self._poison(entry)
+            else:
+                bad = unread.pop((entry.source.key, entry.time_ms), [])
+                for one in [entry, *bad] if entry.event is None else bad:
+                    writes += self._poison(one)
             steps.append(Step(input=entry, writes=writes))
             track.last = entry.id
         diverged = await self._bus.commit(steps)
@@ -204,7 +209,7 @@ class Stage:
         await self._session.notice(Level.ALERT, "diverged", text)
 
 
-def _is_foreign(entry: Entry[Any]) -> bool:
+def is_foreign(entry: Entry[Any]) -> bool:
     """Whether nobody of ours can have written an entry under this id."""
     ms, sequence = id_order(entry.id)
     interval = entry.source.interval

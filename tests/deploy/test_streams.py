@@ -24,7 +24,7 @@ async def _fill(server: Server) -> None:
         for i in (1, 2, 3):
             kline = Kline(
                 symbol="BTCUSDT", interval="1m", open_time_ms=i * 60_000,
-                close_time_ms=i * 60_000 + 59_999, open=1.0, high=2.0, low=0.5, close=1.25 * i,
+                close_time_ms=i * 60_000 + 59_999, open=1.0, high=4.0, low=0.5, close=1.25 * i,
                 volume=10.0,
             )  # fmt: skip
             await bus.write(Write(source=_KLINES, event=kline, open_time_ms=i * 60_000))

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,66 @@ async def test_an_undecodable_candle_is_a_gap_and_goes_to_the_dead_letters(
         assert letter[b"id"].decode() == f"{events[10].open_time_ms}-0"
         codes = [fields[b"code"] for _, fields in client.xrange("notice")]
     assert codes == [b"dead_letter"]
+
+
+async def test_an_impossible_candle_is_never_scored_from(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its crc is right; its values would make a plausible feature (FAULTS R7)."""
+    events = klines(20)
+    bad = replace(events[10], high=events[10].low * 0.9)
+    await put(valkey.url, [*events[:10], bad, *events[11:]])
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    found = await outputs(valkey.url)
+    marker = Kline.gap_marker("BTCUSDT", "1m", 0, 0)
+    assert_equal_bits(found, batch([*events[:10], marker, *events[11:]]))
+    assert (found[10].gap, np.isnan(found[10].close)) == (True, True)
+    with redis.Redis(port=valkey.port) as client:
+        ((_, letter),) = client.xrange("dead:kline:{BTCUSDT}:1m")
+        notices = [fields[b"text"] for _, fields in client.xrange("notice")]
+    assert b"high is below low" in letter[b"reason"]
+    assert len(notices) == 1
+    assert b"high is below low" in notices[0]
+
+
+async def test_an_unreadable_companion_row_is_told_once_and_counts_as_missing(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spot, futures = klines(30), klines(30, seed=2)
+    bad = replace(futures[12], volume=-1.0)
+    await put(
+        valkey.url, [*futures[:12], bad, *futures[13:]], Source(FUTURES_KLINE, "BTCUSDT", "1m")
+    )
+    depth = np.random.default_rng(3).uniform(1, 9, (30, len(DEPTH_COLUMNS)))
+    async with Bus.session(valkey.url, service="collector", exclusive=False) as bus:
+        for n in range(30):
+            values = depth[n].astype("<f8").tobytes()[: 87 if n == 15 else 88]
+            event = Depth(
+                symbol="BTCUSDT", interval="1m", open_time_ms=START + n * M, values=values
+            )
+            source = Source(DEPTH, "BTCUSDT")
+            await bus.write(Write(source=source, event=event, open_time_ms=START + n * M))
+    names = {
+        "features_kline": ("close_trend_5",),
+        "features_futur": ("f_close_trend_5",),
+        "features_depth": ("bids_1_2",),
+    }
+    rows = np.array([e.row() for e in futures])
+    rows[12] = depth[15] = np.nan
+    expected = FeatureSet.of(("close_trend_5", "f_close_trend_5", "bids_1_2")).batch(
+        START // M, np.array([e.row() for e in spot]), rows, depth
+    )
+    for part in (spot[:18], spot[18:]):  # the second life reads both again, and tells nothing
+        await put(valkey.url, part)
+        await run_until_caught_up(
+            monkeypatch, valkey.url, "featurizer", serve, settings(**names), Plan()
+        )
+    assert_equal_bits(await outputs(valkey.url), expected)
+    with redis.Redis(port=valkey.port) as client:
+        told = [fields[b"text"] for _, fields in client.xrange("notice")]
+        letters = [client.xlen(f"dead:{key}") for key in ("fkline:{BTCUSDT}:1m", "depth:{BTCUSDT}")]
+    assert letters == [1, 1]
+    assert [b"fkline" in told[0], b"depth" in told[1], len(told)] == [True, True, 2]
 
 
 async def test_a_hole_without_a_marker_is_told_and_counts_as_empty_rows(

@@ -27,7 +27,7 @@ def kline(number: int) -> Write[Kline]:
     open_ms = START + number * MINUTE
     event = Kline(
         symbol="BTCUSDT", interval="1m", open_time_ms=open_ms, close_time_ms=open_ms + MINUTE - 1,
-        open=1, high=1, low=1, close=60_518.0, volume=1,
+        open=60_518.0, high=60_518.0, low=60_518.0, close=60_518.0, volume=1.0,
     )  # fmt: skip
     source = Source(KLINE, "BTCUSDT", "1m")
     return Write(source=source, event=event, open_time_ms=open_ms, market_ms=open_ms + MINUTE + 40)

@@ -1,6 +1,8 @@
 """What the bus promises, on a real server."""
 
 import asyncio
+import math
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +11,8 @@ import redis
 
 from shared.bus import Bus, Source, Step, Write, by_key
 from shared.errors import Failure, OutOfSync, Unavailable, Usage
-from shared.events import Kline
-from shared.streams import KLINE
+from shared.events import Depth, Kline
+from shared.streams import DEPTH, FUTURES_KLINE, KLINE, Stream
 from tests.valkey import Server
 
 M = 60_000
@@ -24,7 +26,7 @@ def kline(time_ms: int, close: float = 1.5) -> Kline:
         open_time_ms=time_ms,
         close_time_ms=time_ms + M - 1,
         open=1.0,
-        high=2.0,
+        high=max(2.0, close),
         low=0.5,
         close=close,
         volume=10.0,
@@ -265,3 +267,51 @@ async def test_a_field_name_that_is_no_text_does_not_break_the_reader(valkey: Se
 def test_a_redis_url_with_an_unknown_option_is_bad_usage() -> None:
     with pytest.raises(Usage, match="redis_url"):
         Bus("redis://127.0.0.1:1/0?foo=bar", service="s", instance="s", message_bytes=1)
+
+
+@pytest.mark.parametrize("stream", [KLINE, FUTURES_KLINE])
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"high": 0.4}, "high is below low"),
+        ({"close": 2.5}, "open or close lies outside"),
+        ({"open": 0.25}, "open or close lies outside"),
+        ({"volume": -1.0}, "a volume is negative"),
+        ({"taker_quote": -1.0}, "a volume is negative"),
+        ({"low": 0.0}, "a price is zero or negative"),
+        ({"close": math.nan}, "not a finite number"),
+        ({"volume": math.nan}, "not a finite number"),
+        ({"gap": True}, "a gap marker with values"),
+    ],
+)
+async def test_an_impossible_candle_is_unreadable(
+    valkey: Server, stream: Stream[Kline], values: dict[str, float], problem: str
+) -> None:
+    """It has a right crc: only its values show that it cannot be (FAULTS R7)."""
+    source = Source(stream, "BTCUSDT", "1m")
+    bare = replace(kline(2 * M), quote_volume=math.nan, trades=math.nan, taker_base=0.0, volume=0.0)
+    events = [replace(kline(M), **values), bare, Kline.gap_marker("BTCUSDT", "1m", 3 * M, 4 * M)]  # type: ignore[arg-type]  # floats all but one
+    async with Bus.session(valkey.url, service="s") as bus:
+        for event in events:
+            await bus.write(Write(source=source, event=event, open_time_ms=event.open_time_ms))
+        bad, *good = await bus.tail(source, 9)
+    assert bad.event is None
+    assert problem in bad.problem
+    assert [e.problem for e in good] == ["", ""]
+    assert good[0].event is not None and good[0].event.volume == 0.0
+
+
+@pytest.mark.parametrize("values", [b"", b"1234567", bytes(80), bytes(96), b"\0" * 87])
+async def test_an_order_book_of_another_length_is_unreadable(valkey: Server, values: bytes) -> None:
+    event = Depth(symbol="BTCUSDT", interval="1m", open_time_ms=M, values=values)
+    source = Source(DEPTH, "BTCUSDT", "1m")
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.write(Write(source=source, event=event, open_time_ms=M))
+        infinite = struct.pack("<11d", *[1.0] * 10, math.inf)
+        for n, one in ((2, infinite), (3, struct.pack("<11d", *[1.0] * 10, math.nan))):
+            other = replace(event, open_time_ms=n * M, values=one)
+            await bus.write(Write(source=source, event=other, open_time_ms=n * M))
+        entries = await bus.tail(source, 3)
+    assert "11 float64" in entries[0].problem
+    assert "infinite" in entries[1].problem
+    assert entries[2].problem == ""
