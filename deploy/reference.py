@@ -18,23 +18,6 @@ from pydantic import BaseModel
 from shared.config import PREFIX, SECRETS, Settings
 from shared.errors import Failure, Usage
 
-# Keys whose name says it all to a reader of the code; a user gets a sentence.
-_MEANINGS = {
-    "quote_asset": "what prices are counted in",
-    "api_key": "of your exchange account; a file is safer: ITB_API_KEY_FILE",
-    "api_secret": "of your exchange account; a file is safer: ITB_API_SECRET_FILE",
-    "telegram_bot_token": "from @BotFather; null: messages go to the console",
-    "telegram_chat_id": "user, group or @channel that gets the messages",
-    "binance_rest_url": "market data by request",
-    "binance_ws_url": "market data streams",
-    "binance_ws_api_url": "user data stream",
-    "futures_rest_url": "USD-M futures data by request",
-    "futures_ws_url": "USD-M futures streams",
-    "telegram_url": "where bots are served",
-    "log_level": "what is logged: debug, info, warning, error",
-    "collector.streams_per_connection": "streams that share one connection",
-    "trainer.seed": "makes a training run repeatable",
-}
 # A value that a user might set; README shows it, and a test loads every one of them.
 _EXAMPLES: dict[str, Any] = {
     "symbols": ["BTCUSDT", "ETHUSDT"],
@@ -130,8 +113,7 @@ def keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Key]:
             yield from keys(section, path + ".")
             continue
         default = _plain(field.get_default(call_default_factory=True))
-        meaning = field.description or _MEANINGS.get(path, "")
-        yield Key(path, meaning, default, _EXAMPLES.get(path))
+        yield Key(path, field.description or "", default, _EXAMPLES.get(path))
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

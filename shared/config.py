@@ -124,7 +124,9 @@ class Collector(_Section):
     rotate_hours: float = Field(
         default=23.0, gt=0, le=24, description="age at which a stream connection is replaced"
     )
-    streams_per_connection: int = Field(default=200, ge=1, le=1024)
+    streams_per_connection: int = Field(
+        default=200, ge=1, le=1024, description="streams that share one connection"
+    )
     follow: bool = Field(
         default=False, description="replay only: wait for the consumers of each candle"
     )
@@ -162,7 +164,7 @@ class Trainer(_Section):
         description="a side whose every label has too few cases gets highv or lowv instead, "
         "and says so",
     )
-    seed: int = Field(default=7, ge=0)
+    seed: int = Field(default=7, ge=0, description="makes a training run repeatable")
     threads: int | None = Field(default=None, ge=1, description="default: all cores")
 
 
@@ -184,10 +186,9 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for name in self.settings_cls.model_fields:
-            variable = f"{PREFIX}{name.upper()}_FILE"
-            path = os.environ.get(variable)
-            if path is None or name not in SECRETS:
+        for variable, path in os.environ.items():
+            name = variable.upper().removeprefix(PREFIX).removesuffix("_FILE").lower()
+            if name not in SECRETS or variable.upper() != f"{PREFIX}{name.upper()}_FILE":
                 continue
             try:
                 found[name] = Path(path).read_text(encoding="utf-8").strip()
@@ -212,7 +213,7 @@ class Settings(BaseSettings):
     symbols: Names = Field(default=("BTCUSDT",), description="what to collect, score and trade")
     interval: str = Field(default="1m", description="length of a candle: 1s .. 1d")
     base_asset: str | None = Field(default=None, description="default: the symbol without quote")
-    quote_asset: str = Field(default="USDT")
+    quote_asset: str = Field(default="USDT", description="what prices are counted in")
     data_folder: Path = Field(default=Path("DATA"), description="candles, features, archive")
     model_folder: Path = Field(default=Path("MODELS"), description="releases and `current`")
     labels: Names = Field(
@@ -229,25 +230,47 @@ class Settings(BaseSettings):
     features_file: Path | None = Field(default=None, description="Python file of your features")
     instance: str | None = Field(default=None, description="default: the service's name")
 
-    api_key: SecretStr | None = None
-    api_secret: SecretStr | None = None
-    telegram_bot_token: SecretStr | None = None
-    telegram_chat_id: str | None = None
+    api_key: SecretStr | None = Field(
+        default=None, description="of your exchange account; a file is safer: ITB_API_KEY_FILE"
+    )
+    api_secret: SecretStr | None = Field(
+        default=None, description="of your exchange account; a file is safer: ITB_API_SECRET_FILE"
+    )
+    telegram_bot_token: SecretStr | None = Field(
+        default=None, description="from @BotFather; null: messages go to the console"
+    )
+    telegram_chat_id: str | None = Field(
+        default=None, description="user, group or @channel that gets the messages"
+    )
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="also unix:///path")
-    binance_rest_url: str = "https://data-api.binance.vision"
-    binance_ws_url: str = "wss://data-stream.binance.vision"
-    binance_ws_api_url: str = "wss://ws-api.binance.com:443/ws-api/v3"
-    futures_rest_url: str = "https://fapi.binance.com"
-    futures_ws_url: str = "wss://fstream.binance.com"
+    binance_rest_url: str = Field(
+        default="https://data-api.binance.vision", description="market data by request"
+    )
+    binance_ws_url: str = Field(
+        default="wss://data-stream.binance.vision", description="market data streams"
+    )
+    binance_ws_api_url: str = Field(
+        default="wss://ws-api.binance.com:443/ws-api/v3", description="user data stream"
+    )
+    futures_rest_url: str = Field(
+        default="https://fapi.binance.com", description="USD-M futures data by request"
+    )
+    futures_ws_url: str = Field(
+        default="wss://fstream.binance.com", description="USD-M futures streams"
+    )
     archive_url: str = Field(
         default="https://data.binance.vision", description="bulk files; empty: REST only"
     )
-    telegram_url: str = "https://api.telegram.org"
+    telegram_url: str = Field(
+        default="https://api.telegram.org", description="where bots are served"
+    )
     market_speed: float = Field(
         default=1.0, gt=0, description="market seconds per second; only a replay is not 1"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="what is logged: debug, info, warning, error"
+    )
 
     signaler: Signaler = Field(default_factory=Signaler)
     collector: Collector = Field(default_factory=Collector)
@@ -386,7 +409,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Checks that every ITB_ variable names a key; a mistyped one must not be ignored."""
+    """Checks that every ITB_ variable names a key; a mistyped one must not be ignored.
+
+    As pydantic reads them: in any case.
+    """
     known = set(Settings.model_fields) | {"symbol"}
     sections = {
         name
@@ -394,10 +420,17 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
     }
     found: dict[str, str] = {}
-    for variable, value in variables.items():
-        if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES:
+    spelled: dict[str, str] = {}
+    for variable, value in sorted(variables.items()):
+        capitals = variable.upper()
+        if not capitals.startswith(PREFIX) or variable in _OTHER_VARIABLES:
             continue
-        name, *inner = variable.removeprefix(PREFIX).lower().split("__")
+        if capitals in _OTHER_VARIABLES:
+            raise Usage(f"{variable}: write it in capitals: {capitals}")
+        if capitals in spelled:
+            raise Usage(f"{spelled[capitals]} and {variable} are one key: set one of them")
+        spelled[capitals] = variable
+        name, *inner = variable[len(PREFIX) :].lower().split("__")
         if name.endswith("_file") and name not in known:
             name = name.removesuffix("_file")
             if name not in SECRETS:

@@ -118,6 +118,39 @@ def test_a_mistyped_variable_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> 
         load()
 
 
+def test_variables_count_in_any_case_and_are_all_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("itb_signaler__notification_threshold", "2")
+    monkeypatch.setenv("Itb_Symbol", "XRPUSDT")
+    (tmp_path / "secret").write_text("hush")
+    monkeypatch.setenv("itb_api_secret_file", str(tmp_path / "secret"))
+    loaded = load()
+    assert loaded.signaler.notification_threshold == 2
+    assert loaded.symbols == ("XRPUSDT",)
+    assert loaded.api_secret is not None
+    assert loaded.api_secret.get_secret_value() == "hush"
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        ("itb_signalr__x", "itb_signalr__x: unknown key 'signalr'; did you mean 'signaler'"),
+        ("itb_interval__x", "itb_interval__x: 'interval' has no keys of its own"),
+        ("itb_symbols_file", "only secrets come from files"),
+        ("itb_config", "itb_config: write it in capitals: ITB_CONFIG"),
+        ("itb_interval", "ITB_INTERVAL and itb_interval are one key: set one of them"),
+    ],
+)
+def test_a_variable_in_lower_case_is_not_ignored_either(
+    monkeypatch: pytest.MonkeyPatch, variable: str, line: str
+) -> None:
+    monkeypatch.setenv("ITB_INTERVAL", "1m")
+    monkeypatch.setenv(variable, "5m")
+    with pytest.raises(Usage, match=line):
+        load()
+
+
 @pytest.mark.parametrize("variable", ["ITB_INTERVAL__X", "ITB_SYMBOL__X", "ITB_SYMBOLS__0"])
 def test_a_variable_below_a_plain_key_is_refused(
     monkeypatch: pytest.MonkeyPatch, variable: str
