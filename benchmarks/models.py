@@ -32,8 +32,9 @@ from shared.config import Settings
 from shared.features import KLINE_51, FeatureSet
 from shared.klinefiles import read_klines
 from shared.klines import KLINE_COLUMNS
+from shared.releases import write_release
 from tests.releases import market
-from trainer import rasters, train
+from trainer import rasters, release, train
 from trainer.models import gb
 from trainer.models.fit import recipes
 from trainer.models.rows import Rows, chosen, gather
@@ -63,7 +64,7 @@ def rasters_of(files: list[Path], rows: int) -> list[rasters.Raster]:
     return [rasters.Raster(symbol="TESTUSDT", interval="1m", open_time_ms=times, kline=values)]
 
 
-def live(bundle: Bundle, folder: Path, trained: train.Trained, x: np.ndarray, steps: int) -> Any:
+def live(bundle: Bundle, folder: Path, trained: release.Trained, x: np.ndarray, steps: int) -> Any:
     sessions = [open_session((folder / f"{name}.onnx").read_bytes()) for name in bundle.models]
     boosters = [m.fitted.booster for m in trained.models if isinstance(m.fitted, gb.Boosting)]
     columns = list(trained.models[0].columns)
@@ -86,7 +87,7 @@ def live(bundle: Bundle, folder: Path, trained: train.Trained, x: np.ndarray, st
     return {name: {"p50_us": p50, "p99_us": p99} for name, (p50, p99) in found.items()}
 
 
-def bare_fits(rows: Rows, found: train.Trained) -> float:
+def bare_fits(rows: Rows, found: release.Trained) -> float:
     """Seconds of the libraries alone: each label's three models twice, as `train` does."""
     start = time.perf_counter()
     base = chosen(rows, 60_000, found.stride)
@@ -136,9 +137,9 @@ def main() -> int:
         plan = recipes(settings.algorithms)
         found = train.train(rows, plan, settings, features, 60_000, threads, Bar("", None, ""))
         fitted = time.perf_counter()
-        manifest, files = train.build(settings, features, rows, found, data, threads)
+        manifest, files = release.build(settings, features, rows, found, data, threads)
         built = time.perf_counter()
-        folder = train.write_release(settings.model_folder, manifest, files)
+        folder = write_release(settings.model_folder, manifest, files)
         bundle = Bundle.load(folder)
         x = rows.x[np.linspace(0, len(rows) - 1, 2_000).astype(int)]
         result = {

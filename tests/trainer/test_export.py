@@ -15,7 +15,7 @@ from shared.score import ScoreFormula, ScoreKind
 from trainer.export import parity
 from trainer.export.models import TrainedModel, export_bundle, export_model
 from trainer.models import gb, lc, nn
-from trainer.models.fit import Fitted, Fitter, Job, recipes
+from trainer.models.fit import Fitted, Fitter, Job, Recipe, recipes
 from trainer.models.scaling import Scaling
 
 WIDTH = 9
@@ -31,11 +31,25 @@ def data(rows: int = 3000, nan: float = 0.03, seed: int = 0) -> tuple[np.ndarray
     return x, y
 
 
+def job_of(recipe: Recipe, label: str, name: str, y: np.ndarray) -> Job:
+    """A job of all rows, a minute apart, whose labels look five minutes ahead."""
+    rows = np.arange(len(y))
+    return Job(
+        recipe=recipe,
+        label=label,
+        name=name,
+        positions=rows,
+        y=y,
+        open_ms=rows * 60_000,
+        t1_ms=(rows + 5) * 60_000,
+    )
+
+
 def fitted(algorithm: Algorithm, x: np.ndarray, y: np.ndarray, label: str) -> TrainedModel:
     fitter = Fitter(x[:, list(COLUMNS)], 1, 7)
     (recipe,) = recipes([algorithm])
     name = f"{label}_k_{algorithm.name}"
-    job = Job(recipe=recipe, name=name, positions=np.arange(len(x)), y=y)
+    job = job_of(recipe, label, name, y)
 
     def keep(_: Job, model: Fitted) -> Fitted:
         return model
@@ -283,7 +297,7 @@ def test_the_number_of_workers_changes_no_model() -> None:
     x, y = data(800)
     plan = recipes([GB, NN, LC])
     jobs = [
-        Job(recipe=recipe, name=f"{label}_{recipe.name}", positions=np.arange(len(x)), y=target)
+        job_of(recipe, label, f"{label}_{recipe.name}", target)
         for recipe in plan
         for label, target in (("a", y), ("b", 1 - y), ("c", y))
     ]

@@ -20,6 +20,7 @@ from shared.releases import current_id, list_releases, read_release
 from shared.score import score, side
 from tests.releases import market
 from trainer import labels, predict, promote, rasters, rollback, train
+from trainer.models import cases
 from trainer.models import rows as training_rows
 from trainer.models.fit import Fitter, Job
 from trainer.progress import Progress
@@ -289,7 +290,7 @@ def rows_of(table: KlineTable, config: Settings) -> training_rows.Rows:
     return training_rows.gather(
         [rasters.join(table)],
         FeatureSet.of(["close_720"]),
-        train.labels_to_compute(config),
+        cases.labels_to_compute(config),
         horizon=180,
         train_days=548,
         nan_share=0.2,
@@ -298,9 +299,9 @@ def rows_of(table: KlineTable, config: Settings) -> training_rows.Rows:
     )
 
 
-def choose(table: KlineTable, config: Settings) -> train.Choice:
+def choose(table: KlineTable, config: Settings) -> cases.Choice:
     rows = rows_of(table, config)
-    return train.choose_labels(rows, np.arange(len(rows)), config)
+    return cases.choose_labels(rows, np.arange(len(rows)), config)
 
 
 def path_lengths(table: KlineTable, rows: int) -> np.ndarray:
@@ -342,7 +343,7 @@ def test_every_4000_real_candles_have_a_label_of_either_side(
     added: list[str] = []
     for place in (*places, *hardest):
         choice = choose(table.rows(place, place + 4000), config)
-        assert {train._label_side(name) for name in choice.kept} == {"high", "low"}
+        assert {cases.label_side(name) for name in choice.kept} == {"high", "low"}
         fixed = [name for name in config.labels if name not in choice.left_out]
         assert choice.kept == [*fixed, *choice.added]
         for side_ in ("high", "low"):
@@ -427,7 +428,7 @@ def test_scaled_labels_look_back_before_the_first_training_row() -> None:
 def test_rows_of_one_class_are_one_line(calm: tuple[KlineTable, Path], tmp_path: Path) -> None:
     algorithm = {"name": "short", "algo": "lc", "params": {"length": 250}}
     config = settings(tmp_path, symbols=["BTCUSDT"], algorithms=[algorithm])
-    with pytest.raises(Failure, match=r"^highv_k_short: the 70 rows .* hold no two classes"):
+    with pytest.raises(Failure, match=r"^highv_k_short: the 250 rows .* hold no two classes"):
         run(config, "--klines", str(calm[1]))
     assert list_releases(tmp_path / "models") == []
 

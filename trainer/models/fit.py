@@ -14,13 +14,19 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no stubs
 
 from shared.config import Algorithm
+from shared.features import FeatureSet
 from trainer.models import gb, lc, nn, options
+from trainer.models.rows import Rows, chosen
 from trainer.models.scaling import Scaling
 
 FloatArray = npt.NDArray[np.float64]
 Float32Array = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
 T = TypeVar("T")
 Fitted = gb.Boosting | nn.Network | lc.Linear
+# label -> (n,) True for the rows that its models may be fitted on
+Allowed = Callable[[str], BoolArray]
+_LETTERS = {"kline": "k", "futur": "f", "depth": "d"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +59,123 @@ def recipes(algorithms: Sequence[Algorithm]) -> list[Recipe]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One fit: positions of the training rows and their (n,) labels, 0 or 1."""
+    """One fit. name: of the model, `high_20_k_gb`.
+
+    positions: rows of the fitter's matrix that are fitted on, in time order; y: their (n,) labels,
+    0 or 1; open_ms, t1_ms: their (n,) open times and those of the last candle each label looks at.
+    """
 
     recipe: Recipe
+    label: str
     name: str
     positions: npt.NDArray[np.intp]
     y: FloatArray
+    open_ms: npt.NDArray[np.int64]
+    t1_ms: npt.NDArray[np.int64]
+
+    @property
+    def cases(self) -> int:
+        """Rows of the rarer class."""
+        true = int(self.y.sum())
+        return min(true, len(self.y) - true)
+
+
+def ends_before(rows: Rows, ms: int) -> Allowed:
+    """The purge: rows whose label looks at no candle that opens at or after `ms`."""
+    return lambda label: rows.t1_ms[label] < ms
+
+
+def inputs_of(features: FeatureSet) -> str:
+    """Letters of the series that the features read, as they stand in a model's name."""
+    return "".join(letter for source, letter in _LETTERS.items() if source in features.sources)
+
+
+def jobs_of(
+    rows: Rows,
+    plan: Sequence[Recipe],
+    labels: Sequence[str],
+    *,
+    step_ms: int,
+    stride: int,
+    inputs: str,
+    allowed: Allowed | None = None,
+) -> list[Job]:
+    """Every recipe with every label, on the rows that are allowed and whose label is known.
+
+    A recipe's own `every_nth_row` goes before `stride`; its `length` counts raster rows back from
+    the last row that it may be fitted on. Jobs without any row are left out.
+    """
+    found = []
+    for recipe in plan:
+        wanted = chosen(rows, step_ms, recipe.rows.stride or stride)
+        for label in labels:
+            keep = ~np.isnan(rows.y[label][wanted])
+            if allowed is not None:
+                keep &= allowed(label)[wanted]
+            positions = wanted[keep]
+            if not len(positions):
+                continue
+            if recipe.rows.length is not None:
+                first_ms = rows.open_ms[positions[-1]] - (recipe.rows.length - 1) * step_ms
+                positions = positions[rows.open_ms[positions] >= first_ms]
+            found.append(
+                Job(
+                    recipe=recipe,
+                    label=label,
+                    name=f"{label}_{inputs}_{recipe.name}",
+                    positions=positions,
+                    y=rows.y[label][positions],
+                    open_ms=rows.open_ms[positions],
+                    t1_ms=rows.t1_ms[label][positions],
+                )
+            )
+    return found
+
+
+def fit_models(
+    rows: Rows,
+    fitter: "Fitter",
+    plan: Sequence[Recipe],
+    labels: Sequence[str],
+    done: Callable[[Job, "Fitted"], T],
+    *,
+    step_ms: int,
+    stride: int,
+    inputs: str,
+    allowed: Allowed | None = None,
+    fewest: int = 1,
+) -> Iterator[T]:
+    """Fits every label with every recipe and yields what `done` makes of each model.
+
+    A walk-forward step is `fit_models(rows, fitter, plan, labels, predictions(fitter, test), ...,
+    allowed=ends_before(rows, test_start_ms))`: names and out-of-sample outputs of the test rows.
+
+    rows: as `gather` gives them; fitter: `Fitter.of(rows, workers, seed)`, to be used again for
+    other rows of the same matrix; plan: `recipes(settings.algorithms)`.
+    done: called in the fit's thread with the job and its model; the model's `predict` takes
+    `fitter.x[positions]` and is not to be kept where many models are fitted.
+    step_ms: length of a candle; stride: train on every n-th candle, for recipes that do not say
+    it themselves (`stride_for(len(rows))`); inputs: `inputs_of(features)`.
+    allowed: which rows each label's models may see; None: all whose label is known.
+    fewest: jobs whose rarer class has fewer rows are not fitted and yield nothing.
+
+    Models depend on rows, plan and seed only, not on the number of workers; their order is that
+    of the row sets, not of the plan.
+
+    Raises:
+        Failure: a library refused the arguments of the config.
+    """
+    jobs = jobs_of(
+        rows, plan, labels, step_ms=step_ms, stride=stride, inputs=inputs, allowed=allowed
+    )
+    yield from fitter.fit_each([job for job in jobs if job.cases >= fewest], done)
+
+
+def predictions(
+    fitter: "Fitter", positions: npt.NDArray[np.intp]
+) -> Callable[[Job, "Fitted"], tuple[str, FloatArray]]:
+    """For `fit_models`: the model's name and its (len(positions),) outputs on those rows."""
+    return lambda job, model: (job.name, model.predict(fitter.x[positions]))
 
 
 class Fitter:
@@ -73,6 +190,12 @@ class Fitter:
         self.x = x
         self._workers = workers
         self._seed = seed
+
+    @classmethod
+    def of(cls, rows: Rows, workers: int, seed: int) -> "Fitter":
+        """For the columns of the rows that are not left out."""
+        x = rows.x[:, ~rows.left_out] if rows.left_out.any() else rows.x
+        return cls(x, workers, seed)
 
     def fit_each(self, jobs: Sequence[Job], done: Callable[[Job, Fitted], T]) -> Iterator[T]:
         """Fits every job and yields what `done` (called in the fit's thread) makes of its model.
