@@ -77,6 +77,7 @@ _EXAMPLES: dict[str, Any] = {
     "trainer.seed": 1,
     "trainer.threads": 1,
     "trainer.calm_labels": False,
+    "trainer.merge.sources": {"eth": "ETHUSDT"},
     "limits.message_bytes": 524288,
     "limits.model_bytes": 67108864,
     "limits.nan_share": 0.1,

@@ -50,6 +50,14 @@ def _split_list(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 
 
+def _mapping(value: Any) -> Any:
+    """Mappings may come from the environment as JSON, with comments as in the file."""
+    return json5.loads(value) if isinstance(value, str) else value
+
+
+NamedPlaces = Annotated[dict[str, str], BeforeValidator(_mapping)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -150,6 +158,13 @@ class Trader(_Section):
     )
 
 
+class Merge(_Section):
+    sources: NamedPlaces = Field(
+        default_factory=dict,
+        description="prefix: symbol whose candles are merged in as columns prefix_open ...",
+    )
+
+
 class Trainer(_Section):
     train_days: float = Field(default=548, gt=0, description="trailing days that are trained on")
     stride: int | None = Field(
@@ -166,6 +181,7 @@ class Trainer(_Section):
     )
     seed: int = Field(default=7, ge=0, description="makes a training run repeatable")
     threads: int | None = Field(default=None, ge=1, description="default: all cores")
+    merge: Merge = Field(default_factory=Merge)
 
 
 class Limits(_Section):

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import BadInput, Failure, Usage
-from shared.klines import KLINE_COLUMNS, KlineTable
+from shared.klines import KLINE_COLUMNS, KlineTable, hole_too_wide
 from shared.times import INTERVALS_MS, interval_ms, iso
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,10 @@ def read_klines(
             _check_spacing(part, spacing)
             key = (symbol or named_symbol or default_symbol, spacing)
             groups.setdefault(key, []).append(part)
-    return [_join(parts, *key, strict=True) for key, parts in groups.items()]
+    tables = [_join(parts, *key, strict=True) for key, parts in groups.items()]
+    for table, parts in zip(tables, groups.values(), strict=True):
+        _check_holes(table, parts)
+    return tables
 
 
 def read_zip(archive: bytes, name: str, *, symbol: str, interval: str) -> KlineTable:
@@ -415,6 +418,14 @@ def _part(
         columns=arrays,
         length_us=None,
     )
+    is_ms = times < _MS_RANGE[1]
+    if is_ms[0] != is_ms[-1] or not (is_ms == is_ms[0]).all():
+        index = int((is_ms != is_ms[0]).argmax())
+        log.warning(
+            "%s: times change from %s from here on; each is read by its own size",
+            part.where(index),
+            "milliseconds to microseconds" if is_ms[0] else "microseconds to milliseconds",
+        )
     if close_times is not None and lowest <= close_times[0] < highest:
         length = int(_microseconds(close_times[:1])[0] - part.open_time_us[0])
         part = replace(part, length_us=-(-length // 1000_000) * 1000_000)
@@ -511,6 +522,23 @@ def _check_spacing(part: _Part, interval: str) -> None:
             f"{part.name}: wrong interval: its candles are {usual / 1e6:g} s apart, "
             f"not {step_us / 1e6:g} s ({interval})"
         )
+
+
+def _check_holes(table: KlineTable, parts: list[_Part]) -> None:
+    """Raises:
+    BadInput: a candle stands so far apart that the raster would be nearly all gaps.
+    """
+    hole = hole_too_wide(table.open_time_ms, table.step_ms)
+    if hole is None:
+        return
+    for part in parts:
+        at = int(np.searchsorted(part.open_time_us, hole.open_time_ms * 1000))
+        if at < len(part) and part.open_time_us[at] == hole.open_time_ms * 1000:
+            raise BadInput(
+                f"{part.where(at)}: {hole.text(table.interval)}; correct its time, or give the "
+                "files before and after the hole apart"
+            )
+    raise ValueError("no file has the candle that stands apart")
 
 
 def _on_raster(part: _Part, step_us: int, *, strict: bool) -> npt.NDArray[np.bool_]:

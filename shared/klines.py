@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shared.times import interval_ms
+from shared.errors import BadInput
+from shared.times import interval_ms, iso
 
 KLINE_COLUMNS = (
     "open",
@@ -67,7 +68,11 @@ class KlineTable:
 
 
 def to_raster(table: KlineTable) -> KlineTable:
-    """Every raster row from the first candle to the last; a missing minute is a row of NaN."""
+    """Every raster row from the first candle to the last; a missing minute is a row of NaN.
+
+    Raises:
+        BadInput: nearly all of it would be gaps; see `hole_too_wide`.
+    """
     if not len(table):
         return table
     step = table.step_ms
@@ -75,9 +80,79 @@ def to_raster(table: KlineTable) -> KlineTable:
     count = int(position[-1]) + 1
     if count == len(table):
         return table
+    found = hole_too_wide(table.open_time_ms, step)
+    if found is not None:
+        raise BadInput(
+            f"{table.symbol} {table.interval}: {found.text(table.interval)}; correct its time, or "
+            "give the candles before and after the hole apart"
+        )
     values = np.full((count, len(KLINE_COLUMNS)), np.nan)
     values[position] = table.values
     open_time_ms = table.open_time_ms[0] + step * np.arange(count, dtype=np.int64)
     return KlineTable(
         symbol=table.symbol, interval=table.interval, open_time_ms=open_time_ms, values=values
+    )
+
+
+# Rows that no outage of an exchange comes near: five weeks of minutes.
+_WIDE = 50_000
+_FEW = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hole:
+    """The widest hole of some candles, and what stands apart beyond it.
+
+    index: the candle that stands apart, the first of `candles` on the smaller side of the hole.
+    rows: raster rows without a candle between both sides. total: candles in all. raster: rows.
+    """
+
+    index: int
+    open_time_ms: int
+    candles: int
+    rows: int
+    total: int
+    raster: int
+
+    def text(self, interval: str) -> str:
+        """`1 candle (from 2035-..) stands apart from the other 1,440 by 5,000,000 ..`."""
+        which = "1 candle" if self.candles == 1 else f"{self.candles:,} candles"
+        verb = "stands" if self.candles == 1 else "stand"
+        return (
+            f"{which} (from {iso(self.open_time_ms)}) {verb} apart from the other "
+            f"{self.total - self.candles:,} by {self.rows:,} missing rows of {interval}, and of "
+            f"{self.raster:,} rows in all {self.raster - self.total:,} would be gaps"
+        )
+
+
+def hole_too_wide(open_time_ms: npt.NDArray[np.int64], step_ms: int) -> Hole | None:
+    """The hole that makes a raster senseless; None: the raster is what it should be.
+
+    One wrong timestamp years away turns a day of minutes into 41 million rows. So where more than
+    50,000 rows are missing, it is refused that less than a tenth of the raster is there, or that
+    one hole is wider than all candles together, or that it cuts off ten candles or fewer.
+
+    open_time_ms: (n,) increasing.
+    """
+    if len(open_time_ms) < 2:
+        return None
+    present = len(open_time_ms)
+    total = (int(open_time_ms[-1]) - int(open_time_ms[0])) // step_ms + 1
+    if total - present <= _WIDE:
+        return None
+    at = int(np.diff(open_time_ms).argmax())
+    rows = (int(open_time_ms[at + 1]) - int(open_time_ms[at])) // step_ms - 1
+    before, after = at + 1, present - at - 1
+    few = min(before, after)
+    cuts_off_few = rows > _WIDE and few <= _FEW
+    if total < 10 * present and rows <= present and not cuts_off_few:
+        return None
+    index = 0 if before < after else at + 1
+    return Hole(
+        index=index,
+        open_time_ms=int(open_time_ms[index]),
+        candles=few,
+        rows=rows,
+        total=present,
+        raster=total,
     )

@@ -1,8 +1,9 @@
 """Rows on a regular raster: what `merge` writes and everything after it reads.
 
 `{data_folder}/{symbol}-{interval}/YYYY-MM.parquet`: open_time_ms, the kline columns, with futures
-the same columns after `f_`, with an order book the depth columns. Every row of the raster is there,
-from the first candle to the last; what is missing is NaN.
+the same columns after `f_`, with an order book the depth columns, then those of any further source,
+after its prefix. Every row of the raster is there, from the first candle to the last; what is
+missing is NaN.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ Floats = npt.NDArray[np.float64]
 Columns = Mapping[str, npt.NDArray[Any]]
 
 FUTURES_COLUMNS = tuple(f"f_{name}" for name in KLINE_COLUMNS)
+CLOSE = KLINE_COLUMNS.index("close")
+_KNOWN = frozenset(("open_time_ms", *KLINE_COLUMNS, *FUTURES_COLUMNS, *DEPTH_COLUMNS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class Raster:
 
     open_time_ms: (n,) int64, one interval apart. kline, futur: (n, 9), depth: (n, 11) float64,
     columns as KLINE_COLUMNS and DEPTH_COLUMNS; NaN = nothing known; None = no such source.
+    extra: further columns by name, (n,) float64.
     """
 
     symbol: str
@@ -43,6 +47,7 @@ class Raster:
     kline: Floats
     futur: Floats | None = None
     depth: Floats | None = None
+    extra: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.open_time_ms)
@@ -72,11 +77,26 @@ class Raster:
         for names, values in sources:
             if values is not None:
                 found |= {name: values[:, at] for at, name in enumerate(names)}
-        return found
+        return found | dict(self.extra)
+
+    def rows(self, start: int, stop: int) -> "Raster":
+        """Rows [start, stop) by position, not copied."""
+        return replace(
+            self,
+            open_time_ms=self.open_time_ms[start:stop],
+            kline=self.kline[start:stop],
+            futur=None if self.futur is None else self.futur[start:stop],
+            depth=None if self.depth is None else self.depth[start:stop],
+            extra={name: column[start:stop] for name, column in self.extra.items()},
+        )
 
     def gaps(self) -> list[tuple[int, int]]:
         """(open time of the first missing candle, how many in a row), in order."""
-        missing = np.isnan(self.kline[:, KLINE_COLUMNS.index("close")])
+        return self.holes(self.kline[:, CLOSE])
+
+    def holes(self, column: Floats) -> list[tuple[int, int]]:
+        """The same for any (n,) column: its runs of NaN."""
+        missing = np.isnan(column)
         edges = np.flatnonzero(np.diff(np.concatenate([[False], missing, [False]])))
         return [
             (int(self.open_time_ms[start]), int(stop - start))
@@ -88,13 +108,15 @@ def join(
     klines: KlineTable,
     futures: KlineTable | None = None,
     depth: tuple[npt.NDArray[np.int64], Floats] | None = None,
+    others: Mapping[str, KlineTable] | None = None,
 ) -> Raster:
     """Puts the sources on the raster of the klines, from their first candle to their last.
 
-    depth: open times and (n, 11) values. What lies outside the klines' range is left out.
+    depth: open times and (n, 11) values. others: prefix -> candles, such as those of another
+    symbol. What lies outside the klines' range is left out.
 
     Raises:
-        BadInput: no candle, or futures of another interval.
+        BadInput: no candle, candles of another interval, or a raster of little but gaps.
     """
     if not len(klines):
         raise BadInput(f"{klines.symbol} {klines.interval}: no candles")
@@ -111,6 +133,15 @@ def join(
         raise BadInput(
             f"futures candles are of {futures.interval}, spot candles of {klines.interval}"
         )
+    further: dict[str, Floats] = {}
+    for prefix, table in (others or {}).items():
+        if table.interval != klines.interval:
+            raise BadInput(
+                f"candles of {table.symbol} ({prefix}_) are of {table.interval}, those of "
+                f"{klines.symbol} of {klines.interval}"
+            )
+        rows = placed(table.open_time_ms, table.values)
+        further |= {f"{prefix}_{name}": rows[:, at] for at, name in enumerate(KLINE_COLUMNS)}
     return Raster(
         symbol=klines.symbol,
         interval=klines.interval,
@@ -118,7 +149,13 @@ def join(
         kline=whole.values,
         futur=None if futures is None else placed(futures.open_time_ms, futures.values),
         depth=None if depth is None else placed(*depth),
+        extra=further,
     )
+
+
+def with_extra(raster: Raster, extra: Mapping[str, Floats]) -> Raster:
+    """The same rows with further columns, (n,) each."""
+    return replace(raster, extra={**raster.extra, **extra})
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -173,6 +210,7 @@ def read_merged(data_folder: Path, symbol: str, interval: str) -> Raster:
         kline=kline,
         futur=source(FUTURES_COLUMNS),
         depth=source(DEPTH_COLUMNS),
+        extra={name: column for name, column in columns.items() if name not in _KNOWN},
     )
 
 

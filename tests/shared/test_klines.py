@@ -1,12 +1,14 @@
 """Tables of candles and the raster they lie on; intervals and times."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import Usage
-from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
+from shared.errors import BadInput, Usage
+from shared.klines import KLINE_COLUMNS, KlineTable, hole_too_wide, to_raster
 from shared.streams import KLINE, ORDER, STREAMS, number_text, schema_text
 from shared.times import INTERVALS_MS, floor_ms, interval_ms, iso
 
@@ -30,6 +32,46 @@ def test_the_raster_has_every_row_once_and_nan_where_nothing_was(minutes: set[in
             assert close == time_ms
         else:
             assert np.isnan(close)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 90_000)), min_size=1, max_size=6),
+)
+def test_a_raster_of_little_but_gaps_is_refused_by_the_stated_rule(
+    pieces: list[tuple[int, int]],
+) -> None:
+    minutes: list[int] = []
+    at = 1
+    for count, hole in pieces:
+        minutes += range(at, at + count)
+        at += count + hole
+    rows = minutes[-1] - minutes[0] + 1
+    spacings = [b - a - 1 for a, b in itertools.pairwise(minutes)]
+    widest = max(spacings, default=0)
+    wide = spacings.index(widest) if spacings else 0
+    few = min(wide + 1, len(minutes) - wide - 1)
+    refused = rows - len(minutes) > 50_000 and (
+        rows >= 10 * len(minutes) or widest > len(minutes) or (widest > 50_000 and few <= 10)
+    )
+    given_table = table(minutes)
+    found = hole_too_wide(given_table.open_time_ms, M)
+    assert (found is not None) is refused
+    if found is None:
+        assert len(to_raster(given_table)) == rows
+        return
+    assert (found.rows, found.candles) == (widest, few)
+    assert (found.total, found.raster) == (len(minutes), rows)
+    assert int(given_table.open_time_ms[found.index]) == found.open_time_ms
+    with pytest.raises(BadInput, match=r"^BTCUSDT 1m: .* apart from the other .*correct its time"):
+        to_raster(given_table)
+
+
+def test_an_outage_in_a_long_history_is_kept_and_a_lone_candle_beyond_it_is_not() -> None:
+    long = list(range(1, 70_001))
+    assert hole_too_wide(table([*long, *range(130_001, 130_012)]).open_time_ms, M) is None
+    found = hole_too_wide(table([*long, 130_001]).open_time_ms, M)
+    assert found is not None
+    assert found.candles == 1
 
 
 def test_parts_of_a_table_are_by_time_and_by_position() -> None:

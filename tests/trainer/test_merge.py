@@ -3,6 +3,10 @@
 import csv
 import json
 import math
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +113,39 @@ def test_merge_writes_months_of_all_sources_and_reports_the_gaps(
     output = result["outputs"][0]
     assert output["gaps"] == 3
     assert output["longest_gaps"][0] == {"from": klinefiles.iso(start + 3 * MINUTE), "rows": 4}
+    report = json.loads((data_folder / "BTCUSDT-1m-gaps.json").read_text())
+    assert output["gap_report"] == str(data_folder / "BTCUSDT-1m-gaps.json")
+
+    def at(minute: int) -> str:
+        return klinefiles.iso(start + minute * MINUTE)
+
+    assert report["sources"] == {
+        "klines": {
+            "missing": 8,
+            "gaps": [
+                {"from": at(3), "rows": 4},
+                {"from": at(9), "rows": 3},
+                {"from": at(13), "rows": 1},
+            ],
+        },
+        "futures": {
+            "missing": 13,
+            "gaps": [
+                {"from": at(0), "rows": 1},
+                {"from": at(2), "rows": 10},
+                {"from": at(13), "rows": 2},
+            ],
+        },
+        "depth": {
+            "missing": 13,
+            "gaps": [
+                {"from": at(0), "rows": 2},
+                {"from": at(3), "rows": 10},
+                {"from": at(14), "rows": 1},
+            ],
+        },
+    }
+    assert output["sources"]["depth"] == {"gaps": 3, "missing": 13}
     assert (output["futures"], output["depth"]) == (True, True)
     assert output["wrote"] == [str(folder)]
 
@@ -148,6 +185,105 @@ def test_merging_again_leaves_nothing_of_the_older_run(
         START + 3 * MINUTE,
         START + 4 * MINUTE,
     ]
+
+
+def test_other_symbols_and_funding_stand_beside_the_candles(
+    data_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    hour = 60
+    stored(data_folder, klines(list(range(20 * hour))))
+    stored(data_folder, klines(list(range(5, 9)), symbol="ETHUSDT"))
+    settled = [2 * hour, 10 * hour]
+    funding = {
+        "funding_time_ms": START + MINUTE * np.array(settled, dtype=np.int64),
+        "funding_rate": np.array([0.1, 0.3]),
+        "mark_price": np.array([1.0, 2.0]),
+    }
+    klinefiles.write_columns(data_folder / "BTCUSDT-funding" / "2021-05.parquet", funding)
+    file = tmp_path / "SOLUSDT-1m.parquet"
+    sol = klines([6, 7])
+    columns = {"open_time": sol.open_time_ms}
+    klinefiles.write_columns(file, columns | {name: sol.column(name) for name in KLINE_COLUMNS})
+    sources = ["--source", "eth=ETHUSDT", "--source", f"sol={file}"]
+
+    result = run("merge", *sources, capsys=capsys)
+
+    extra = rasters.read_merged(data_folder, "BTCUSDT", "1m").extra
+    assert list(extra) == [
+        *(f"eth_{name}" for name in KLINE_COLUMNS),
+        *(f"sol_{name}" for name in KLINE_COLUMNS),
+        "funding_rate",
+    ]
+    for minute in range(20 * hour):
+        truth = 100.3 + minute if 5 <= minute < 9 else math.nan
+        np.testing.assert_equal(extra["eth_close"][minute], truth)
+        # The last settlement up to this minute, for 8 hours.
+        rate = math.nan
+        for at, value in zip(settled, (0.1, 0.3), strict=True):
+            if at <= minute <= at + 8 * hour:
+                rate = value
+        np.testing.assert_equal(extra["funding_rate"][minute], rate)
+    assert np.flatnonzero(~np.isnan(extra["sol_open"])).tolist() == [6, 7]
+    assert list(result["outputs"][0]["sources"]) == ["klines", "eth", "sol", "funding_rate"]
+    assert result["outputs"][0]["sources"]["eth"] == {"gaps": 2, "missing": 20 * hour - 4}
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("eth", "give PREFIX=SYMBOL"),
+        ("f=ETHUSDT", "prefix must be"),
+        ("e_h=ETHUSDT", "prefix must be"),
+        ("eth=NOPEUSDT", r"no candles there for the source eth_; .*download --symbol NOPEUSDT"),
+    ],
+)
+def test_a_source_that_cannot_be_is_one_line(
+    source: str, text: str, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored(data_folder, klines([0, 1]))
+    assert main(["merge", "--source", source]) in (1, 2)
+    assert re.search(text, capsys.readouterr().err)
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shared import klinefiles
+from trainer import cli
+
+step, count = sys.argv[1], int(sys.argv[2])
+owner = klinefiles if step == "write_columns" else Path
+real = getattr(owner, step)
+done = 0
+
+def cut(*arguments, **options):
+    global done
+    if done == count:
+        if step == "write_columns":
+            arguments[0].write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    done += 1
+    return real(*arguments, **options)
+
+setattr(owner, step, cut)
+sys.exit(cli.main(["merge"]))
+"""
+
+
+@pytest.mark.parametrize(("step", "count"), [("write_columns", 1), ("rename", 0), ("rename", 1)])
+def test_kill_9_leaves_the_old_or_the_new_rows_and_a_rerun_goes_on(
+    step: str, count: int, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = klinefiles.month_bounds("2021-05")[1] - 5 * MINUTE
+    stored(data_folder, klines(list(range(10)), start=start))
+    run("merge", capsys=capsys)
+    stored(data_folder, klines(list(range(12)), start=start))
+    done = subprocess.run([sys.executable, "-c", _KILLED, step, str(count)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(rasters.read_merged(data_folder, "BTCUSDT", "1m")) == 10
+    run("merge", capsys=capsys)
+    assert len(rasters.read_merged(data_folder, "BTCUSDT", "1m")) == 12
+    assert not list(data_folder.rglob(".*"))
 
 
 class Killed(BaseException):
