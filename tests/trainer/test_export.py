@@ -106,6 +106,7 @@ def test_trees_have_the_boosters_very_bits(algorithm: Algorithm, nan: float) -> 
     held_out = data(700, 0.1, seed=1)[0]  # NaN also where training had none
     found, expected = one_by_one(model, held_out), native(model, held_out)
     assert found.tobytes() == expected.tobytes()
+    assert at_once(model, held_out).tobytes() == expected.tobytes()
     assert len(np.unique(expected)) > 40  # or equality would say little
 
 
@@ -190,6 +191,7 @@ def test_dense_models_agree_with_the_native_ones(algorithm: Algorithm) -> None:
     held_out = data(500, 0.1, seed=1)[0]
     found = one_by_one(model, held_out)
     np.testing.assert_allclose(found, native(model, held_out), rtol=0, atol=1e-6)
+    assert at_once(model, held_out).tobytes() == found.tobytes()
     assert found.std() > 0.005
 
 
@@ -214,6 +216,11 @@ def test_the_linear_model_is_scikit_learns_at_its_optimum() -> None:
     reference = LogisticRegression(C=0.1, solver="lbfgs", tol=1e-10, max_iter=1000).fit(scaled, y)
     expected = reference.predict_proba(scaled)[:, 1]
     np.testing.assert_allclose(native(model, x), expected, atol=1e-6)
+
+
+def at_once(model: TrainedModel, x: np.ndarray) -> np.ndarray:
+    session = open_session(export_model(model, FEATURES))
+    return np.asarray(session.run(None, {"features": x.astype(np.float64)})[0])
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +253,28 @@ def test_the_bundle_passes_the_gate(trained: list[TrainedModel], kind: ScoreKind
     assert found["rows"] == 2000
     assert found["trees_equal"] is True
     assert 0 < float(found["largest_difference"]) < 1e-6
+
+
+@pytest.mark.parametrize("kind", list(ScoreKind))
+@pytest.mark.parametrize("places", [(0, 1, 2, 3, 4, 5), (0, 1, 4), (0, 3, 4), (2, 4), (1, 2, 5)])
+def test_a_rows_bits_do_not_depend_on_its_neighbours(
+    trained: list[TrainedModel], kind: ScoreKind, places: tuple[int, ...]
+) -> None:
+    models = [trained[place] for place in places]
+    content = export_bundle(models, formula(models, kind), FEATURES)
+    runner = Runner(content, WIDTH, [model.name for model in models])
+    assert runner.batched
+    session = open_session(content)
+    x = data(130, 0.1, seed=4)[0].astype(float)
+    alone = [session.run(None, {"features": row[None]}) for row in x]
+    for size in (1, 2, 5, 64, 130):
+        for output in (0, 1):
+            parts = [
+                session.run(None, {"features": x[start : start + size]})[output]
+                for start in range(0, len(x), size)
+            ]
+            expected = np.concatenate([found[output] for found in alone])
+            assert np.concatenate(parts).tobytes() == expected.tobytes()
 
 
 def test_the_order_of_the_outputs_is_that_of_the_models(trained: list[TrainedModel]) -> None:

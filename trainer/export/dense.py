@@ -43,19 +43,22 @@ def add_networks(graph: Graph, scaled: str, models: Sequence[Network]) -> str:
     """Logits of networks of one shape that share their scaling, (n, len(models)) double.
 
     The first layers stand side by side in one product, the others are one batched product over
-    (models, n, units): fewer and larger nodes than one chain for each.
+    (models, n, units): fewer and larger nodes than one chain for each. In double, because
+    onnxruntime adds up a batched float32 product of one row in another order than of several.
     """
     count, activation = len(models), _ACTIVATION.get(models[0].activation)
-    x = graph.cast(scaled, np.float32)
+    x = scaled
     first = np.column_stack([model.weights[0] for model in models])
     first_bias = np.concatenate([model.biases[0] for model in models])
     x = graph.add(
-        "Gemm", x, graph.constant(first, np.float32), graph.constant(first_bias, np.float32)
+        "Gemm", x, graph.constant(first, np.float64), graph.constant(first_bias, np.float64)
     )
     layers = len(models[0].weights)
     for layer in range(1, layers):
-        if activation is not None:
+        if activation == "Relu":
             x = graph.add(activation, x)
+        elif activation is not None:  # in double the bits would depend on a number's neighbours
+            x = graph.cast(graph.add(activation, graph.cast(x, np.float32)), np.float64)
         if layer == 1 and count > 1:
             shape = graph.constant([-1, count, first.shape[1] // count], np.int64)
             x = graph.add("Transpose", graph.add("Reshape", x, shape), perm=[1, 0, 2])
@@ -65,13 +68,13 @@ def add_networks(graph: Graph, scaled: str, models: Sequence[Network]) -> str:
             x = graph.add(
                 "Gemm",
                 x,
-                graph.constant(weights[0], np.float32),
-                graph.constant(biases[0], np.float32),
+                graph.constant(weights[0], np.float64),
+                graph.constant(biases[0], np.float64),
             )
         else:
-            x = graph.add("MatMul", x, graph.constant(np.stack(weights), np.float32))
-            x = graph.add("Add", x, graph.constant(np.stack(biases)[:, None, :], np.float32))
+            x = graph.add("MatMul", x, graph.constant(np.stack(weights), np.float64))
+            x = graph.add("Add", x, graph.constant(np.stack(biases)[:, None, :], np.float64))
     if count > 1:  # (models, n, 1) -> (n, models)
         x = graph.add("Transpose", x, perm=[1, 2, 0])
         x = graph.add("Reshape", x, graph.constant([-1, count], np.int64))
-    return graph.cast(x, np.float64)
+    return x

@@ -68,6 +68,29 @@ class Graph:
         self._nodes.append(node)
         return first
 
+    def each(self, kind: str, value: str, width: int) -> str:
+        """`Exp` or `Log` of each number of a (n, width) double value, the same bits for any n.
+
+        onnxruntime takes two neighbouring doubles at a time by one formula and a number left over
+        by another. With an even width no pair reaches into the next row and none is left over.
+        """
+        if width % 2 == 0:
+            return self.add(kind, value)
+        last = self.constant([width - 1], np.int64)
+        pairs = self.add("Concat", value, self.add("Gather", value, last, axis=1), axis=1)
+        own = self.constant(np.arange(width), np.int64)
+        return self.add("Gather", self.add(kind, pairs), own, axis=1)
+
+    def exp_alone(self, value: str, width: int) -> str:
+        """`Exp` of each number of a (n, width) double value by itself: the C library's own `exp`,
+        bit for bit, for any n."""
+        number = onnx.TensorProto.DOUBLE
+        one = [helper.make_tensor_value_info(name, number, [1]) for name in ("x", "y")]
+        body = helper.make_graph([helper.make_node("Exp", ["x"], ["y"])], "exp", one[:1], one[1:])
+        flat = self.add("Reshape", value, self.constant([-1, 1], np.int64))
+        found = self.add("Scan", flat, body=body, num_scan_inputs=1)
+        return self.add("Reshape", found, self.constant([-1, width], np.int64))
+
     def cast(self, value: str, dtype: npt.DTypeLike) -> str:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.add("Cast", value, to=kind)

@@ -54,17 +54,20 @@ def _add_probabilities(
 ) -> str:
     """(n, len(models)) double, `1 / (1 + exp(-logit))`, columns in the order of `models`.
 
-    The exponential of a tree model stands by itself: one number at a time is the C library's
-    `exp`, as in LightGBM; several at a time are vectorised and round differently.
+    The exponential of a tree model is the C library's `exp`, as in LightGBM. No step of any model
+    lets a row's bits depend on how many rows there are.
     """
     # What float32 cannot tell apart, the models must not either: they were trained on float32.
     features = graph.cast(graph.cast("features", np.float32), np.float64)
     exponentials: list[str] = []
+    trees: list[str] = []
     order: list[int] = []
     for place, model in enumerate(models):
         if isinstance(model.fitted, Boosting):
-            exponentials.append(add_trees(graph, model.fitted, features, model.columns))
+            trees.append(add_trees(graph, model.fitted, features, model.columns))
             order.append(place)
+    if trees:
+        exponentials.append(graph.exp_alone(_concat(graph, trees), len(trees)))
     dense: list[str] = []
     for places, add in _groups(models):
         first = models[places[0]]
@@ -74,7 +77,7 @@ def _add_probabilities(
         order += places
     if dense:
         logits = _concat(graph, dense)
-        exponentials.append(graph.add("Exp", graph.add("Neg", logits)))
+        exponentials.append(graph.each("Exp", graph.add("Neg", logits), len(models) - len(trees)))
     together = _concat(graph, exponentials)
     if order != list(range(len(models))):
         back = np.argsort(order)
@@ -126,7 +129,8 @@ def _add_score(graph: Graph, formula: ScoreFormula, names: list[str], outputs: s
             graph.constant(bound, np.float64) for bound in (LOGIT_MARGIN, 1.0 - LOGIT_MARGIN)
         )
         kept = graph.add("Clip", outputs, low, high)
-        values = graph.add("Log", graph.add("Div", kept, graph.add("Sub", one, kept)))
+        odds = graph.add("Div", kept, graph.add("Sub", one, kept))
+        values = graph.each("Log", odds, len(names))
     columns = [values]
     if len(names) > 1:
         first = graph.add("Split", values, axis=1, num_outputs=len(names), outputs=len(names))
@@ -142,7 +146,9 @@ def _add_score(graph: Graph, formula: ScoreFormula, names: list[str], outputs: s
         case ScoreKind.DIFFERENCE:
             score = graph.add("Sub", high_mean, low_mean)
         case ScoreKind.LOGIT_MEAN:
-            score = graph.add("Sub", _logistic(graph, high_mean), _logistic(graph, low_mean))
+            both = _logistic(graph, graph.add("Concat", high_mean, low_mean, axis=1), 2)
+            high = graph.add("Split", both, axis=1, num_outputs=2, outputs=2)
+            score = graph.add("Sub", high, f"{high}_1")
     graph.add("Squeeze", score, graph.constant([1], np.int64), called="score")
 
 
@@ -151,7 +157,7 @@ def _mean(graph: Graph, columns: Sequence[str]) -> str:
     return graph.add("Div", total, graph.constant(float(len(columns)), np.float64))
 
 
-def _logistic(graph: Graph, value: str) -> str:
+def _logistic(graph: Graph, value: str, width: int) -> str:
     one = graph.constant(1.0, np.float64)
-    exponential = graph.add("Exp", graph.add("Neg", value))
+    exponential = graph.each("Exp", graph.add("Neg", value), width)
     return graph.add("Div", one, graph.add("Add", one, exponential))

@@ -1,8 +1,8 @@
 """LightGBM boosters as TreeEnsemble nodes in double: the booster's own thresholds and leaves.
 
 LightGBM compares `x <= threshold` in double, adds the leaves in the order of the trees and takes
-`1 / (1 + exp(-sum))`. ONNX-ML 5's TreeEnsemble does the first two in double as well, so a row run
-by itself has the booster's very bits. Float32 trees (ONNX-ML 3) would need thresholds rounded down
+`1 / (1 + exp(-sum))`. ONNX-ML 5's TreeEnsemble does the first two in double as well, so the output
+has the booster's very bits. Float32 trees (ONNX-ML 3) would need thresholds rounded down
 and would sum in float32.
 """
 
@@ -37,7 +37,7 @@ class _Arrays:
 
 
 def add_trees(graph: Graph, model: Boosting, features: str, columns: Sequence[int]) -> str:
-    """Adds the ensemble and returns the name of `exp(-raw)`, (n, 1) double.
+    """Adds the ensemble and returns the name of the negated raw score, (n, 1) double.
 
     features: name of the (n, n_features) double input; columns: which of them the booster saw.
     Leaves are stored negated: a sum of negated numbers has the negated sum's bits.
@@ -71,7 +71,7 @@ def add_trees(graph: Graph, model: Boosting, features: str, columns: Sequence[in
     )
     if slope != 1.0:
         minus_raw = graph.add("Mul", minus_raw, graph.constant(slope, np.float64))
-    return graph.add("Exp", minus_raw)
+    return minus_raw
 
 
 def _logistic_slope(dump: Mapping[str, Any]) -> float:
