@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from shared.errors import Usage
 from shared.klinefiles import read_klines
 from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
-from trainer.labels import known_labels, label, trailing_sigma
+from trainer.labels import (
+    definition,
+    is_value,
+    known_labels,
+    label,
+    side_of,
+    trailing_sigma,
+)
 
 MINUTE = 60_000
 HIGH, LOW, CLOSE = (KLINE_COLUMNS.index(name) for name in ("high", "low", "close"))
@@ -23,18 +30,22 @@ SEED: dict[str, Callable[[float, float], bool]] = {
     "high_15": lambda high, low: high >= 1.5,
     "high_20": lambda high, low: high >= 2.0,
     "high_25": lambda high, low: high >= 2.5,
+    "high_30": lambda high, low: high >= 3.0,
     "high_01": lambda high, low: high <= 0.1,
     "high_02": lambda high, low: high <= 0.2,
     "high_03": lambda high, low: high <= 0.3,
     "high_04": lambda high, low: high <= 0.4,
+    "high_05": lambda high, low: high <= 0.5,
     "low_01": lambda high, low: low >= -0.1,
     "low_02": lambda high, low: low >= -0.2,
     "low_03": lambda high, low: low >= -0.3,
     "low_04": lambda high, low: low >= -0.4,
+    "low_05": lambda high, low: low >= -0.5,
     "low_10": lambda high, low: low <= -1.0,
     "low_15": lambda high, low: low <= -1.5,
     "low_20": lambda high, low: low <= -2.0,
     "low_25": lambda high, low: low <= -2.5,
+    "low_30": lambda high, low: low <= -3.0,
 }
 
 
@@ -94,6 +105,21 @@ def test_every_label_is_its_definition(
         found = label(name, table_of(values), 7)  # its own window holds, whatever the horizon
         np.testing.assert_array_equal(found.y, [move[at] for move in truth])
         assert found.t1.tolist() == [min(t + horizon, count - 1) for t in range(count)]
+
+
+@pytest.mark.parametrize("window", [1, 3, 60])
+def test_high_to_low_is_the_share_of_the_way_up(window: int) -> None:
+    values = walk(200, 5, [(80, 2)])
+    values[20:90, [HIGH, LOW, CLOSE]] = 100.0  # flat: neither up nor down
+    wanted = []
+    for high, low in moves(values, window):
+        up, down = max(high, 0.0), -min(low, 0.0)
+        wanted.append(2 * (up / (up + down)) - 1 if up + down > 0 else math.nan)
+    found = label(f"high_to_low_{window}", table_of(values), 7)
+    np.testing.assert_array_equal(found.y, wanted)
+    assert np.isnan(found.y[20 : 80 - window]).all()
+    assert np.nanmin(found.y) == -1 or window == 60
+    assert found.t1.tolist() == [min(t + window, 199) for t in range(200)]
 
 
 def test_a_move_of_exactly_the_threshold_counts() -> None:
@@ -216,7 +242,7 @@ def test_scaled_labels_are_as_frequent_in_every_year(market_data: Path) -> None:
 def test_the_seeds_set_is_known_and_another_name_is_a_usage_error() -> None:
     assert set(known_labels()) == {
         *SEED,
-        *(f"{side}_{w}" for side in ("high_max", "low_min") for w in (60, 120, 180)),
+        *(f"{of}_{w}" for of in ("high_max", "low_min", "high_to_low") for w in (60, 120, 180)),
         *(f"{side}v{scale}" for side in ("high", "low") for scale in ("", "_100", "_075", "_050")),
     }
     table = table_of(walk(5, 1))
@@ -229,6 +255,27 @@ def test_the_seeds_set_is_known_and_another_name_is_a_usage_error() -> None:
     ):
         with pytest.raises(Usage, match=f"no label '{name}'; did you mean '{nearest}"):
             label(name, table, 2)
+
+
+def test_a_label_knows_its_side_and_its_definition() -> None:
+    sides = {
+        **dict.fromkeys(("high_10", "high_30", "low_01", "low_05", "highv", "highv_050"), "high"),
+        **dict.fromkeys(("low_10", "low_30", "high_01", "high_05", "lowv", "lowv_100"), "low"),
+        **dict.fromkeys(("high_max_60", "low_min_77", "high_to_low_180")),
+    }
+    for name, side in sides.items():
+        assert side_of(name) == side
+        assert is_value(name) is (side is None)
+    assert definition("low_10") == "min(low[t+1 .. t+180]) <= close[t] * (1 - 1 %)"
+    assert definition("high_03", 60) == "max(high[t+1 .. t+60]) <= close[t] * (1 + 0.3 %)"
+    assert definition("high_25") == "max(high[t+1 .. t+180]) >= close[t] * (1 + 2.5 %)"
+    assert definition("lowv_050", 30) == (
+        "min(low[t+1 .. t+30]) <= close[t] * (1 - 0.5 * sigma[t] * sqrt(30)), sigma[t] = "
+        "population standard deviation of ln(close[r] / close[r-1]) over r = t-719 .. t"
+    )
+    for unknown in (side_of, is_value, definition):
+        with pytest.raises(Usage, match="no label 'highw'"):
+            unknown("highw")
 
 
 def test_a_longer_horizon_takes_no_longer() -> None:
