@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 
 from shared.bundle import Bundle
@@ -13,6 +14,7 @@ from shared.runtime import Session
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.5
+_AGAIN_S = 60.0  # a refused release is looked at again: somebody may have mended it
 
 
 class ReleaseInUse:
@@ -29,6 +31,8 @@ class ReleaseInUse:
         self._bundle: Bundle | None = None
         self._next: Bundle | None = None
         self._refused: tuple[str, ...] = ()
+        self._refused_link: tuple[int, ...] = ()
+        self._again_s = 0.0
 
     @property
     def bundle(self) -> Bundle:
@@ -68,10 +72,16 @@ class ReleaseInUse:
         try:
             found = await asyncio.to_thread(current_id, self._folder)
             known = self._next or self._bundle
-            if found is None or (known is not None and known.id == found):
+            if found is None:
                 return
-            if self._refused and self._refused[0] == found:
+            if known is not None and known.id == found:
+                self._refused = ()
                 return
+            # Another one, the same promoted again, or time to see whether it was mended.
+            link = _link(self._folder)
+            if self._refused and link == self._refused_link and time.monotonic() < self._again_s:
+                return
+            self._refused_link, self._again_s = link, time.monotonic() + _AGAIN_S
             bundle = await asyncio.to_thread(_load, self._folder, self._settings)
         except BadInput as error:
             await self._refuse(_current_text(self._folder), str(error))
@@ -107,6 +117,15 @@ def _load(folder: Path, settings: Settings) -> Bundle | None:
             f"config says {settings.interval}; train one for {settings.interval}"
         )
     return bundle
+
+
+def _link(folder: Path) -> tuple[int, ...]:
+    """What changes with every promote, of the same release too."""
+    try:
+        status = (folder / "current").lstat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _current_text(folder: Path) -> str:

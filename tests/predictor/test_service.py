@@ -283,6 +283,50 @@ async def test_a_damaged_release_is_refused_and_the_old_one_stays(
             await task
 
 
+@pytest.mark.parametrize("way", ["promoted again", "after the old one", "in place"])
+async def test_a_refused_release_is_taken_once_it_is_mended(
+    valkey: Server,
+    models: Path,
+    trained: tuple[Path, str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    _, first, second = trained
+    monkeypatch.setattr("predictor.releases._POLL_S", 0.02)
+    monkeypatch.setattr("predictor.releases._AGAIN_S", 0.3 if way == "in place" else 600.0)
+    bundle = models / "releases" / second / "bundle.onnx"
+    content = bundle.read_bytes()
+    bundle.write_bytes(content[:1000])
+    health = Health()
+
+    async def refusals() -> int:
+        with redis.Redis(port=valkey.port) as client:
+            return [f[b"code"] for _, f in client.xrange("notice")].count(b"release_refused")
+
+    async def uses_second() -> bool:
+        await put(valkey.url, [next(more)])  # a swap happens between two candles
+        return bool(health.facts.get("release") == second)
+
+    more = iter(features(1000))
+    async with Bus.session(valkey.url, service="predictor") as bus:
+        session = Session(settings=settings(models), bus=bus, health=health, alive=lambda: None)
+        task = asyncio.create_task(serve(session))
+        await _until(lambda: asyncio.sleep(0, health.ready), "the first release")
+        promote(models, second)
+        await _until(refusals, "the alert")
+        if way == "after the old one":
+            promote(models, first)
+            await asyncio.sleep(0.2)  # ten looks
+        bundle.write_bytes(content)
+        if way != "in place":
+            promote(models, second)
+        await _until(uses_second, "the mended release")
+        assert await refusals() == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
 async def test_a_release_for_another_interval_is_refused(valkey: Server, models: Path) -> None:
     health = Health()
     async with Bus.session(valkey.url, service="predictor") as bus:
