@@ -1,4 +1,4 @@
-"""One feature vector in, one prediction and one signal out. Pure."""
+"""Feature vectors in; of each one prediction and one signal out. Pure."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from shared import score
 from shared.bundle import Bundle, invalid_output, invalid_reason
@@ -28,18 +29,80 @@ class _Verdict:
     invalid: str
 
 
-class Scorer:
-    """Scores one symbol's features (a `shared.stage.Core`); it remembers nothing.
+class Judge:
+    """Puts feature vectors through the release in use: all of a chunk at once, so that a hundred
+    symbols whose candles close together cost little more than a few; the bits are the same.
 
     nan_share: above this share of features without a value there is no score.
     """
 
+    def __init__(self, current: Current, *, nan_share: float) -> None:
+        self._current = current
+        self._nan_share = nan_share
+        self._verdicts: dict[tuple[str, str], _Verdict] = {}
+
+    @property
+    def bundle(self) -> Bundle:
+        return self._current.bundle
+
+    def look(self, entries: Sequence[Entry[Any]]) -> None:
+        """Judges these entries; what was judged before is forgotten."""
+        found: dict[tuple[str, str], _Verdict] = {}
+        asked: list[tuple[str, str]] = []
+        vectors: list[npt.NDArray[np.float64]] = []
+        for entry in entries:
+            values = self._values(entry)
+            if isinstance(values, str):
+                found[entry.source.key, entry.id] = _Verdict({}, None, values)
+            else:
+                asked.append((entry.source.key, entry.id))
+                vectors.append(values)
+        if vectors:
+            rows = self.bundle.run(np.stack(vectors))
+            for row, key in enumerate(asked):
+                value = float(rows.score[row])
+                invalid = invalid_output(rows.outputs[row], self.bundle.manifest, value)
+                outputs = {k: v for k, v in rows.named(row).items() if math.isfinite(v)}
+                found[key] = _Verdict(outputs, None if invalid else value, invalid)
+        self._verdicts = found
+
+    def verdict(self, entry: Entry[Any]) -> _Verdict:
+        """What `look` found, or finds now."""
+        key = entry.source.key, entry.id
+        if key not in self._verdicts:
+            self.look([entry])
+        return self._verdicts[key]
+
+    def _values(self, entry: Entry[Any]) -> npt.NDArray[np.float64] | str:
+        """The feature vector, or why it gets no score."""
+        if not isinstance(entry.event, Feature):
+            return f"unreadable features: {entry.problem}"
+        manifest, feature = self.bundle.manifest, entry.event
+        if entry.source.symbol not in manifest.symbols:
+            known = ", ".join(manifest.symbols)
+            return f"release {self.bundle.id} was trained on {known} only"
+        if len(feature.values) % 8:
+            return "features are no sequence of float64"
+        values = np.frombuffer(feature.values, "<f8")
+        invalid = invalid_reason(
+            values,
+            manifest,
+            feature.gap,
+            feature.covered,
+            schema=feature.schema,
+            nan_share=self._nan_share,
+        )
+        return invalid or values
+
+
+class Scorer:
+    """Scores one symbol's features (a `shared.stage.Core`); it remembers nothing."""
+
     history = 1
 
-    def __init__(self, current: Current, source: Source[Any], *, nan_share: float) -> None:
-        self._current = current
+    def __init__(self, judge: Judge, source: Source[Any]) -> None:
+        self._judge = judge
         self._source = source
-        self._nan_share = nan_share
         self._prediction = Source(PREDICTION, source.symbol, source.interval)
         self._signal = Source(SIGNAL, source.symbol, source.interval)
 
@@ -50,10 +113,10 @@ class Scorer:
         """Nothing to remember."""
 
     def step(self, entry: Entry[Any]) -> Sequence[Write[Any]]:
-        bundle = self._current.bundle
+        bundle = self._judge.bundle
         time_ms = entry.time_ms
         feature = entry.event if isinstance(entry.event, Feature) else None
-        verdict = self._judge(bundle, feature, entry.problem)
+        verdict = self._judge.verdict(entry)
         schema = bundle.manifest.schema_hash if feature is None else feature.schema
         thresholds = bundle.manifest.thresholds
         prediction = Prediction(
@@ -78,29 +141,3 @@ class Scorer:
             Write(source=self._prediction, event=prediction, open_time_ms=time_ms),
             Write(source=self._signal, event=signal, open_time_ms=time_ms),
         )
-
-    def _judge(self, bundle: Bundle, feature: Feature | None, problem: str) -> _Verdict:
-        if feature is None:
-            return _Verdict({}, None, f"unreadable features: {problem}")
-        manifest = bundle.manifest
-        if self._source.symbol not in manifest.symbols:
-            known = ", ".join(manifest.symbols)
-            return _Verdict({}, None, f"release {bundle.id} was trained on {known} only")
-        if len(feature.values) % 8:
-            return _Verdict({}, None, "features are no sequence of float64")
-        values = np.frombuffer(feature.values, "<f8")
-        invalid = invalid_reason(
-            values,
-            manifest,
-            feature.gap,
-            feature.covered,
-            schema=feature.schema,
-            nan_share=self._nan_share,
-        )
-        if invalid:
-            return _Verdict({}, None, invalid)
-        found = bundle.run(values.reshape(1, -1))
-        value = float(found.score[0])
-        invalid = invalid_output(found.outputs[0], manifest, value)
-        outputs = {k: v for k, v in found.named().items() if math.isfinite(v)}
-        return _Verdict(outputs, None if invalid else value, invalid)

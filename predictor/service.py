@@ -3,7 +3,7 @@
 import asyncio
 
 from predictor.releases import ReleaseInUse
-from predictor.scoring import Scorer
+from predictor.scoring import Judge, Scorer
 from shared.bus import Source
 from shared.runtime import Session
 from shared.stage import Stage, janitor
@@ -14,6 +14,7 @@ async def serve(session: Session) -> None:
     """Waits for a release, catches up, then one prediction and one signal per feature entry."""
     settings = session.settings
     release = ReleaseInUse(session)
+    judge = Judge(release, nan_share=settings.limits.nan_share)
     stage = Stage(
         session,
         [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols],
@@ -21,7 +22,8 @@ async def serve(session: Session) -> None:
             Source(PREDICTION, source.symbol, source.interval),
             Source(SIGNAL, source.symbol, source.interval),
         ],
-        core=lambda source: Scorer(release, source, nan_share=settings.limits.nan_share),
+        core=lambda source: Scorer(judge, source),
+        look=judge.look,
     )
     await release.first()
     await stage.rebuild()

@@ -58,7 +58,11 @@ class _Track:
 
 
 class Stage:
-    """Runs cores over their inputs. `outputs` names the streams that a core writes per input id."""
+    """Runs cores over their inputs. `outputs` names the streams that a core writes per input id.
+
+    prepare: fetches what a core needs besides its input. look: sees the entries of all inputs that
+    come next, before the cores are given them one by one: to compute for many at once.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Stage:
         outputs: Callable[[Source[Any]], Sequence[Source[Any]]],
         core: Callable[[Source[Any]], Core],
         prepare: Prepare | None = None,
+        look: Callable[[Sequence[Entry[Any]]], None] | None = None,
     ) -> None:
         self._session = session
         self._bus = session.bus
@@ -75,6 +80,7 @@ class Stage:
         self._outputs = outputs
         self._core = core
         self._prepare = prepare
+        self._look = look
         self._tracks: dict[str, _Track] = {}
 
     async def rebuild(self) -> None:
@@ -146,6 +152,8 @@ class Stage:
                 own = [entry for entry in entries if entry.source.key == key]
                 for other in await self._prepare(self._tracks[key].core, own):
                     unread.setdefault((key, other.time_ms), []).append(other)
+        if self._look is not None:
+            self._look(entries)
         steps: list[Step] = []
         for entry in entries:
             track = self._tracks[entry.source.key]
