@@ -57,6 +57,25 @@ async def test_a_repeat_is_a_no_op_and_a_different_one_is_told(valkey: Server) -
         assert [e.id for e in await bus.tail(SOURCE, 9)] == [f"{M}-0", f"{3 * M}-0"]
 
 
+async def test_a_deleted_stream_never_begins_in_its_middle(valkey: Server) -> None:
+    """Also where a reader that joined again has made an empty one (FAULTS V4)."""
+    async with Bus.session(valkey.url, service="s") as bus:
+        await bus.write(write(M), write(2 * M))
+        with raw(valkey) as client:
+            client.delete(SOURCE.key)
+        with pytest.raises(OutOfSync, match="somebody deleted it"):
+            await bus.write(write(3 * M))
+        assert await bus.last_id(SOURCE) is None
+        await bus.write(write(M), write(2 * M))
+        with raw(valkey) as client:
+            client.delete(SOURCE.key)
+        await bus.join([SOURCE])
+        with pytest.raises(OutOfSync, match="somebody deleted it"):
+            await bus.write(write(3 * M), write(4 * M))
+        assert await bus.last_id(SOURCE) is None
+        assert await bus.write(write(M)) == [], "older ones fit again"
+
+
 async def test_entries_read_well_in_redis_cli(valkey: Server) -> None:
     async with Bus.session(valkey.url, service="s") as bus:
         await bus.write(write(M))
