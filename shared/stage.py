@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from shared.bus import Divergence, Entry, Source, Step, Write, by_key, id_order
 from shared.errors import OutOfSync
 from shared.events import Level
+from shared.logs import Quiet
 from shared.runtime import Session
 from shared.times import interval_ms
 
@@ -23,6 +24,7 @@ _READ = 4_096  # entries taken at once, over all streams
 
 _KEEP_MS = 8 * 86_400_000  # a week for people and replays, and a day to spare
 _JANITOR_S = 60.0
+_DIVERGED_S = 60.0  # people are told that often of one output
 
 
 class Core(Protocol):
@@ -50,11 +52,15 @@ Prepare = Callable[[Core, Sequence[Entry[Any]]], Awaitable[Sequence[Entry[Any]]]
 
 @dataclass(slots=True)
 class _Track:
-    """Where one input stream stands. done: outputs exist up to this id; last: fed to the core."""
+    """Where one input stream stands. done: outputs exist up to this id; last: fed to the core.
+
+    is_told: people know that outputs below `done` are missing.
+    """
 
     core: Core
     done: str | None = None
     last: str | None = None
+    is_told: bool = False
 
 
 class Stage:
@@ -82,6 +88,8 @@ class Stage:
         self._prepare = prepare
         self._look = look
         self._tracks: dict[str, _Track] = {}
+        self._ends: dict[str, str] = {}  # of each output, when the state was rebuilt
+        self._quiet = Quiet(_DIVERGED_S)
 
     async def rebuild(self) -> None:
         """State from the streams; then everything that was delivered and has no output."""
@@ -117,6 +125,8 @@ class Stage:
     async def _rebuild(self, source: Source[Any]) -> None:
         ids = [await self._bus.last_id(output) for output in self._outputs(source)]
         done = None if None in ids else min((i for i in ids if i), key=id_order)
+        for output, last in zip(self._outputs(source), ids, strict=True):
+            self._ends[output.key] = last or "0-0"
         track = self._tracks[source.key] = _Track(core=self._core(source), done=done)
         if done is not None:
             newest = await self._bus.tail(source, track.core.history, upto=done)
@@ -155,6 +165,7 @@ class Stage:
         if self._look is not None:
             self._look(entries)
         steps: list[Step] = []
+        outlived: list[Entry[Any]] = []
         for entry in entries:
             track = self._tracks[entry.source.key]
             if is_foreign(entry):
@@ -162,17 +173,21 @@ class Stage:
                 continue
             if track.last is not None and id_order(entry.id) <= id_order(track.last):
                 steps.append(Step(input=entry))
+                outlived.append(entry)
                 continue
             steps.extend(await self._raster(track, entry))
             writes = list(track.core.step(entry))
             if track.done is not None and id_order(entry.id) <= id_order(track.done):
                 writes = []  # the outputs outlived their input: only the state needs it
+                outlived.append(entry)
             else:
                 bad = unread.pop((entry.source.key, entry.time_ms), [])
                 for one in [entry, *bad] if entry.event is None else bad:
                     writes += self._poison(one)
             steps.append(Step(input=entry, writes=writes))
             track.last = entry.id
+        for key in dict.fromkeys(entry.source.key for entry in outlived):
+            steps.extend(await self._missing([e for e in outlived if e.source.key == key]))
         diverged = await self._bus.commit(steps)
         for entry in entries:
             self._session.health.last_ids[entry.source.key] = entry.id
@@ -210,11 +225,55 @@ class Stage:
         )
         return [self._bus.dead_letter(entry, reason), notice]
 
+    async def _missing(self, entries: Sequence[Entry[Any]]) -> list[Step]:
+        """Entries of one source that lie below the end of its outputs: their own outputs should
+        stand there. Where they do not, nobody can add them any more, and people are told, once.
+        """
+        source = entries[0].source
+        track = self._tracks[source.key]
+        for output in self._outputs(source):
+            if track.is_told:
+                break
+            oldest = await self._bus.span(output, after=None, count=1)
+            first_ms = oldest[0].time_ms if oldest else 0
+            before = f"{entries[0].time_ms - 1}-0"
+            span = await self._bus.span(
+                output, after=before, upto=entries[-1].id, count=2 * len(entries)
+            )
+            there = {entry.id for entry in span}
+            absent = [e for e in entries if e.time_ms > first_ms and e.id not in there]
+            if not absent:
+                continue
+            track.is_told = True
+            text = (
+                f"{output.key} has no entry for {absent[0].id} although newer ones exist, up to "
+                f"{track.done}: somebody else wrote there; candles in between stay without"
+            )
+            notice = self._session.notice_write(
+                Level.ALERT, "hole", text, source.symbol, absent[0].time_ms
+            )
+            return [Step(input=None, writes=[notice])]
+        return []
+
     async def _tell(self, diverged: Sequence[Divergence]) -> None:
-        first = diverged[0]
-        what = "is missing although newer ones exist" if first.found is None else "differs"
-        text = f"{first.key} {first.id}: what stands there {what} ({len(diverged)} entries)"
-        await self._session.notice(Level.ALERT, "diverged", text)
+        """A different entry stays: rebuilding cannot change what stands there, and whoever reads
+        it reads the same. An absent one is a hole. If the output went past it after we had rebuilt,
+        memory and streams disagree: rebuild. If it had before, that would change nothing.
+
+        Raises:
+            OutOfSync: as said.
+        """
+        absent = [d for d in diverged if d.found is None]
+        first = (absent or diverged)[0]
+        if absent:
+            text = f"{first.key} {first.id}: is missing although newer ones exist"
+        else:
+            text = f"{first.key} {first.id}: another entry stands there than we computed; it stays"
+        text += f" ({len(absent or diverged)} entries); does a second {self._bus.service} write?"
+        if self._quiet.allows(f"{first.key} {bool(absent)}") is not None:
+            await self._session.notice(Level.ALERT, "diverged", text)
+        if any(id_order(self._ends[d.key]) < id_order(d.id) for d in absent if d.key in self._ends):
+            raise OutOfSync(text)
 
 
 def is_foreign(entry: Entry[Any]) -> bool:

@@ -20,7 +20,7 @@ from shared.events import Depth, Feature, Kline
 from shared.features import FeatureSet
 from shared.klines import DEPTH_COLUMNS
 from shared.runtime import Health, Session
-from shared.streams import DEPTH, FEATURE, FUTURES_KLINE, KLINE
+from shared.streams import DEPTH, FEATURE, FUTURES_KLINE, KLINE, NOTICE
 from tests.kills import Killed, Plan, pairs, run_until_caught_up, singles
 from tests.valkey import Server
 
@@ -64,7 +64,7 @@ def klines(count: int, *, seed: int = 1, gaps: Sequence[int] = ()) -> list[Kline
     return found
 
 
-async def put(url: str, events: Sequence[Kline], source: Source[Any] = SOURCE) -> None:
+async def put(url: str, events: Sequence[Any], source: Source[Any] = SOURCE) -> None:
     async with Bus.session(url, service="collector", exclusive=False) as bus:
         await bus.write(
             *(Write(source=source, event=e, open_time_ms=e.open_time_ms) for e in events)
@@ -371,3 +371,73 @@ async def test_a_flush_in_mid_stream_begins_everything_again(
     await put(valkey.url, events[21:])
     await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
     assert_equal_bits(await outputs(valkey.url), batch(events))
+
+
+def foreign(event: Kline) -> Feature:
+    """What a featurizer of other code might have written for this candle."""
+    values = np.full(len(NAMES), 1.25).tobytes()
+    schema = FeatureSet.of(NAMES).schema
+    return Feature(open_time_ms=event.open_time_ms, schema=schema, values=values, close=1.0)
+
+
+async def told(url: str, code: str) -> list[str]:
+    async with Bus.session(url, service="reader", exclusive=False) as bus:
+        notices = [e.event for e in await bus.tail(Source(NOTICE), 999)]
+    return [n.text for n in notices if n is not None and n.code == code and n.level == "alert"]
+
+
+async def test_another_entry_under_our_id_stays_and_is_told(valkey: Server) -> None:
+    """Rebuilding could not change what stands there: the stage says so and goes on."""
+    events = klines(30)
+    await put(valkey.url, events[:10])
+    async with Bus.session(valkey.url, service="featurizer") as bus:
+        session = Session(settings=settings(), bus=bus, health=Health(), alive=lambda: None)
+        task = asyncio.create_task(serve(session))
+        async with asyncio.timeout(10):
+            while await bus.length(OUTPUT) < 10:  # noqa: ASYNC110  # the stage writes them
+                await asyncio.sleep(0.01)
+            await put(valkey.url, [foreign(events[10]), foreign(events[11])], OUTPUT)
+            for event in events[10:]:  # one by one, as they close
+                await put(valkey.url, [event])
+                newest_ms = max(event.open_time_ms, events[11].open_time_ms)
+                while await bus.last_id(OUTPUT) != f"{newest_ms}-0":  # noqa: ASYNC110  # as above
+                    await asyncio.sleep(0.01)
+            while not await told(valkey.url, "diverged"):  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.01)
+        assert not task.done(), "the session goes on"
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    found = await outputs(valkey.url)
+    assert found[10:12] == [foreign(events[10]), foreign(events[11])]
+    assert_equal_bits(found[:10] + found[12:], np.delete(batch(events), [10, 11], axis=0))
+    (text,) = await told(valkey.url, "diverged")
+    assert f"{OUTPUT.key} {events[10].open_time_ms}-0: another entry stands there" in text
+
+
+async def test_a_hole_in_our_output_is_rebuilt_once_and_told_and_never_loops(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = klines(30)
+    await put(valkey.url, events[:10])
+    async with Bus.session(valkey.url, service="featurizer") as bus:
+        session = Session(settings=settings(), bus=bus, health=Health(), alive=lambda: None)
+        task = asyncio.create_task(serve(session))
+        async with asyncio.timeout(10):
+            while await bus.length(OUTPUT) < 10:  # noqa: ASYNC110  # the stage writes them
+                await asyncio.sleep(0.01)
+            # Five candles ahead: the server takes none of ours before it any more.
+            await put(valkey.url, [foreign(events[15])], OUTPUT)
+            await put(valkey.url, events[10:11])
+            with pytest.raises(ExceptionGroup) as caught:
+                await task
+    assert caught.group_contains(OutOfSync, match="is missing although newer ones exist")
+    for event in events[11:]:
+        await put(valkey.url, [event])
+        await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    found = await outputs(valkey.url)
+    assert [f.open_time_ms for f in found] == [e.open_time_ms for e in (*events[:10], *events[15:])]
+    expected = batch(events)
+    assert_equal_bits(found[:10] + found[11:], np.delete(expected, range(10, 16), axis=0))
+    assert [len(await told(valkey.url, code)) for code in ("diverged", "hole")] == [1, 4]
+    assert "stay without" in (await told(valkey.url, "hole"))[0]
