@@ -19,4 +19,5 @@ def feature_names(settings: Settings) -> tuple[str, ...]:
 
 def configured(settings: Settings) -> FeatureSet:
     """Raises: Usage: an unknown name, or a fault in the user's feature file."""
-    return FeatureSet.of(feature_names(settings), settings.features_file)
+    names = feature_names(settings)
+    return FeatureSet.of(names, settings.features_file, interval_ms=settings.step_ms)

@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import OutOfSync, Usage
-from shared.features.families import SOURCES, parse
+from shared.features.families import SOURCES, Spec, parse
 from shared.features.plan import CHUNK, Floats, Plan, make_plan
+from shared.features.ta import DAY_MS, TaSpec
+from shared.features.ta_plan import TaPlan, make_ta_plan
 from shared.features.user import UserFeature, UserHistory, read_user_file
+from shared.klines import KLINE_COLUMNS
 
 _LEAST_BLOCK = 20_000  # rows per thread of a parallel batch; less is not worth its warm-up
 
@@ -28,7 +31,7 @@ class FeatureSet:
         under `schema:<schema>`.
     schema: first 16 hex digits of that text's sha256.
     lookback: rows, the current one included, on which a value depends at most.
-    sources: which of "kline", "futur" and "depth" are read.
+    sources: which of "kline", "futur", "depth" and "other" are read.
     user_sha256: of the user's feature file, None without one. A release records it beside the
         schema: the name of a user feature says what it is only together with this file.
     """
@@ -39,17 +42,25 @@ class FeatureSet:
     lookback: int
     sources: frozenset[str]
     user_sha256: str | None
-    _plans: tuple[Plan, ...]
+    _plans: tuple[Plan | TaPlan, ...]
     _user: tuple[tuple[int, UserFeature], ...]
 
     @classmethod
-    def of(cls, names: Sequence[str], user_file: Path | str | None = None) -> "FeatureSet":
+    def of(
+        cls,
+        names: Sequence[str],
+        user_file: Path | str | None = None,
+        *,
+        interval_ms: int | None = None,
+    ) -> "FeatureSet":
         """The features of these names, in this order.
 
         user_file: a Python file with functions under `@feature(lookback=...)`.
+        interval_ms: length of a candle; only the features of the clock (`time_of_day` ..) ask it.
 
         Raises:
-            Usage: no name, a repeated or an unknown one, or a fault in the user's file.
+            Usage: no name, a repeated or an unknown one, one of the clock without `interval_ms`,
+                or a fault in the user's file.
         """
         names = tuple(names)
         if not names:
@@ -60,21 +71,26 @@ class FeatureSet:
         path = None if user_file is None else Path(user_file)
         user_features, user_sha256 = ({}, None) if path is None else read_user_file(path)
         specs = {name: parse(name, user_features) for name in names if name not in user_features}
-        plans = []
+        for name, spec in specs.items():
+            if isinstance(spec, TaSpec) and spec.clock and interval_ms is None:
+                raise Usage(f"feature {name!r} needs the interval of the candles")
+        plans: list[Plan | TaPlan] = []
         for source in SOURCES:
-            of_source = [
-                (column, specs[name])
-                for column, name in enumerate(names)
-                if name in specs and specs[name].source is source
-            ]
-            if of_source:
-                plans.append(make_plan(source, of_source))
+            known = [(at, specs[name]) for at, name in enumerate(names) if name in specs]
+            seed = [(at, s) for at, s in known if isinstance(s, Spec) and s.source is source]
+            ta = [(at, s) for at, s in known if isinstance(s, TaSpec) and s.source == source.name]
+            if seed:
+                plans.append(make_plan(source, seed))
+            if ta:
+                plans.append(make_ta_plan(source, ta, DAY_MS // (interval_ms or DAY_MS)))
         user = tuple(
             (column, user_features[name])
             for column, name in enumerate(names)
             if name in user_features
         )
-        sources = {plan.source.name for plan in plans} | ({"kline"} if user else set())
+        sources = {plan.source.name for plan in plans}
+        if user or "other" in sources:
+            sources.add("kline")
         lookbacks = [spec.lookback for spec in specs.values()]
         lookbacks += [feature.lookback for _, feature in user]
         schema_json = json.dumps(names, separators=(",", ":"))
@@ -99,21 +115,23 @@ class FeatureSet:
         kline: npt.ArrayLike,
         futur: npt.ArrayLike | None = None,
         depth: npt.ArrayLike | None = None,
+        other: npt.ArrayLike | None = None,
         *,
         workers: int = 1,
     ) -> Floats:
         """The features of every row: (n, n_features) float64, columns in the order of `names`.
 
         first_index: open_time_ms // interval_ms of row 0.
-        kline, futur: (n, 9), columns as KLINE_COLUMNS; depth: (n, 11), as DEPTH_COLUMNS; raster
-            rows, NaN where there is nothing. A source that no name reads may be left out.
+        kline, futur, other (another symbol's candles): (n, 9), columns as KLINE_COLUMNS; depth:
+            (n, 11), as DEPTH_COLUMNS; raster rows, NaN where there is nothing. A source that no
+            name reads may be left out.
         workers: threads; the values are the same bits with any number.
 
         Raises:
             Usage: a source that the names read is missing or has another shape.
             Failure: a user's function failed.
         """
-        inputs = self._inputs(kline, futur, depth)
+        inputs = self._inputs(kline, futur, depth, other)
         n = len(inputs["kline"]) if "kline" in inputs else len(next(iter(inputs.values())))
         out = np.empty((n, len(self.names)))
         blocks = max(1, min(workers, n // max(_LEAST_BLOCK, self.lookback)))
@@ -150,9 +168,10 @@ class FeatureSet:
         kline: npt.ArrayLike | None,
         futur: npt.ArrayLike | None,
         depth: npt.ArrayLike | None,
+        other: npt.ArrayLike | None,
     ) -> dict[str, Floats]:
         """The sources that are read, as arrays that the kernel takes."""
-        given = {"kline": kline, "futur": futur, "depth": depth}
+        given = {"kline": kline, "futur": futur, "depth": depth, "other": other}
         inputs = {}
         for source in SOURCES:
             if source.name not in self.sources:
@@ -161,15 +180,15 @@ class FeatureSet:
             if rows is None:
                 raise Usage(f"these features read {source.name} rows, and there are none")
             array = np.ascontiguousarray(rows, dtype=np.float64)
-            if array.ndim != 2 or array.shape[1] != len(source.columns):
-                raise Usage(
-                    f"{source.name} rows have shape {array.shape},"
-                    f" expected (n, {len(source.columns)})"
-                )
+            width = len(KLINE_COLUMNS) if source.name == "other" else len(source.columns)
+            if array.ndim != 2 or array.shape[1] != width:
+                raise Usage(f"{source.name} rows have shape {array.shape}, expected (n, {width})")
             inputs[source.name] = array
         lengths = {name: len(array) for name, array in inputs.items()}
         if len(set(lengths.values())) > 1:
             raise Usage(f"the sources must have the same rows; they have {lengths}")
+        if "other" in inputs:
+            inputs["other"] = np.hstack([inputs["kline"], inputs["other"]])
         return inputs
 
 
@@ -208,6 +227,7 @@ class Window:
         kline: npt.ArrayLike,
         futur: npt.ArrayLike | None = None,
         depth: npt.ArrayLike | None = None,
+        other: npt.ArrayLike | None = None,
     ) -> None:
         """Forget all, then take these rows as history; arguments as those of `FeatureSet.batch`.
 
@@ -216,7 +236,7 @@ class Window:
         Raises:
             Usage: a source that the names read is missing or has another shape.
         """
-        inputs = self._features._inputs(kline, futur, depth)
+        inputs = self._features._inputs(kline, futur, depth, other)
         n = len(next(iter(inputs.values())))
         skip = max(0, n - self._features.lookback)
         self._start(first_index + skip)
@@ -233,6 +253,7 @@ class Window:
         kline_row: npt.ArrayLike | None,
         futur_row: npt.ArrayLike | None = None,
         depth_row: npt.ArrayLike | None = None,
+        other_row: npt.ArrayLike | None = None,
     ) -> Floats:
         """The features of the next row: (n_features,) float64, in the order of the names.
 
@@ -250,12 +271,17 @@ class Window:
             raise OutOfSync(f"row {index} does not follow row {self._index}")
         self._index = index
         out = np.empty((1, len(self._features.names)))
+        given = {"kline": kline_row, "futur": futur_row, "depth": depth_row}
+        for name, rows in self._rows.items():
+            if name == "other":
+                width = len(KLINE_COLUMNS)
+                rows[0, :width] = np.nan if kline_row is None else kline_row
+                rows[0, width:] = np.nan if other_row is None else other_row
+            else:
+                row = given[name]
+                rows[0] = np.nan if row is None else row
         for plan, state in self._states:
-            name = plan.source.name
-            row = kline_row if name == "kline" else futur_row if name == "futur" else depth_row
-            rows = self._rows[name]
-            rows[0] = np.nan if row is None else row
-            state.advance(rows, out)
+            state.advance(self._rows[plan.source.name], out)
         if self._features._user:
             self._user.push(kline_row)
             for column, feature in self._features._user:

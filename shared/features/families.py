@@ -4,10 +4,11 @@
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.errors import Usage
-from shared.features import kernel
+from shared.features import kernel, ta
+from shared.features.ta import OTHER, TaSpec
 from shared.klines import DEPTH_COLUMNS, KLINE_COLUMNS
 
 MAX_WINDOW = 525_600
@@ -73,12 +74,29 @@ KLINE_FAMILIES = (
     Family("close_area", kernel.AREA, (CLOSE,), relative=False, least=2),
     Family("close_trend", kernel.MOMENTS, (CLOSE,), part=1, relative=False, least=2),
 )
+OTHER_FAMILIES = tuple(
+    replace(
+        family,
+        series=tuple(
+            Series(one.recipe, tuple(OTHER + name for name in one.columns)) for one in family.series
+        ),
+    )
+    for family in KLINE_FAMILIES
+)
 DEPTH_FAMILIES = tuple(Family(name, kernel.MEAN, (_column(name),)) for name in DEPTH_COLUMNS)
 
 SOURCES = (
     Source("kline", KLINE_COLUMNS, "", 1440, KLINE_FAMILIES),
     Source("futur", KLINE_COLUMNS, "f_", 360, KLINE_FAMILIES),
     Source("depth", DEPTH_COLUMNS, "", 30, DEPTH_FAMILIES),
+    # The candles of this symbol and, behind them, those of another one.
+    Source(
+        "other",
+        (*KLINE_COLUMNS, *(OTHER + name for name in KLINE_COLUMNS)),
+        OTHER,
+        1440,
+        OTHER_FAMILIES,
+    ),
 )
 FAMILIES = {
     source.prefix + family.prefix: (source, family)
@@ -107,10 +125,10 @@ _NAME = re.compile(r"(?P<form>.+)_(?P<window>0|[1-9][0-9]*)")
 def is_built_in(name: str) -> bool:
     """Whether the name has a built-in form, so that a user feature may not take it."""
     match = _NAME.fullmatch(name)
-    return match is not None and match["form"] in FAMILIES
+    return (match is not None and match["form"] in FAMILIES) or ta.is_ta(name)
 
 
-def parse(name: str, user_names: Iterable[str] = ()) -> Spec:
+def parse(name: str, user_names: Iterable[str] = ()) -> Spec | TaSpec:
     """What a built-in feature's name means.
 
     Raises:
@@ -118,6 +136,8 @@ def parse(name: str, user_names: Iterable[str] = ()) -> Spec:
     """
     match = _NAME.fullmatch(name)
     if match is None or match["form"] not in FAMILIES:
+        if ta.is_ta(name):
+            return ta.parse(name, MAX_WINDOW)
         raise Usage(f"unknown feature {name!r}; {_nearest(name, user_names)}")
     source, family = FAMILIES[match["form"]]
     window = int(match["window"])
@@ -131,10 +151,14 @@ def parse(name: str, user_names: Iterable[str] = ()) -> Spec:
 
 def _nearest(name: str, user_names: Iterable[str]) -> str:
     forms = [f"{form}_W" for form in FAMILIES]
-    known = [*forms, *user_names]
-    near = difflib.get_close_matches(re.sub(r"\d+$", "W", name), known, n=1, cutoff=0.0)[0]
+    of_ta = ta.forms()
+    form = re.sub(r"\d+(?=_|$)", "W", name)
+    known = [*forms, *of_ta, *user_names]
+    near = difflib.get_close_matches(form, known, n=1, cutoff=0.0)[0]
     if near in forms:
         return f"the nearest form is {near} (W = window in rows, such as {near[:-1]}60)"
+    if near in of_ta:
+        return f"the nearest form is {near} (such as {ta.example(near)})"
     return f"the nearest known name is {near}"
 
 
