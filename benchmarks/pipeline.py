@@ -163,7 +163,7 @@ async def our_latencies(
     server: Server, models: Path, count: int, symbols: Sequence[str]
 ) -> tuple[list[float], dict[str, tuple[float, float]]]:
     """Milliseconds from the first frame's arrival to the last signal, per candle; and per
-    service its start-up seconds and resident MiB."""
+    process its CPU milliseconds for one candle of all symbols, and its resident MiB."""
     client = redis.asyncio.Redis.from_url(server.unix_url, socket_timeout=None)
     await client.flushall()
     folder = Path(tempfile.mkdtemp(prefix="itb-bench-"))
@@ -181,34 +181,35 @@ async def our_latencies(
         "ITB_COLLECTOR__WEIGHT_BUDGET": "1",
         "ITB_LOG_LEVEL": "warning",
     }
-    started: dict[str, float] = {}
     facts: dict[str, tuple[float, float]] = {}
     try:
         async with aiohttp.ClientSession() as http:
             with children(environment, folder) as start:
-                start(
+                simulator = start(
                     "simulator", "--port", str(port), "--symbol", *symbols,
                     "--history", "1700", "--speed", "manual", "--updates", "1",
                 )  # fmt: skip
                 await _answers(http, f"{base}/api/v3/ping")
-                services = {}
+                processes = {"valkey": psutil.Process(server.pid)}
+                processes["simulator"] = psutil.Process(simulator.pid)
                 for name in ("collector", "featurizer", "predictor"):
-                    started[name] = time.monotonic()
-                    services[name] = start(name)
+                    processes[name] = psutil.Process(start(name).pid)
                 keys = [f"signal:{{{symbol}}}:1m" for symbol in symbols]
                 # The first candle shows that all are through their history.
                 await _ready(client, keys, len(symbols), folder)
-                for name, process in services.items():
-                    memory = psutil.Process(process.pid).memory_info().rss / 2**20
-                    facts[name] = (0.0, memory)
                 position: dict[bytes | str, bytes] = {}
                 for key in keys:
                     ((entry_id, _),) = await client.xrevrange(key, count=1)
                     position[key] = entry_id
                 found = []
+                before = {name: sum(p.cpu_times()[:2]) for name, p in processes.items()}
                 for _ in range(count):
                     found.append(await _one_candle(client, http, base, symbols, position))
                     await asyncio.sleep(_PAUSE_S)
+                for name, process in processes.items():
+                    spent_s = sum(process.cpu_times()[:2]) - before[name]
+                    memory = process.memory_info().rss / 2**20
+                    facts[name] = (spent_s / count * 1000, memory)
     finally:
         await client.aclose()
         shutil.rmtree(folder, ignore_errors=True)
@@ -302,11 +303,10 @@ async def report(candles: int, sizes: Sequence[int]) -> None:
             print(f"-- {size} symbol(s) closing at once: frame on the socket to last signal read")
             print(_figures("bare three-hop redis-py chain", peer))
             print(_figures("collector, featurizer, predictor", ours))
-            print(
-                f"ratio of medians {np.median(ours) / np.median(peer):.2f}   RSS MiB: "
-                + ", ".join(f"{k} {v[1]:.0f}" for k, v in facts.items()),
-                flush=True,
-            )
+            print(f"ratio of medians {np.median(ours) / np.median(peer):.2f}")
+            for name, (cpu_ms, memory) in facts.items():
+                print(f"  {name:<12} CPU {cpu_ms:7.2f} ms a candle   RSS {memory:5.0f} MiB")
+            sys.stdout.flush()
     finally:
         server.stop()
         shutil.rmtree(work, ignore_errors=True)
