@@ -5,6 +5,8 @@ from typing import Protocol
 
 from shared.errors import Rejected, Unavailable
 
+TELEGRAM = "telegram"
+
 
 class Slow(Unavailable):
     """Asked to wait: nothing may be sent for `retry_after_s`."""

@@ -4,7 +4,8 @@ A message is claimed before it is sent: the claim (state `sending`) and the ackn
 it is about are one step; a second entry tells what became of it. Until it is claimed a message is
 only a pending entry on the bus, so what waits here is lost by no crash. A claim without an outcome
 means that the notifier ended in between: a score is then left alone, an alert is sent again and
-says that it may be a duplicate.
+says that it may be a duplicate. To Telegram nothing is sent before the server has its claim on
+disk: one that was lost with a power cut would be claimed, and sent, twice.
 
 Two tasks: the intake reads the bus and never waits for Telegram; the delivery sends.
 """
@@ -18,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from notifier.channel import Channel, Closed, Console, Slow
+from notifier.channel import TELEGRAM, Channel, Closed, Console, Slow
 from notifier.messages import DUPLICATE, alert_text, clean, is_alert, score_text
 from notifier.outbox import Outbox, Pace, Score
 from shared.bus import Entry, Source, Step, Write, by_key, id_order, now_us
@@ -45,14 +46,20 @@ class Notifier:
     """What outlives a session with the bus: how fast we may send, and whether at all.
 
     retry_s: shortest and longest pause before another attempt. answer_s: how long we wait for an
-    answer before we take it that none comes.
+    answer before we take it that none comes. durable_s: how long a claim may take to reach the disk
+    before we say so.
     """
 
     def __init__(
-        self, *, retry_s: tuple[float, float] = (1.0, 60.0), answer_s: float = 30.0
+        self,
+        *,
+        retry_s: tuple[float, float] = (1.0, 60.0),
+        answer_s: float = 30.0,
+        durable_s: float = 5.0,
     ) -> None:
         self.retry_s = retry_s
         self.answer_s = answer_s
+        self.durable_s = durable_s
         self.pace: Pace | None = None
         self.closed = ""
 
@@ -208,6 +215,7 @@ class _Delivery:
         self._unfinished: Entry[Notification] | None = None
         self._channel: Channel = Console()
         self._stopping = False
+        self._held = False  # the newest claim took longer to reach the disk than it should
         self._quiet = Quiet()
         self._counts = {state.value: 0 for state in Delivery if state != Delivery.SENDING}
 
@@ -322,10 +330,31 @@ class _Delivery:
 
     async def _claimed(self, steps: Sequence[Step]) -> bool:
         """Whether the claim is ours. If not, somebody else told people already."""
-        diverged = await self._bus.commit(steps)
+        if self._channel.name != TELEGRAM:
+            diverged = await self._bus.commit(steps)
+        else:
+            diverged = await self._bus.commit_durably(steps)
         for found in diverged:
             log.warning("%s %s was claimed before: not sent", found.key, found.id)
+        if not diverged and self._channel.name == TELEGRAM:
+            await self._until_durable()
         return not diverged
+
+    async def _until_durable(self) -> None:
+        """Holds the message until its claim is on the server's disk, however long that takes."""
+        self._held = False
+        while not await self._bus.is_durable(self._notifier.durable_s):
+            if not self._held:
+                self._held = True
+                reason = (
+                    f"Redis has not written a claim to its disk for {self._notifier.durable_s:g} s "
+                    "(appendfsync, a full or slow disk?): the message is held until it has"
+                )
+                log.warning("%s", reason)
+                self._session.health.facts["trouble"] = reason
+        if self._held:
+            log.info("the claim is on disk now")
+            self._session.health.facts["trouble"] = ""
 
     async def _deliver(
         self,
@@ -348,8 +377,11 @@ class _Delivery:
             if self._notifier.closed:
                 return _Outcome(Delivery.FAILED, self._notifier.closed)
             await self._turn()
-            if attempt and fresh is not None and not await fresh():
-                return _Outcome(Delivery.FAILED, f"too old after {attempt} attempts: {reason}")
+            if (attempt or self._held) and fresh is not None and not await fresh():
+                why = "before its claim was on disk"
+                if attempt:
+                    why = f"after {attempt} attempts: {reason}"
+                return _Outcome(Delivery.FAILED, f"too old {why}")
             attempt += 1
             shortest, longest = self._notifier.retry_s
             pause_s = min(longest, shortest * 2.0 ** min(attempt - 1, 16))

@@ -33,7 +33,7 @@ from aiogram.utils.token import TokenValidationError
 from aiohttp import ClientConnectorError, ClientTimeout, ConnectionTimeoutError, InvalidURL
 from pydantic import SecretStr
 
-from notifier.channel import Closed, Slow
+from notifier.channel import TELEGRAM, Closed, Slow
 from shared.errors import Rejected, Unavailable, Unknown, Usage
 from shared.logs import Redactor
 
@@ -82,7 +82,7 @@ class _Session(AiohttpSession):
 class Telegram:
     """One bot and one chat."""
 
-    name = "telegram"
+    name = TELEGRAM
 
     def __init__(
         self, token: SecretStr, chat: str, *, base_url: str, timeout_s: float = 30.0

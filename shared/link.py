@@ -61,6 +61,10 @@ class Link:
             raise Unavailable(f"Redis is not reachable: {error}") from None
         self._open = True
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     async def close(self) -> None:
         self._open = False
         await self._connection.disconnect(nowait=True)

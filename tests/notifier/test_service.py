@@ -26,7 +26,7 @@ from tests.fakes.telegram import (
     RetryAfter,
     Status,
 )
-from tests.notifier.desk import Desk, notice, open_desk, serving, settings, signal
+from tests.notifier.desk import Desk, kline, notice, open_desk, serving, settings, signal
 from tests.valkey import Server
 
 LINE = "₿ 60,518 📉📉 Score: -0.26"
@@ -55,9 +55,9 @@ def told(telegram: FakeTelegram, **notifier: Any) -> Settings:
 
 
 def notifying(
-    desk: Desk, config: Settings, *, answer_s: float = 30.0
+    desk: Desk, config: Settings, *, answer_s: float = 30.0, durable_s: float = 5.0
 ) -> AbstractAsyncContextManager[Session]:
-    notifier = Notifier(retry_s=(0.01, 0.05), answer_s=answer_s)
+    notifier = Notifier(retry_s=(0.01, 0.05), answer_s=answer_s, durable_s=durable_s)
     return serving(desk.url, "notifier", notifier.serve, config)
 
 
@@ -401,3 +401,59 @@ async def test_waiting_for_long_makes_no_alert_a_dead_letter(
     async with notifying(desk, told(telegram)):
         (text,) = await telegram.until(1)
     assert text.endswith("boom")
+
+
+@pytest.mark.parametrize("about", ["score", "alert"])
+async def test_nothing_is_sent_before_its_claim_is_on_disk(
+    desk: Desk, telegram: FakeTelegram, caplog: pytest.LogCaptureFixture, about: str
+) -> None:
+    """With `appendfsync no` the server never says that it is."""
+    await desk.candles(0)
+    await desk.raw.config_set("appendfsync", "no")
+    stream = NOTIFICATIONS if about == "score" else "alert"
+    async with notifying(desk, told(telegram), durable_s=0.05) as session:
+        await (desk.candles(1) if about == "score" else desk.bus.write(notice("a hole")))
+        await desk.until(stream, 1)
+        while "claim" not in session.health.facts.get("trouble", ""):  # noqa: ASYNC110  # no event
+            await asyncio.sleep(0.001)
+        await desk.bus.write(signal(50, 0.01), signal(51, 0.01))  # silent ones are still read
+        await until_counted(session, "silent", 2)
+        await asyncio.sleep(0.3)  # six more answers that it is not
+        assert telegram.texts() == []
+        assert [await desk.raw.xlen(stream), await desk.pending("notifier")] == [1, 0]
+        await desk.raw.config_set("appendfsync", "everysec")
+        await telegram.until(1)
+        await desk.until(stream, 2)
+        assert session.health.facts["trouble"] == ""
+    assert len(telegram.texts()) == 1
+    told_so = [r.message for r in caplog.records if "has not written a claim" in r.message]
+    assert len(told_so) == 1
+
+
+async def test_a_score_that_grew_old_while_it_was_held_is_not_sent(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    await desk.candles(0)
+    await desk.raw.config_set("appendfsync", "no")
+    async with notifying(desk, told(telegram, max_age_s=90), durable_s=0.05) as session:
+        await desk.candles(1)
+        while "claim" not in session.health.facts.get("trouble", ""):  # noqa: ASYNC110  # no event
+            await asyncio.sleep(0.001)
+        await desk.bus.write(kline(3))
+        await desk.raw.config_set("appendfsync", "everysec")
+        await desk.until(NOTIFICATIONS, 2)
+    (_, outcome) = await desk.notifications()
+    assert outcome.state == Delivery.FAILED
+    assert outcome.reason.startswith("too old before its claim was on disk")
+    assert telegram.texts() == []
+
+
+async def test_the_console_does_not_wait_for_the_disk(
+    desk: Desk, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    await desk.candles(0)
+    await desk.raw.config_set("appendfsync", "no")
+    async with notifying(desk, settings(), durable_s=0.05):
+        await desk.candles(1)
+        await desk.until(NOTIFICATIONS, 2)
+    assert LINE.encode() in capfdbinary.readouterr().out
