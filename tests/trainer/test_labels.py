@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 
 from shared.errors import Usage
 from shared.klinefiles import read_klines
-from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
+from shared.klines import KlineTable, to_raster
+from tests.trainer.walks import CLOSE, HIGH, LOW, table_of, walk
 from trainer.labels import (
     definition,
     is_value,
@@ -23,8 +23,6 @@ from trainer.labels import (
     trailing_sigma,
 )
 
-MINUTE = 60_000
-HIGH, LOW, CLOSE = (KLINE_COLUMNS.index(name) for name in ("high", "low", "close"))
 SEED: dict[str, Callable[[float, float], bool]] = {
     "high_10": lambda high, low: high >= 1.0,
     "high_15": lambda high, low: high >= 1.5,
@@ -49,15 +47,6 @@ SEED: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-def table_of(values: np.ndarray) -> KlineTable:
-    return KlineTable(
-        symbol="X",
-        interval="1m",
-        open_time_ms=MINUTE * np.arange(len(values), dtype=np.int64),
-        values=values,
-    )
-
-
 def moves(values: np.ndarray, horizon: int) -> list[tuple[float, float]]:
     """(high_max, low_min) in percent of every row, as the definitions read; NaN = not known."""
     found = []
@@ -70,18 +59,6 @@ def moves(values: np.ndarray, horizon: int) -> list[tuple[float, float]]:
         else:
             found.append((100 * (max(highs) - close) / close, 100 * (min(lows) - close) / close))
     return found
-
-
-def walk(count: int, seed: int, gaps: list[tuple[int, int]] = ()) -> np.ndarray:  # type: ignore[assignment]
-    random = np.random.default_rng(seed)
-    close = 100 * np.exp(np.cumsum(random.normal(0, 0.004, count)))
-    values = np.full((count, 9), 1.0)
-    values[:, CLOSE] = close
-    values[:, HIGH] = close * (1 + random.exponential(0.002, count))
-    values[:, LOW] = close * (1 - random.exponential(0.002, count))
-    for first, rows in gaps:
-        values[first : first + rows] = np.nan
-    return values
 
 
 @given(
@@ -134,10 +111,15 @@ def test_a_move_of_exactly_the_threshold_counts() -> None:
     assert label("low_01", table, 1).y[0] == float(low >= -0.1)
 
 
-def test_real_candles_around_an_outage(market_data: Path) -> None:
+@pytest.fixture(scope="module")
+def bitcoin(market_data: Path) -> KlineTable:
     [table] = read_klines([market_data / "BTCUSDT-1m.parquet"])
+    return to_raster(table)
+
+
+def test_real_candles_around_an_outage(bitcoin: KlineTable) -> None:
     start = 1_619_308_800_000  # 2021-04-25T00:00Z, the day without candles from 04:01 to 08:45
-    day = to_raster(table.between(start, start + 86_400_000))
+    day = bitcoin.between(start, start + 86_400_000)
     for name in ("high_10", "low_10", "high_max_60"):
         horizon = 60 if name.endswith("60") else 180
         y = label(name, day, 180).y
@@ -226,24 +208,28 @@ def test_scaled_labels_do_not_depend_on_where_the_data_starts(start: int, seed: 
         )
 
 
-def test_scaled_labels_are_as_frequent_in_every_year(market_data: Path) -> None:
-    [table] = read_klines([market_data / "BTCUSDT-1m.parquet"])
-    raster = to_raster(table)
+def test_scaled_labels_are_as_frequent_in_every_year(bitcoin: KlineTable) -> None:
+    sigma = trailing_sigma(bitcoin.column("close"))
     for name in ("highv", "lowv"):
-        y = label(name, raster).y
+        y = label(name, bitcoin, sigma=sigma).y
         for year in range(2021, 2026):
             first, end = (
-                int(np.searchsorted(raster.open_time_ms, np.datetime64(f"{y_}", "ms").astype(int)))
+                int(np.searchsorted(bitcoin.open_time_ms, np.datetime64(f"{y_}", "ms").astype(int)))
                 for y_ in (year, year + 1)
             )
             assert 0.15 < np.nanmean(y[first:end]) < 0.22
 
 
 def test_the_seeds_set_is_known_and_another_name_is_a_usage_error() -> None:
+    extremes = ("high_max", "low_min", "high_to_low", "close_area_future")
+    scales = ("", "_100", "_075", "_050")
     assert set(known_labels()) == {
         *SEED,
-        *(f"{of}_{w}" for of in ("high_max", "low_min", "high_to_low") for w in (60, 120, 180)),
-        *(f"{side}v{scale}" for side in ("high", "low") for scale in ("", "_100", "_075", "_050")),
+        *(f"{of}_{w}" for of in extremes for w in (60, 120, 180)),
+        "close_area_future_300",
+        *(f"{side}v{scale}" for side in ("high", "low") for scale in scales),
+        *("high2_20_04", "low2_20_04", "tb_up", "tb_down", "top2_20_05", "bot2_20_05"),
+        *("trend_up", "trend_down", "trend_t"),
     }
     table = table_of(walk(5, 1))
     for name, nearest in (
@@ -252,13 +238,42 @@ def test_the_seeds_set_is_known_and_another_name_is_a_usage_error() -> None:
         ("low_max_60", "low_min"),
         ("highv_000", "highv"),
         ("lowv_5", "lowv"),
+        ("high2_20_4", "high2_20_04"),
+        ("tb_up_1", "tb_up"),
+        ("trend_up_h0", "trend_up"),
+        ("top2_20_5", "top2_20_05"),
     ):
         with pytest.raises(Usage, match=f"no label '{name}'; did you mean '{nearest}"):
             label(name, table, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "horizon", "text"),
+    [
+        ("high2_00_04", 9, "above 0"),
+        ("low2_20_000", 9, "above 0"),
+        ("tb_up_000", 9, "above 0"),
+        ("tb_down_100_000_h5", 9, "above 0"),
+        ("top2_05_10", 9, r"tolerance \(1 %\) .* no more than the level \(0.5 %\)"),
+        ("bot2_05_00", 9, r"tolerance \(0 %\) must be above 0"),
+        ("close_area_future_1", 9, "2 rows or more"),
+        ("trend_up", 1, "horizon of 2 rows or more"),
+        ("trend_t_h1", 9, "horizon of 2 rows or more"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_a_usage_error(name: str, horizon: int, text: str) -> None:
+    with pytest.raises(Usage, match=f"^label {name}: .*{text}"):
+        label(name, table_of(walk(50, 1)), horizon)
+
+
 def test_a_label_knows_its_side_and_its_definition() -> None:
+    others = ("close_area_future_60", "trend_t", "trend_t_h30")
     sides = {
+        **dict.fromkeys(
+            ("high2_20_04", "tb_up", "tb_up_150_h60", "trend_up", "bot2_20_05"), "high"
+        ),
+        **dict.fromkeys(("low2_15_150_h9", "tb_down_100_050", "trend_down", "top2_200_05"), "low"),
+        **dict.fromkeys(others),
         **dict.fromkeys(("high_10", "high_30", "low_01", "low_05", "highv", "highv_050"), "high"),
         **dict.fromkeys(("low_10", "low_30", "high_01", "high_05", "lowv", "lowv_100"), "low"),
         **dict.fromkeys(("high_max_60", "low_min_77", "high_to_low_180")),
@@ -276,19 +291,3 @@ def test_a_label_knows_its_side_and_its_definition() -> None:
     for unknown in (side_of, is_value, definition):
         with pytest.raises(Usage, match="no label 'highw'"):
             unknown("highw")
-
-
-def test_a_longer_horizon_takes_no_longer() -> None:
-    """Linear in the rows: the ratio is near 1, and 100 for a search through each window."""
-    table = table_of(walk(200_000, 3))
-    label("high_10", table, 5)
-
-    def seconds(horizon: int) -> float:
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            label("high_10", table, horizon)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    assert seconds(2000) < 10 * seconds(20)

@@ -1,7 +1,8 @@
-"""`trainer labels`: the configured labels of every raster row."""
+"""`trainer labels`: the configured labels of every raster row, or what labels there are."""
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy.typing as npt
 from shared.config import Settings
 from shared.errors import Usage
 from trainer import rasters
-from trainer.labels.forms import label
+from trainer.csvfiles import write_csv
+from trainer.labels.forms import FORMS, SIGMA_IS, spec
+from trainer.labels.sigma import trailing_sigma
 from trainer.progress import Progress
 
 
@@ -20,25 +23,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--horizon", type=int, metavar="ROWS", help="rows to look ahead, instead of the config's"
     )
+    parser.add_argument(
+        "--t1",
+        action="store_true",
+        help="beside each label NAME a column NAME_t1: when the last row that it looks at opens",
+    )
+    parser.add_argument("--csv", action="store_true", help="write one csv file as well")
+    parser.add_argument(
+        "--list", action="store_true", help="print every form of label with its definition and t1"
+    )
 
 
 def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    names = rasters.listed(args.labels) or settings.labels
     horizon = settings.trainer.label_horizon if args.horizon is None else args.horizon
     if horizon < 1:
         raise Usage(f"--horizon {horizon}: a label looks at least one row ahead")
+    if args.list:
+        return {"command": "labels", "horizon": horizon, "forms": _forms(horizon)}
+    names = tuple(dict.fromkeys(rasters.listed(args.labels) or settings.labels))
+    specs = [spec(name, horizon) for name in names]
     outputs = []
     for read, raster, out in rasters.selected(settings, args, "labels"):
+        table = raster.kline_table()
         columns: dict[str, npt.NDArray[Any]] = {"open_time_ms": raster.open_time_ms}
         means: dict[str, float | None] = {}
         with progress.bar(f"labels of {raster.symbol}", len(names), "labels") as bar:
-            for name in names:
-                columns[name] = label(name, raster.kline_table(), horizon).y
-                known = columns[name][~np.isnan(columns[name])]
-                means[name] = round(float(known.mean()), 6) if len(known) else None
-                bar.advance(detail=name)
+            scaled = any(one.sigmas is not None for one in specs)
+            sigma = trailing_sigma(table.column("close")) if scaled else None
+            for one in specs:
+                found = one.compute(table, sigma)
+                columns[one.name] = found.y
+                if args.t1:
+                    columns[f"{one.name}_t1"] = raster.open_time_ms[found.t1]
+                known = found.y[~np.isnan(found.y)]
+                means[one.name] = round(float(known.mean()), 6) if len(known) else None
+                bar.advance(detail=one.name)
         out.write([columns], {"horizon": str(horizon)})
-        outputs.append(rasters.span(raster) | {"read": read, "wrote": [out.path], "mean": means})
+        wrote = [out.path]
+        if args.csv:
+            wrote.append(_csv_path(out.path))
+            write_csv(wrote[-1], columns, progress)
+        outputs.append(rasters.span(raster) | {"read": read, "wrote": wrote, "mean": means})
     return {
         "command": "labels",
         "rows": sum(output["rows"] for output in outputs),
@@ -49,5 +74,41 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    places = ", ".join(str(output["wrote"][0]) for output in result["outputs"])
+    if "forms" in result:
+        return _listing(result)
+    places = ", ".join(str(path) for output in result["outputs"] for path in output["wrote"])
     return f"labels: {len(result['labels'])} labels of {result['rows']:,} rows in {places}"
+
+
+def _csv_path(written: Path) -> Path:
+    """FILE.csv beside FILE.parquet, and beside the monthly folder FILE."""
+    stem = written.stem if written.suffix == ".parquet" else written.name
+    return written.with_name(f"{stem}.csv")
+
+
+def _forms(horizon: int) -> list[dict[str, Any]]:
+    found = []
+    for form in FORMS:
+        labels = []
+        for name in form.examples:
+            one = spec(name, horizon)
+            labels.append(
+                {"name": name, "side": one.side, "definition": one.definition, "t1": one.t1}
+            )
+        found.append({"form": form.shown, "note": form.note, "labels": labels})
+    return found
+
+
+def _listing(result: Mapping[str, Any]) -> str:
+    lines = [
+        f"Labels at a horizon of {result['horizon']} rows. y is 0 or 1, or a value where there is",
+        "no side (which way the price goes where y is 1); NaN is not known. t1: the last row",
+        "that is looked at. W and H are rows.",
+    ]
+    for form in result["forms"]:
+        lines += ["", f"{form['form']}{'  - ' if form['note'] else ''}{form['note']}"]
+        for one in form["labels"]:
+            text = one["definition"].removesuffix(f", {SIGMA_IS}")
+            side = one["side"] or "value"
+            lines.append(f"  {one['name']:21} {side:5}  {text}; t1 = {one['t1']}")
+    return "\n".join([*lines, "", SIGMA_IS])

@@ -1,8 +1,8 @@
 """The names of labels, what each means, and how it is computed.
 
-A name is its specification. The numbers in it: NN are tenths and NNN hundredths, of a percent or of
-sigma (`high2_20_04` = `high2_200_040`: 2 % and 0.4 %); W and H are rows. A name without H looks as
-far ahead as `trainer.label_horizon` says (180).
+A name is its specification. Of the numbers in it, two digits are tenths of a percent and three are
+hundredths (`high2_20_04` = `high2_200_040`: 2 % and 0.4 %); of sigma they are hundredths; W and H
+are rows. A name without W or H looks as far ahead as `trainer.label_horizon` says (180).
 
 The seed's names have the seed's formulas (the predecessor's original version, its
 `generate_labels_thresholds`; `high_05`, `high_30` and their mirror images are from its later
@@ -10,7 +10,13 @@ version, whose formulas are the same). One thing differs: there, every window ne
 its rows (later: half), so that rows at the end and around gaps are False; here they are NaN. And
 its files hold `high_max_W` and `low_min_W` as they are after the step that `high_to_low_W` begins
 with (never below 0, the lower one negated), because it overwrites its columns; here they are the
-percentages that all thresholds are compared with.
+percentages that all thresholds are compared with. `close_area_future_W` counts row t among its W
+rows, as the seed's does.
+
+`high2` is the predecessor's later `highlow2`, with the stop in percent, not as a share of the
+target: `high2_20_04` is its threshold 2.0 with tolerance 0.2. There, a candle that passes both
+prices is a success for both sides, and so is a gap; here it is the stop, and NaN. `top2` is its
+`topbot2` with the tolerance in percent of the price, not as a share of the level; see `turns`.
 
 Thresholds in percent have no cases in a calm market and little else in a wild one: `highv`, `lowv`
 and the triple barrier measure in sigma(t), the population standard deviation of the log returns
@@ -34,7 +40,7 @@ import numpy.typing as npt
 
 from shared.errors import Usage
 from shared.klines import KlineTable
-from trainer.labels import moves
+from trainer.labels import moves, paths, touch, turns
 from trainer.labels.sigma import SIGMA_ROWS, trailing_sigma
 
 Floats = npt.NDArray[np.float64]
@@ -47,7 +53,7 @@ _SIGMAS = 1.25
 SCALED_LABELS: Mapping[str, tuple[str, ...]] = {
     side: (f"{side}v", f"{side}v_100", f"{side}v_075", f"{side}v_050") for side in ("high", "low")
 }
-_SIGMA_IS = (
+SIGMA_IS = (
     "sigma[t] = population standard deviation of ln(close[r] / close[r-1]) over "
     f"r = t-{SIGMA_ROWS - 1} .. t"
 )
@@ -92,6 +98,7 @@ class Form:
     pattern: re.Pattern[str]
     examples: tuple[str, ...]
     read: Callable[[re.Match[str], int], Spec]
+    note: str = ""
 
 
 def label(
@@ -174,6 +181,11 @@ def _hundredths(digits: str) -> int:
     return int(digits) * (10 if len(digits) == 2 else 1)
 
 
+def _closes(table: KlineTable) -> Floats:
+    """A copy, in one piece."""
+    return np.array(table.column("close"))
+
+
 def _fixed(y: Floats, window: int) -> Label:
     """A label that looks at all of its window, or as much as there is."""
     rows = np.arange(len(y), dtype=np.int64)
@@ -225,7 +237,7 @@ def _scaled(found: re.Match[str], horizon: int) -> Spec:
         side="high" if is_high else "low",
         window=horizon,
         sigmas=scale,
-        definition=f"{_extreme_text(is_high, is_high, edge, horizon)}, {_SIGMA_IS}",
+        definition=f"{_extreme_text(is_high, is_high, edge, horizon)}, {SIGMA_IS}",
         t1=_end_text(horizon),
         compute=compute,
     )
@@ -271,7 +283,163 @@ def _high_to_low(found: re.Match[str], _: int) -> Spec:
     )
 
 
+def _area(found: re.Match[str], _: int) -> Spec:
+    window = int(found[1])
+    if window < 2:
+        raise Usage(f"label {found[0]}: the window holds row t itself, so give it 2 rows or more")
+    return Spec(
+        name=found[0],
+        side=None,
+        window=window - 1,
+        sigmas=None,
+        definition="sum(d) / sum(|d|), d = close[r] - close[t] for the rows r = t .. "
+        f"t+{window - 1}; NaN where all are 0",
+        t1=_end_text(window - 1),
+        compute=lambda table, _: _fixed(paths.area_ahead(_closes(table), window), window - 1),
+    )
+
+
+def _target_before_stop(found: re.Match[str], horizon: int) -> Spec:
+    of, target, stop = found[1], _hundredths(found[2]) / 100, _hundredths(found[3]) / 100
+    window = horizon if found[4] is None else int(found[4])
+    if not target or not stop:
+        raise Usage(f"label {found[0]}: target and stop are percentages above 0")
+    is_high = of == "high"
+    sign = 1 if is_high else -1
+
+    def compute(table: KlineTable, _: Floats | None) -> Label:
+        close = _closes(table)
+        y, t1 = touch.target_first(
+            table,
+            of,
+            close * (1 + sign * target / 100),
+            close * (1 - sign * stop / 100),
+            window,
+            strict=True,
+        )
+        return Label(y=y, t1=t1)
+
+    return Spec(
+        name=found[0],
+        side="high" if is_high else "low",
+        window=window,
+        sigmas=None,
+        definition=_race_text(is_high, (">", "<"), f"{target:g} %", f"{stop:g} %", window),
+        t1=_touch_text(window),
+        compute=compute,
+    )
+
+
+def _barrier(found: re.Match[str], horizon: int) -> Spec:
+    is_high = found[1] == "up"
+    target = 1.0 if found[2] is None else int(found[2]) / 100
+    stop = target if found[3] is None else int(found[3]) / 100
+    window = horizon if found[4] is None else int(found[4])
+    if not target or not stop:
+        raise Usage(f"label {found[0]}: both barriers are hundredths of sigma above 0")
+    sign = 1 if is_high else -1
+
+    def compute(table: KlineTable, sigma: Floats | None) -> Label:
+        close = _closes(table)
+        if sigma is None:
+            sigma = trailing_sigma(close)
+        far = np.where(sigma > 0, sigma, np.nan) * math.sqrt(window)
+        y, t1 = touch.target_first(
+            table,
+            "high" if is_high else "low",
+            close * (1 + sign * target * far),
+            close * (1 - sign * stop * far),
+            window,
+            strict=False,
+        )
+        return Label(y=y, t1=t1)
+
+    edge = f"{{:g}} * sigma[t] * sqrt({window})".format
+    race = _race_text(is_high, (">=", "<="), edge(target), edge(stop), window)
+    return Spec(
+        name=found[0],
+        side="high" if is_high else "low",
+        window=window,
+        sigmas=target,
+        definition=f"{race}; NaN where sigma is 0, {SIGMA_IS}",
+        t1=_touch_text(window),
+        compute=compute,
+    )
+
+
+def _race_text(is_high: bool, compare: tuple[str, str], target: str, stop: str, window: int) -> str:
+    above = f"high[r] {compare[0]} close[t] * (1 + {target if is_high else stop})"
+    below = f"low[r] {compare[1]} close[t] * (1 - {stop if is_high else target})"
+    first, second = (above, below) if is_high else (below, above)
+    return f"{first} for a row r of t+1 .. t+{window}, and before it, or in it, never {second}"
+
+
+def _touch_text(window: int) -> str:
+    return f"the first row that reaches either price, else t+{window}"
+
+
+def _turn(found: re.Match[str], _: int) -> Spec:
+    of, level, tolerance = found[1], _hundredths(found[2]), _hundredths(found[3])
+    if not 0 < tolerance <= level:
+        raise Usage(
+            f"label {found[0]}: the tolerance ({tolerance / 100:g} %) must be above 0 and no more "
+            f"than the level ({level / 100:g} %)"
+        )
+
+    def compute(table: KlineTable, _: Floats | None) -> Label:
+        y, t1 = turns.near_a_turn(_closes(table), of, level / 10_000, tolerance / 10_000)
+        return Label(y=y, t1=t1)
+
+    is_top = of == "top"
+    extreme, side, other, sign = (
+        ("top", "above", "below", "-") if is_top else ("bottom", "below", "above", "+")
+    )
+    edge = f"v * (1 {sign} {tolerance / 100:g} %)"
+    return Spec(
+        name=found[0],
+        side="low" if is_top else "high",
+        window=None,
+        sigmas=None,
+        definition=f"close[t] is in the unbroken run of closes not {other} {edge} about a {extreme}"
+        f" of price v: on both sides a close {other} v * (1 {sign} {level / 100:g} %) comes before "
+        f"any {side} v",
+        t1="the row that confirms the first turning point, top or bottom, at or after t",
+        compute=compute,
+    )
+
+
+def _trend(found: re.Match[str], horizon: int) -> Spec:
+    what = found[1]
+    window = horizon if found[2] is None else int(found[2])
+    if window < 2:
+        raise Usage(f"label {found[0]}: a trend needs a horizon of 2 rows or more")
+
+    def compute(table: KlineTable, _: Floats | None) -> Label:
+        t = paths.clearest_trend(_closes(table), window)
+        if what == "t":
+            return _fixed(t, window)
+        return _fixed(_yes_or_no(t > 0 if what == "up" else t < 0, ~np.isnan(t)), window)
+
+    lengths = paths.spans(window)
+    shown = ", ".join(map(str, lengths if len(lengths) < 5 else (*lengths[:3], "..", lengths[-1])))
+    value = (
+        "the t-value of largest size of the slopes of the least-squares lines through "
+        f"close[t .. t+L], L = {shown.replace(', ..,', ' ..')}"
+    )
+    return Spec(
+        name=found[0],
+        side=_TREND_SIDES.get(what),
+        window=window,
+        sigmas=None,
+        definition=value if what == "t" else f"{'>' if what == 'up' else '<'} 0: {value}",
+        t1=_end_text(window),
+        compute=compute,
+    )
+
+
+_TREND_SIDES: Mapping[str, Side] = {"up": "high", "down": "low"}
 _W = r"([1-9]\d{0,4})"
+_H = r"(?:_h([1-9]\d{0,4}))?"
 FORMS: tuple[Form, ...] = (
     Form(
         shown="high_NN, low_NN",
@@ -302,5 +470,41 @@ FORMS: tuple[Form, ...] = (
         pattern=re.compile(r"(high|low)v(?:_(?!000)(\d{3}))?"),
         examples=(*SCALED_LABELS["high"], *SCALED_LABELS["low"]),
         read=_scaled,
+    ),
+    Form(
+        shown="close_area_future_W",
+        pattern=re.compile(f"close_area_future_{_W}"),
+        examples=tuple(f"close_area_future_{window}" for window in (60, 120, 180, 300)),
+        read=_area,
+        note="W >= 2; takes longer for a longer W",
+    ),
+    Form(
+        shown="high2_TARGET_STOP[_hH], low2_TARGET_STOP[_hH]",
+        pattern=re.compile(rf"(high|low)2_(\d\d\d?)_(\d\d\d?){_H}"),
+        examples=("high2_20_04", "low2_20_04"),
+        read=_target_before_stop,
+        note="percent, NN tenths or NNN hundredths; a candle that passes both is the stop",
+    ),
+    Form(
+        shown="tb_up[_NNN[_NNN]][_hH], tb_down[_NNN[_NNN]][_hH]",
+        pattern=re.compile(rf"tb_(up|down)(?:_(\d{{3}}))?(?:_(\d{{3}}))?{_H}"),
+        examples=("tb_up", "tb_down"),
+        read=_barrier,
+        note="triple barrier: target, and stop if it is another, in hundredths of sigma (100); a "
+        "candle that reaches both is the stop",
+    ),
+    Form(
+        shown="trend_up[_hH], trend_down[_hH], trend_t[_hH]",
+        pattern=re.compile(f"trend_(up|down|t){_H}"),
+        examples=("trend_up", "trend_down", "trend_t"),
+        read=_trend,
+        note="trend scanning; takes longer for a longer horizon",
+    ),
+    Form(
+        shown="top2_LEVEL_TOLERANCE, bot2_LEVEL_TOLERANCE",
+        pattern=re.compile(r"(top|bot)2_(\d\d\d?)_(\d\d\d?)"),
+        examples=("top2_20_05", "bot2_20_05"),
+        read=_turn,
+        note="percent, NN tenths or NNN hundredths; known after hours or days: purge by t1",
     ),
 )
