@@ -161,6 +161,16 @@ class Candles:
     def is_ready(self) -> bool:
         return self.next_ms is not None and self.next_ms in self._held
 
+    def is_blocked(self) -> bool:
+        """Whether closed candles wait for what REST can say now about older ones."""
+        next_ms = self.next_ms
+        return (
+            next_ms is not None
+            and self._ask_from_ms is None
+            and next_ms not in self._held
+            and any(open_time_ms > next_ms for open_time_ms in self._held)
+        )
+
     def written(self, rows: Sequence[Row]) -> None:
         """These rows, as `ready` gave them, are on the stream."""
         for row in rows:

@@ -118,7 +118,8 @@ class Market:
         self.wake = asyncio.Event()  # the writer has something to do
         self.look = asyncio.Event()  # a core may want to ask
         self.turned = asyncio.Event()  # a candle has closed
-        self.idle = asyncio.Event()  # all that was ready is written and, in lock-step, taken
+        # All that was heard is written and, in lock-step, taken.
+        self.idle = asyncio.Event()
         self.idle.set()
         self.places = [self._place(SPOT, settings.binance_rest_url, http)]
         if settings.collector.futures:
@@ -237,14 +238,15 @@ class Market:
                 self.trouble("leap", f"a message says that it is {message.event_ms}")
                 candles.ask_newest()
             place.doubtful.append((message, frame))
+            self.idle.clear()
             self.look.set()
             return
         newest_ms = candles.newest_ms
         candles.update(message, frame.received_us, clock.now_ms(frame.received_us))
         if message.closed:
+            self.idle.clear()
             if candles.is_ready():
                 self.dirty.add(series)
-                self.idle.clear()
                 self.wake.set()
             else:
                 self.look.set()
@@ -262,6 +264,12 @@ class Market:
         self.counts[code] += 1
         if self._quiet.allows(code) is not None:
             self.notices.append((_LOUD.get(code, Level.INFO), code, text))
+
+    def waits_for_rest(self) -> bool:
+        """Whether something that the streams said cannot be written before REST has answered."""
+        return any(place.doubtful for place in self.places) or any(
+            series.candles.is_blocked() for series in self.series
+        )
 
     async def _until_idle(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -395,7 +403,8 @@ async def _write(session: Session, market: Market) -> None:
             session.alive()
             if follow:
                 await _until_taken(session, batch)
-        market.idle.set()
+        if not (follow and market.waits_for_rest()):
+            market.idle.set()
 
 
 def _batch(market: Market, lock_step: bool) -> list[tuple[Series, list[Row]]]:

@@ -405,6 +405,32 @@ async def test_in_lock_step_a_candle_waits_for_the_consumers_of_the_last_one(rig
     check_i1(rig, NEXT + 4)
 
 
+@pytest.mark.parametrize("minutes", [1, 2, 5])
+async def test_in_lock_step_no_candle_is_played_while_rest_is_asked_about_a_hole(
+    tmp_path: Path, valkey: Server, minutes: int
+) -> None:
+    """After three minutes and more the clock does not believe the next message (FAULTS R1)."""
+    missing = range(NEXT + 1, NEXT + 1 + minutes)
+    after, last = missing.stop, missing.stop + 9  # the first candle behind the hole, the last
+    table = truth(count=last + 1, missing=missing)
+    async with rigged(tmp_path, valkey, table, options=("--speed", "max")) as rig:
+        await rig.control("pause")
+        async with rig.collecting(collector={"follow": True}):
+            await rig.until_written(NEXT - 1)
+            await rig.advance(1)
+            await rig.until_written(NEXT)
+            await rig.control("faults", kind="delay", on="rest", path="klines", ms=1000, count=1)
+            await rig.control("resume")
+            furthest_ms = seen_ms = 0
+            while rig.klines()[-1].open_time_ms < truth()[after].open_time_ms:
+                furthest_ms = max(furthest_ms, seen_ms)  # read while the candle was not there
+                seen_ms = (await rig.state())["market_now_ms"]
+                await asyncio.sleep(0.02)
+            await rig.until_written(last)
+        assert furthest_ms == truth()[after].open_time_ms + M
+        check_i1(rig, last, missing=missing)
+
+
 # -- other inputs ---------------------------------------------------------------------------------
 
 
