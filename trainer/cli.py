@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "labels": ("trainer.labels", "compute labels"),
     "train": ("trainer.train", "train the models and write a release"),
     "predict": ("trainer.predict", "score candles with a release"),
+    "report": ("trainer.report", "write a release's HTML report"),
     "promote": ("trainer.promote", "make a release live"),
     "rollback": ("trainer.rollback", "make the release before live again"),
 }

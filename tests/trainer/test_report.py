@@ -1,0 +1,457 @@
+"""The report: a page per release that stands alone, says what is missing, and warns."""
+
+import argparse
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.config import Settings
+from shared.errors import BadInput, Failure, Usage
+from shared.releases import TrainingRange, promote, read_release, write_release
+from tests.browser import browser
+from tests.made_releases import made_release
+from tests.releases import M, market
+from trainer import rasters, report
+from trainer.progress import Progress
+
+ROWS = 3000
+SECTIONS = [
+    "tail",
+    "folds",
+    "calibration",
+    "importance",
+    "score",
+    "signals",
+    "gaps",
+    "origin",
+]
+HOSTILE = "<script>alert(\"1\")</script><img src=x onerror=alert(2)> $a_b$ & 'quoted'"
+MODELS = ("high_10_k_lc", "low_10_k_lc")
+
+
+def settings(folder: Path, **keys: Any) -> Settings:
+    return Settings(
+        symbols=["BTCUSDT"],
+        data_folder=folder / "data",
+        model_folder=folder / "models",
+        trainer={"threads": 1},
+        **keys,
+    )
+
+
+def run(folder: Path, *options: str, rows: int = 0, **keys: Any) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    result = report.run(
+        settings(folder, **keys),
+        parser.parse_args(["--rows", str(rows), *options]),
+        Progress(io.StringIO(), quiet=True),
+    )
+    assert report.summary(result)
+    json.dumps(result, default=str)
+    return result
+
+
+def write_release_to(folder: Path, **changes: Any) -> str:
+    manifest, files = made_release(labels=("high_10", "low_10"))
+    figures = {"auc": 0.71, "auc_low": 0.66, "auc_high": 0.75, "ap": 0.3, "base_rate": 0.1}
+    update: dict[str, Any] = {
+        "metrics": {
+            name: figures | {"brier": 0.08, "log_loss": 0.3, "rows": 900} for name in MODELS
+        },
+        "training": TrainingRange(
+            start_ms=0,
+            end_ms=ROWS * M,
+            rows=5000,
+            stride=10,
+            seed=3,
+            test_start_ms=1_600_000_000_000,
+            test_rows=9000,
+        ),
+    }
+    manifest = manifest.model_copy(update=update | changes)
+    write_release(folder / "models", manifest, files)
+    return manifest.id
+
+
+def write_merged(folder: Path, rows: int = ROWS, gap: slice | None = slice(100, 130)) -> None:
+    columns = market(rows)
+    if gap is not None:
+        for name in columns:
+            if name != "open_time_ms":
+                columns[name][gap] = np.nan
+    rasters.MonthFolder(rasters.merged_folder(folder / "data", "BTCUSDT", "1m")).write(
+        [columns], {}
+    )
+
+
+def rolling_metrics(**changes: Any) -> dict[str, Any]:
+    """As `trainer rolling` writes it, with made-up figures."""
+    model = {
+        "auc": 0.612, "auc_low": 0.55, "auc_high": 0.67, "ap": 0.2, "f1": 0.0, "precision": 0.0,
+        "recall": 0.0, "brier": 0.09, "log_loss": 0.31, "base_rate": 0.1, "rows": 900, "lift": 2.0,
+        "skill": 0.04, "mean_output": 0.12, "calibration": 1.2, "ece": 0.021, "null_low": 0.47,
+        "null_high": 0.54, "folds": 2, "auc_mean": 0.62, "auc_sd": 0.01, "auc_least": 0.61,
+        "auc_most": 0.63,
+    }  # fmt: skip
+    baseline = {"auc": 0.58}
+    decile = {
+        "score_from": -0.5, "score_to": -0.4, "rows": 90, "mean_bp": -1.5, "mean_bp_low": -4.0,
+        "mean_bp_high": 1.0, "median_bp": 0.5, "up_first": 0.45,
+    }  # fmt: skip
+    score = {
+        "rows": 900, "rank": 0.02, "rank_low": -0.03, "rank_high": 0.07, "resolved": 700,
+        "auc": 0.56, "auc_low": 0.51, "auc_high": 0.6, "null_low": 0.46, "null_high": 0.54,
+    }  # fmt: skip
+    plan = {
+        "test": [["2023-04-01T00:00:00Z", "2023-04-12T00:00:00Z"]],
+        "train_rows": 4000,
+        "test_rows": 450,
+    }
+    return {
+        "kind": "walk_forward",
+        "horizon": 180,
+        "null": "the clock alone",
+        "plan": [plan | {"fold": n} for n in (0, 1)],
+        "skipped": [],
+        "alarms": [],
+        "models": dict.fromkeys(MODELS, model),
+        "baselines": {
+            label: {"base_rate": 0.1, "volatility": baseline, "clock": baseline}
+            for label in ("high_10", "low_10")
+        },
+        "score": score | {"deciles": [decile] * 10},
+        "folds": {
+            str(n): {"models": {name: {"auc": 0.6 + 0.02 * n} for name in MODELS}, "score": score}
+            for n in (0, 1)
+        },
+        "calibration": {
+            name: [{"output": p, "happened": 0.8 * p, "rows": 60} for p in (0.05, 0.1, 0.3)]
+            for name in MODELS
+        },
+    } | changes
+
+
+def write_rolling(folder: Path, **changes: Any) -> Path:
+    random = np.random.default_rng(1)
+    columns = market(ROWS)
+    tail = slice(ROWS - 1000, ROWS)
+    score = np.tanh(random.normal(0, 0.3, 1000))
+    score[:5] = np.nan
+    place = folder / "data" / "BTCUSDT-1m-features-rolling"
+    rows: dict[str, Any] = {
+        "open_time_ms": columns["open_time_ms"][tail],
+        "close": columns["close"][tail],
+        "fold": np.repeat([0, 1], 500),
+    }
+    rows |= {name: random.random(1000) for name in MODELS}
+    rows |= {"score": score}
+    rows |= {label: (random.random(1000) < 0.1).astype(float) for label in ("high_10", "low_10")}
+    rasters.MonthFolder(place).write([rows], {})
+    (place / "metrics.json").write_text(json.dumps(rolling_metrics(**changes)))
+    return place
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with everything there is to show; texts are hostile where they come from files."""
+    folder = tmp_path_factory.mktemp("report")
+    manifest, _ = made_release(labels=("high_10", "low_10"))
+    labels = {
+        name: label.model_copy(update={"definition": HOSTILE})
+        for name, label in manifest.labels.items()
+    }
+    write_release_to(folder, labels=labels, code_version=HOSTILE)
+    write_merged(folder)
+    write_rolling(folder, null=HOSTILE, alarms=[HOSTILE])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(full: Path) -> dict[str, Any]:
+    return run(full, "--png", str(full / "png"), rows=60)
+
+
+class Document(HTMLParser):
+    """What a test asks of a page. Fails where tags are not closed in order."""
+
+    VOID = frozenset({"meta", "br", "img", "hr", "link", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(path: Path) -> tuple[str, Document]:
+    text = path.read_text(encoding="utf-8")
+    return text, Document(text)
+
+
+def test_the_page_has_every_section_and_lies_in_the_release(
+    full: Path, result: dict[str, Any]
+) -> None:
+    path = result["wrote"]
+    assert path == full / "models" / "releases" / result["release"] / "report.html"
+    _, page = read(path)
+    ids = [attributes.get("id") for attributes in page.all("section")]
+    assert [one for one in ids if one] == SECTIONS
+    links = [attributes["href"] for attributes in page.all("a")]
+    assert links == ["#main", *(f"#{one}" for one in SECTIONS)]
+    every = [a["id"] for _, a in page.tags if a.get("id")]
+    assert len(every) == len(set(every))
+    assert read_release(path.parent).id == result["release"]  # it may lie in a release
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(result: dict[str, Any]) -> None:
+    text, page = read(result["wrote"])
+    assert not {"script", "link", "iframe", "object", "img", "base", "form"} & {
+        tag for tag, _ in page.tags
+    }
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("href", "src", "xlink:href"):
+                assert str(value).startswith(("#", "data:image/png")), (tag, value)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    policy = [a["content"] for a in page.all("meta") if "http-equiv" in a]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+def test_texts_from_files_are_text(result: dict[str, Any]) -> None:
+    text, page = read(result["wrote"])
+    assert "<script" not in text
+    assert text.count("onerror=") == "".join(page.words).count("onerror=") >= 3
+    assert any(HOSTILE in words for words in page.words)
+
+
+def test_figures_and_tables_speak_to_everybody(result: dict[str, Any]) -> None:
+    _, page = read(result["wrote"])
+    drawings = page.all("svg")
+    assert drawings
+    for attributes in drawings:
+        assert attributes["role"] == "img"
+        assert len(str(attributes["aria-label"])) > 30
+    assert len(page.all("caption")) == len(page.all("table")) > 5
+    assert {a.get("scope") for a in page.all("th")} == {"col", "row"}
+    assert len(page.all("figcaption")) == len(page.all("figure"))
+    scrolling = [a for a in page.all("div") if a.get("class") == "scroll"]
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in scrolling)
+    assert page.all("html") == [{"lang": "en"}]
+
+
+def test_figures_of_the_measured_stand_in_the_tables(result: dict[str, Any]) -> None:
+    _, page = read(result["wrote"])
+    words = set(page.words)
+    assert {"0.710", "0.660 .. 0.750", "10.0 %", "3.0"} <= words  # AUC, interval, base rate, lift
+    assert {"0.612", "0.600 .. 0.620", "0.470 .. 0.540", "0.580"} <= words  # the folds
+    assert {"2.10 %", "12.0 %", "1.20"} <= words  # calibration
+    assert {"-1.5", "-4.0 .. +1.0", "45.0 %"} <= words  # deciles
+    assert "2023-04-01 00:00" in words
+
+
+def test_every_figure_is_a_png_too(full: Path, result: dict[str, Any]) -> None:
+    names = sorted(path.stem for path in (full / "png").iterdir())
+    assert names == [
+        "auc-tail",
+        "btcusdt-auc-folds",
+        "btcusdt-calibration",
+        "btcusdt-deciles",
+        "btcusdt-gaps",
+        "btcusdt-importance",
+        "btcusdt-score",
+        "btcusdt-signals",
+    ]
+    assert result["figures"] == len(names)
+    assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in (full / "png").iterdir())
+
+
+def test_the_same_evidence_gives_the_same_bytes(full: Path, result: dict[str, Any]) -> None:
+    out = full / "again.html"
+    run(full, "--out", str(out), rows=60)
+    assert out.read_bytes() == result["wrote"].read_bytes()
+
+
+def test_importance_is_of_the_groups_in_use_and_says_when_it_is_in_sample(
+    result: dict[str, Any],
+) -> None:
+    # made_releases' features: close 1 5 15 60, volume 5, span 5; training ends at 1970
+    assert set(result["importance"]["BTCUSDT"]) == {"close", "volume", "span"}
+    assert not any("In-sample" in line for line in result["warnings"])
+
+
+def test_rows_that_were_trained_on_are_called_in_sample(tmp_path: Path) -> None:
+    training = TrainingRange(
+        start_ms=0, end_ms=2**42, rows=9, stride=1, seed=1, test_start_ms=0, test_rows=9
+    )
+    write_release_to(tmp_path, training=training)
+    write_merged(tmp_path)
+    found = run(tmp_path, rows=30)
+    assert any(line.startswith("In-sample: the importance") for line in found["warnings"])
+    assert any(line.startswith("Few rows: ") for line in found["warnings"])
+
+
+def test_where_nothing_was_measured_the_page_says_which_command_gives_it(tmp_path: Path) -> None:
+    write_release_to(tmp_path, metrics={})
+    found = run(tmp_path, rows=30)
+    text = " ".join(read(found["wrote"])[1].words)
+    for command in ("train", "rolling", "merge"):
+        assert f"`python -m trainer {command}`" in text
+    assert found["figures"] == 0
+    assert len(found["missing"]) == 7
+    assert any("No walk-forward evaluation" in line for line in found["warnings"])
+
+
+def test_warnings_name_what_is_too_good_or_no_better_than_the_clock(tmp_path: Path) -> None:
+    figures = {"auc": 0.93, "auc_low": 0.92, "auc_high": 0.94, "base_rate": 0.1, "rows": 9}
+    weak = {"auc": 0.52, "auc_low": 0.4, "auc_high": 0.6, "base_rate": 0.1, "rows": 9}
+    write_release_to(tmp_path, metrics=dict(zip(MODELS, (figures, weak), strict=True)))
+    baseline = {"volatility": {"auc": 0.7}, "clock": {"auc": 0.5}}
+    score = rolling_metrics()["score"] | {"auc": 0.53}
+    write_rolling(
+        tmp_path,
+        baselines={"high_10": baseline, "low_10": {}},
+        score=score,
+        alarms=["look here"],
+        skipped=[{"fold": 3, "from": "2023-05-01T00:00:00Z", "why": "too few cases"}],
+        models=rolling_metrics()["models"] | {"extra_1_k_gb": {}},
+    )
+    lines = " | ".join(run(tmp_path)["warnings"])
+    assert "Too good: high_10_k_lc has an AUC of 0.930 on the purged tail" in lines
+    assert "wider than 0.1 for low_10_k_lc" in lines
+    assert "Not told apart from chance on the purged tail: low_10_k_lc" in lines
+    assert "1 model of 3 rank no better" in lines
+    assert "(0.540)" in lines  # direction within the band of luck
+    assert "look here" in lines
+    assert "fold 3 from 2023-05-01T00:00:00Z was left out: too few cases" in lines
+
+
+def test_folds_of_other_models_are_not_this_releases(tmp_path: Path) -> None:
+    manifest, files = made_release(labels=("high_10", "low_10", "low_20"))
+    write_release(tmp_path / "models", manifest, files)
+    write_rolling(tmp_path)
+    assert any(
+        "are of other models than this release (low_20_k_lc)" in line
+        for line in run(tmp_path)["warnings"]
+    )
+
+
+def test_data_without_a_gap_and_with_many(tmp_path: Path) -> None:
+    write_release_to(tmp_path)
+    write_merged(tmp_path, gap=None)
+    found = run(tmp_path)
+    assert "no candle is missing among 3,000" in " ".join(read(found["wrote"])[1].words)
+    write_merged(tmp_path, gap=slice(10, 310))
+    found = run(tmp_path)
+    assert "BTCUSDT: 10.0 % of the candles are missing." in found["warnings"]
+    words = read(found["wrote"])[1].words
+    assert "300" in words
+
+
+def test_the_live_release_is_reported_else_the_newest_else_the_one_named(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="no release; run `python -m trainer train`"):
+        run(tmp_path)
+    manifest, files = made_release(labels=("high_10", "low_10"))
+    write_release(tmp_path / "models", manifest, files)
+    newer, files = made_release(seed=1, labels=("high_10", "low_10"), created_s=1_800_000_000)
+    write_release(tmp_path / "models", newer, files)
+    assert run(tmp_path)["release"] == newer.id
+    promote(tmp_path / "models", manifest.id)
+    assert run(tmp_path)["release"] == manifest.id
+    assert run(tmp_path, "--release", newer.id)["release"] == newer.id
+    with pytest.raises(Failure, match=f"no release 'x'; the newest is {newer.id}"):
+        run(tmp_path, "--release", "x")
+
+
+def test_wrong_options_are_told_in_one_line(tmp_path: Path) -> None:
+    write_release_to(tmp_path)
+    for options, words in (
+        (("--out", "page.txt"), "name it .html"),
+        (("--symbol", "ETHUSDT"), "is of BTCUSDT"),
+        (("--futures", "x.csv"), "goes with --klines"),
+    ):
+        with pytest.raises(Usage, match=words):
+            run(tmp_path, *options)
+    with pytest.raises(Usage, match="a number of rows"):
+        run(tmp_path, rows=-1)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", None])
+def test_a_damaged_file_is_named_not_left_out(tmp_path: Path, content: str | None) -> None:
+    write_release_to(tmp_path)
+    path = write_rolling(tmp_path) / "metrics.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    with pytest.raises(BadInput, match=r"metrics\.json: .*`python -m trainer rolling`"):
+        run(tmp_path)
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_page_on_every_screen(
+    full: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    path: Path = result["wrote"]
+    with browser(tmp_path) as tab:
+        for width in (390, 768, 1280):
+            for dark in (False, True):
+                tab.open(path, width=width, dark=dark)
+                assert tab.requests == [path.resolve().as_uri()]
+                assert tab.messages == []
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width
+                shown = tab.evaluate(
+                    "[...document.querySelectorAll('main > section')].filter("
+                    "s => s.getBoundingClientRect().height > 40).map(s => s.id)"
+                )
+                assert [one for one in shown if one] == SECTIONS
+                drawn = tab.evaluate(
+                    "[...document.querySelectorAll('figure')].map(f => [...f.querySelectorAll("
+                    "'svg')].filter(s => s.getBoundingClientRect().height > 50).length)"
+                )
+                assert drawn == [1] * result["figures"]
+                # text of a figure lies inside it
+                outside = tab.evaluate(
+                    "[...document.querySelectorAll('svg')].filter(s => s.clientHeight).flatMap("
+                    "s => { const b = s.getBoundingClientRect(); return [...s.querySelectorAll("
+                    "'text')].filter(t => { const r = t.getBoundingClientRect(); return r.left < "
+                    "b.left - 2 || r.right > b.right + 2 || r.bottom > b.bottom + 2; }).map("
+                    "t => t.textContent); })"
+                )
+                assert outside == []
+                background, ink = tab.evaluate(
+                    "[getComputedStyle(document.body).backgroundColor, "
+                    "getComputedStyle(document.querySelector('svg')).color]"
+                )
+                channels = [int(re.findall(r"\d+", colour)[0]) for colour in (background, ink)]
+                assert (channels[0] < 60 and channels[1] > 200) == dark
+                tab.screenshot(tmp_path / f"{width}-{dark}.png")
+        assert tab.pdf().startswith(b"%PDF")
