@@ -28,7 +28,7 @@ from deploy.valkey import HOST, EmbeddedValkey, check_free, free_port
 from deploy.workdir import Workdir, free_workdir
 from shared.bus import Bus, id_ms
 from shared.config import PREFIX, SECRETS
-from shared.errors import BadInput, Failure
+from shared.errors import BadInput, Failure, Usage
 from shared.events import Delivery
 from shared.klinefiles import read_klines, write_columns
 from shared.klines import KLINE_COLUMNS
@@ -173,6 +173,7 @@ async def train(
     """Runs `python -m trainer COMMAND`, its progress on our stderr; its JSON line.
 
     Raises:
+        Usage: it was told something wrong, as by the config; it has said what.
         Failure: it failed; it has said why.
     """
     line = (sys.executable, "-m", "trainer", command, "--json", *arguments)
@@ -180,9 +181,9 @@ async def train(
     process = await supervisor.run(program, out=subprocess.PIPE)
     output, _ = await process.communicate()
     if process.returncode != 0:
-        raise Failure(
-            f"trainer {command} failed with exit code {process.returncode}; the lines above say why"
-        )
+        text = f"trainer {command} failed with exit code {process.returncode}"
+        kind = Usage if process.returncode == Usage.exit_code else Failure
+        raise kind(f"{text}; the lines above say why")
     result: dict[str, Any] = json.loads(output.decode().strip().splitlines()[-1])
     return result
 

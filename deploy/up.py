@@ -18,6 +18,7 @@ from deploy.workdir import Workdir
 from shared import config
 from shared.bus import Bus, Entry, Source
 from shared.config import PREFIX, Settings
+from shared.errors import Failure, Usage
 from shared.events import Delivery, Level, Notice, Notification, Signal
 from shared.releases import current_id
 from shared.streams import NOTICE, NOTIFICATION, SIGNAL, number_text
@@ -26,6 +27,7 @@ from shared.times import iso
 _DEFAULT_WORKDIR = Path("work/live")
 _POLL_S = 0.25
 _MOST_LINES = 8
+_RETRY_S = (60.0, 3600.0)  # between attempts to download and train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +93,40 @@ async def _train(
     arguments: tuple[str, ...],
     environment: Mapping[str, str],
 ) -> None:
-    """History, one raster, models, live: each as a person would run it."""
-    screen.say(f"no release in {settings.model_folder} yet: downloading history and training")
-    for command in ("download", "merge"):
-        await train(supervisor, command, *arguments, environment=environment)
-    result = await train(supervisor, "train", "--promote", *arguments, environment=environment)
-    screen.say(f"release {result['release']} is live: {len(result['models'])} models")
+    """History, one raster, models, live: each as a person would run it.
+
+    A failure is told and tried again, later and later (what was downloaded stays); candles,
+    features and alerts go on meanwhile. It ends when somebody else has promoted a release, or when
+    the trainer says that it was told something wrong, which no further attempt would mend.
+    """
+    pause_s = _RETRY_S[0]
+    while True:
+        try:
+            if current_id(settings.model_folder) is not None:
+                return
+            where = settings.model_folder
+            screen.say(f"no release in {where} yet: downloading history and training")
+            for command in ("download", "merge"):
+                await train(supervisor, command, *arguments, environment=environment)
+            result = await train(
+                supervisor, "train", "--promote", *arguments, environment=environment
+            )
+        except Usage as error:
+            screen.warn(
+                f"{error}; it is not tried again: mend that and start `itb up` again, or promote a "
+                "release by `python -m trainer train --promote`. The other services go on"
+            )
+            return
+        except Failure as error:
+            screen.warn(
+                f"{error}; the other services go on, the predictor waits. Next attempt in "
+                f"{pause_s:.0f} s; or mend it and run `python -m trainer train --promote`"
+            )
+            await asyncio.sleep(pause_s)
+            pause_s = min(_RETRY_S[1], 2 * pause_s)
+        else:
+            screen.say(f"release {result['release']} is live: {len(result['models'])} models")
+            return
 
 
 @dataclass(slots=True)

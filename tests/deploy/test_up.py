@@ -1,5 +1,7 @@
 """`itb up` from nothing: downloads, trains, promotes and goes live, against the simulator."""
 
+import asyncio
+import io
 import json
 import signal
 import subprocess
@@ -10,7 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy import up as up_module
+from deploy.screen import Screen
+from deploy.supervisor import Supervisor
 from deploy.valkey import free_port
+from shared.config import load
 from tests.valkey import Server
 
 
@@ -84,6 +90,94 @@ def test_a_machine_without_models_trains_and_goes_live(tmp_path: Path) -> None:
             process.wait()
         if up.stderr is not None:
             up.stderr.close()
+
+
+async def _attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, *, until: str
+) -> list[str]:
+    """Lines that `itb up` shows, up to one with `until`, where the trainer is `script`."""
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "__main__.py").write_text(script)
+    monkeypatch.chdir(tmp_path)  # `python -m trainer` finds this one there
+    monkeypatch.setattr(up_module, "_RETRY_S", (0.01, 0.02))
+    out = io.StringIO()
+    settings = load(model_folder=tmp_path / "models")
+    async with Supervisor(tmp_path / "logs", print) as supervisor:
+        training = asyncio.create_task(
+            up_module._train(
+                supervisor,
+                settings,
+                Screen(out),
+                (),
+                {"PYTHONPATH": str(tmp_path), "OUT": str(tmp_path)},
+            )
+        )
+        async with asyncio.timeout(20):
+            while until not in out.getvalue():  # another process shows it
+                await asyncio.sleep(0.01)
+                assert not training.done() or until in out.getvalue()
+            await asyncio.sleep(0.05)
+            training.cancel()
+            await asyncio.gather(training, return_exceptions=True)
+        assert training.cancelled() or training.exception() is None
+    return out.getvalue().splitlines()
+
+
+_COUNTING = """
+import json, os, pathlib, sys
+calls = pathlib.Path(os.environ["OUT"]) / "calls"
+with calls.open("a") as file:
+    file.write(sys.argv[1] + "\\n")
+"""
+
+
+async def test_a_failed_download_is_tried_again_while_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        _COUNTING
+        + """
+if sys.argv[1] == "download" and calls.read_text().count("download") < 3:
+    sys.exit("the exchange does not answer")
+print(json.dumps({"release": "r-1", "models": {"high_10_k_gb": {}}}))
+"""
+    )
+    lines = await _attempts(tmp_path, monkeypatch, script, until="is live")
+    calls = (tmp_path / "calls").read_text().split()
+    assert calls == ["download"] * 3 + ["merge", "train"]
+    told = [line for line in lines if "!" in line]
+    assert len(told) == 2
+    assert "trainer download failed with exit code 1" in told[0]
+    assert "the other services go on" in told[0]
+    assert "Next attempt in" in told[0]
+    assert lines[-1].endswith("release r-1 is live: 1 models")
+
+
+async def test_what_no_attempt_would_mend_is_told_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = await _attempts(
+        tmp_path, monkeypatch, _COUNTING + "sys.exit(2)", until="not tried again"
+    )
+    assert (tmp_path / "calls").read_text().split() == ["download"]
+    assert "the other services go on" in lines[-1].lower()
+
+
+async def test_no_attempt_is_made_once_somebody_has_promoted_a_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        _COUNTING
+        + f"""
+models = pathlib.Path({str(tmp_path)!r}) / "models"
+release = "releases/20261122T120000Z-1a2b3c4d"
+(models / release).mkdir(parents=True)
+(models / "current").symlink_to(release)
+sys.exit(1)
+"""
+    )
+    await _attempts(tmp_path, monkeypatch, script, until="Next attempt")
+    assert (tmp_path / "calls").read_text().split() == ["download"]
 
 
 def test_a_taken_port_is_one_line(tmp_path: Path, valkey: Server) -> None:
