@@ -43,30 +43,32 @@ def _first(values, edge, window, strict, out):
     """out[t] = the first of the rows t+1 .. t+window whose value is at least edge[t] (strict: above
     it); 2**62 where there is none.
 
-    From the last row to the first. On the stack are the rows after t that no row between exceeds or
-    equals: nearest on top, values rising towards the bottom, so that a binary search finds the
-    first that is high enough. O(n log n), whatever the window.
+    From the last row to the first. In the queue are those rows of the window that no row between
+    t and them exceeds or equals: the nearest last, values falling towards it, so that a binary
+    search finds the first that is high enough. About O(n log k), k the longest queue, which is some
+    tens for windows of hundreds of minutes.
     """
     count = len(values)
-    stack = np.empty(count, np.int64)
-    top = 0
+    rows = np.empty(count, np.int64)
+    records = np.empty(count)  # their values
+    first, last = 0, 0  # the queue is rows[first:last]
     for back in range(count):
         t = count - 1 - back
         if t + 1 < count:
             value = values[t + 1]
             if value == value:  # noqa: PLR0124 - not NaN
-                while top > 0 and values[stack[top - 1]] <= value:
-                    top -= 1
-                stack[top] = t + 1
-                top += 1
-        out[t] = 1 << 62
-        low, high = 0, top  # stack[low - 1] is high enough, stack[high] is not
+                while last > first and records[last - 1] <= value:
+                    last -= 1
+                rows[last] = t + 1
+                records[last] = value
+                last += 1
+        while first < last and rows[first] > t + window:
+            first += 1
+        low, high = first, last  # records[low - 1] is high enough, records[high] is not
         while low < high:
             middle = (low + high) // 2
-            value = values[stack[middle]]
-            if value > edge[t] or (value == edge[t] and not strict):
+            if records[middle] > edge[t] or (records[middle] == edge[t] and not strict):
                 low = middle + 1
             else:
                 high = middle
-        if low > 0 and stack[low - 1] <= t + window:
-            out[t] = stack[low - 1]
+        out[t] = rows[low - 1] if low > first else 1 << 62
