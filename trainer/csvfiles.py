@@ -1,6 +1,7 @@
 """One csv file beside what a command writes as parquet, for those who want to look at it."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,40 @@ def write_csv(path: Path, columns: Mapping[str, npt.NDArray[Any]], progress: Pro
     Raises:
         Failure: the disk is full, or the folder cannot be written.
     """
+    write_csv_blocks(path, [columns], progress, rows=len(next(iter(columns.values()))))
+
+
+def write_csv_blocks(
+    path: Path,
+    blocks: Iterable[Mapping[str, npt.NDArray[Any]]],
+    progress: Progress,
+    *,
+    rows: int,
+) -> None:
+    """The same of rows that come block by block, `rows` in all."""
     import pyarrow as pa  # noqa: PLC0415 - slow to import
     import pyarrow.compute as pc  # noqa: PLC0415
     from pyarrow import csv  # noqa: PLC0415
 
-    table = klinefiles.arrow_table(columns, {})
-    for at, name in enumerate(table.column_names):
-        if pa.types.is_floating(table[name].type):
-            nothing = pa.scalar(None, pa.float64())
-            cells = pc.if_else(pc.is_nan(table[name]), nothing, table[name])
-            table = table.set_column(at, name, cells)
+    nothing = pa.scalar(None, pa.float64())
+    options = csv.WriteOptions(quoting_header="none")
     with (
         klinefiles.replacing(path) as unfinished,
-        csv.CSVWriter(
-            unfinished, table.schema, write_options=csv.WriteOptions(quoting_header="none")
-        ) as writer,
-        progress.bar(f"writing {path.name}", table.num_rows) as bar,
+        contextlib.ExitStack() as open_files,
+        progress.bar(f"writing {path.name}", rows) as bar,
     ):
-        for start in range(0, table.num_rows, _BLOCK_ROWS):
-            part = table.slice(start, _BLOCK_ROWS)
-            writer.write_table(part)
-            bar.advance(part.num_rows)
+        writer = None
+        for columns in blocks:
+            table = klinefiles.arrow_table(columns, {})
+            if writer is None:
+                writer = open_files.enter_context(
+                    csv.CSVWriter(unfinished, table.schema, write_options=options)
+                )
+            for start in range(0, table.num_rows, _BLOCK_ROWS):
+                part = table.slice(start, _BLOCK_ROWS)
+                for at, name in enumerate(part.column_names):
+                    if pa.types.is_floating(part[name].type):
+                        cells = pc.if_else(pc.is_nan(part[name]), nothing, part[name])
+                        part = part.set_column(at, name, cells)
+                writer.write_table(part)
+                bar.advance(part.num_rows)

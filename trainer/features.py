@@ -2,22 +2,26 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy.typing as npt
-
+from shared import klinefiles
 from shared.config import Settings
 from shared.errors import Usage
 from shared.features import FeatureSet
+from shared.features.catalogue import Entry, catalogue
 from shared.features.configured import feature_names
-from trainer import rasters
+from shared.times import interval_ms
+from trainer import csvfiles, feature_months, rasters
 from trainer.progress import Bar, Progress
 
-BLOCK_ROWS = 131_072
-_SOURCE_FLAGS = {
+BLOCK_ROWS = 65_536
+_REMEDIES = {
     "futur": "--futures (or download and merge with futures)",
     "depth": "order-book rows in the data folder (the collector archives them) and merge",
+    "other": "--other, or the config key features_other and merge",
 }
 
 
@@ -26,24 +30,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features", nargs="+", metavar="NAME", help="these instead of the config's"
     )
+    parser.add_argument("--csv", action="store_true", help="write one csv file as well")
+    parser.add_argument(
+        "--list", action="store_true", help="print every family of features, and compute nothing"
+    )
 
 
 def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    if args.list:
+        entries = catalogue(settings.features_file)
+        return {"command": "features", "families": [entry.as_dict() for entry in entries]}
     names = rasters.listed(args.features) or feature_names(settings)
-    features = FeatureSet.of(names, settings.features_file)
     workers = settings.trainer.threads or os.cpu_count() or 1
+    features = FeatureSet.of(names, settings.features_file, interval_ms=settings.step_ms)
     outputs = []
     for read, raster, out in rasters.selected(settings, args, "features"):
-        for source, remedy in _SOURCE_FLAGS.items():
-            if source in features.sources and getattr(raster, source) is None:
-                raise Usage(f"{raster.symbol}: features read {source} rows; give {remedy}")
-        with progress.bar(f"features of {raster.symbol} {raster.interval}", len(raster)) as bar:
-            blocks = _counted(feature_blocks(features, raster, workers), bar)
-            out.write(blocks, {"schema": features.schema, "features": features.schema_json})
-        outputs.append(rasters.span(raster) | {"read": read, "wrote": [out.path]})
+        features = FeatureSet.of(
+            names, settings.features_file, interval_ms=interval_ms(raster.interval)
+        )
+        check_sources(features, raster)
+        label = f"features of {raster.symbol} {raster.interval}"
+        with progress.bar(label, len(raster)) as bar:
+            if isinstance(out, rasters.MonthFolder):
+                computed = feature_months.update(out.path, features, raster, workers, bar.advance)
+            else:
+                blocks = _counted(_ahead(feature_blocks(features, raster, workers)), bar)
+                computed = out.write(blocks, feature_months.metadata_of(features))
+        wrote = [out.path]
+        if args.csv:
+            wrote.append(out.path.with_name(f"{out.path.name.removesuffix('.parquet')}.csv"))
+            csvfiles.write_csv_blocks(wrote[-1], _written(out), progress, rows=len(raster))
+        outputs.append(rasters.span(raster) | {"computed": computed, "read": read, "wrote": wrote})
     return {
         "command": "features",
         "rows": sum(output["rows"] for output in outputs),
+        "computed": sum(output["computed"] for output in outputs),
         "features": len(names),
         "schema": features.schema,
         "lookback": features.lookback,
@@ -51,9 +72,42 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
     }
 
 
+def check_sources(features: FeatureSet, raster: rasters.Raster) -> None:
+    """Raises: Usage: the features read a source that there is no row of."""
+    there = {
+        "futur": raster.futur is not None,
+        "depth": raster.depth is not None,
+        "other": raster.has_other,
+    }
+    for source, remedy in _REMEDIES.items():
+        if source in features.sources and not there[source]:
+            raise Usage(f"{raster.symbol}: features read {source} rows; give {remedy}")
+
+
 def summary(result: Mapping[str, Any]) -> str:
+    if "families" in result:
+        return _table([Entry(**family) for family in result["families"]])
     places = ", ".join(str(output["wrote"][0]) for output in result["outputs"])
-    return f"features: {result['features']} features of {result['rows']:,} rows in {places}"
+    kept = result["rows"] - result["computed"]
+    of = f" ({kept:,} were there already)" if kept else ""
+    return f"features: {result['features']} features of {result['rows']:,} rows{of} in {places}"
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    """For people: each family's form and look-back, what it is, and one name."""
+    lines = []
+    for entry in entries:
+        lines.append(f"{entry.form}   looks back {entry.lookback} rows   such as {entry.example}")
+        lines += textwrap.wrap(entry.formula, 96, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _written(out: rasters.Output) -> Iterator[rasters.Columns]:
+    files = [out.path]
+    if isinstance(out, rasters.MonthFolder):
+        files = [out.path / f"{month}.parquet" for month in klinefiles.kline_months(out.path)]
+    for file in files:
+        yield klinefiles.read_columns(file)
 
 
 def _counted(blocks: Iterator[rasters.Columns], bar: Bar) -> Iterator[rasters.Columns]:
@@ -62,24 +116,22 @@ def _counted(blocks: Iterator[rasters.Columns], bar: Bar) -> Iterator[rasters.Co
         bar.advance(len(columns["open_time_ms"]))
 
 
+def _ahead(blocks: Iterator[rasters.Columns]) -> Iterator[rasters.Columns]:
+    """The same, the next one being computed while the last one is written."""
+    with ThreadPoolExecutor(1) as pool:
+        task = pool.submit(next, blocks, None)
+        while (columns := task.result()) is not None:
+            task = pool.submit(next, blocks, None)
+            yield columns
+
+
 def feature_blocks(
     features: FeatureSet, raster: rasters.Raster, workers: int = 1
 ) -> Iterator[rasters.Columns]:
     """open_time_ms and every feature, block by block, so that years of minutes need little memory.
 
-    A block is computed together with the rows that its first windows reach back to; a value does
-    not depend on where the computation started, so the blocks are the same bits as one batch.
+    A value does not depend on where the computation started: the bits of one batch.
     """
     for start in range(0, len(raster), BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, len(raster))
-        warm = max(0, start - (features.lookback - 1))
-        values = features.batch(
-            raster.first_index + warm,
-            kline=raster.kline[warm:stop],
-            futur=None if raster.futur is None else raster.futur[warm:stop],
-            depth=None if raster.depth is None else raster.depth[warm:stop],
-            workers=workers,
-        )[start - warm :]
-        columns: dict[str, npt.NDArray[Any]] = {"open_time_ms": raster.open_time_ms[start:stop]}
-        columns |= {name: values[:, at] for at, name in enumerate(features.names)}
-        yield columns
+        yield feature_months.columns_of(features, raster, start, stop, workers)

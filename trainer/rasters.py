@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ Floats = npt.NDArray[np.float64]
 Columns = Mapping[str, npt.NDArray[Any]]
 
 FUTURES_COLUMNS = tuple(f"f_{name}" for name in KLINE_COLUMNS)
+OTHER_COLUMNS = tuple(f"o_{name}" for name in KLINE_COLUMNS)
 CLOSE = KLINE_COLUMNS.index("close")
 _KNOWN = frozenset(("open_time_ms", *KLINE_COLUMNS, *FUTURES_COLUMNS, *DEPTH_COLUMNS))
 
@@ -90,6 +91,21 @@ class Raster:
             extra={name: column[start:stop] for name, column in self.extra.items()},
         )
 
+    @property
+    def has_other(self) -> bool:
+        """Whether the candles of another symbol (`features_other`) stand in columns after `o_`."""
+        return all(name in self.extra for name in OTHER_COLUMNS)
+
+    def inputs(self, start: int, stop: int) -> "Inputs":
+        """Rows [start, stop) of every source, as `FeatureSet.batch` takes them by name."""
+        other = [self.extra[name][start:stop] for name in OTHER_COLUMNS] if self.has_other else None
+        return {
+            "kline": self.kline[start:stop],
+            "futur": None if self.futur is None else self.futur[start:stop],
+            "depth": None if self.depth is None else self.depth[start:stop],
+            "other": None if other is None else np.column_stack(other),
+        }
+
     def gaps(self) -> list[tuple[int, int]]:
         """(open time of the first missing candle, how many in a row), in order."""
         return self.holes(self.kline[:, CLOSE])
@@ -102,6 +118,15 @@ class Raster:
             (int(self.open_time_ms[start]), int(stop - start))
             for start, stop in edges.reshape(-1, 2)
         ]
+
+
+class Inputs(TypedDict):
+    """The sources of features, by the names that `FeatureSet.batch` gives them."""
+
+    kline: Floats
+    futur: Floats | None
+    depth: Floats | None
+    other: Floats | None
 
 
 def join(
@@ -220,7 +245,7 @@ def read_months(folder: Path) -> dict[str, npt.NDArray[Any]]:
     Raises:
         BadInput: a file is damaged, or the files have different columns.
     """
-    _recover(folder)
+    recover(folder)
     months = [
         klinefiles.read_columns(folder / f"{month}.parquet")
         for month in klinefiles.kline_months(folder)
@@ -262,10 +287,10 @@ class MonthFolder:
 
     def write(self, blocks: Iterable[Columns], metadata: Mapping[str, str]) -> int:
         rows = 0
-        with _replacing_folder(self.path) as unfinished:
+        with replacing_folder(self.path) as unfinished:
             for month, columns in _by_month(blocks):
                 rows += len(columns["open_time_ms"])
-                klinefiles.write_columns(unfinished / f"{month}.parquet", columns, metadata)
+                write_fast(unfinished / f"{month}.parquet", columns, metadata)
         return rows
 
 
@@ -278,7 +303,7 @@ def _write_parquet(path: Path, blocks: Iterable[Columns], metadata: Mapping[str,
         for columns in blocks:
             table = klinefiles.arrow_table(columns, metadata)
             if writer is None:
-                writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+                writer = pq.ParquetWriter(path, table.schema, **_fast(columns))
             writer.write_table(table)
             rows += table.num_rows
     finally:
@@ -287,6 +312,27 @@ def _write_parquet(path: Path, blocks: Iterable[Columns], metadata: Mapping[str,
     if writer is None:
         raise ValueError("nothing to write")
     return rows
+
+
+def write_fast(path: Path, columns: Columns, metadata: Mapping[str, str]) -> None:
+    """As `klinefiles.write_columns`, four times as fast for columns of measurements."""
+    import pyarrow.parquet as pq  # noqa: PLC0415 - slow to import
+
+    with klinefiles.replacing(path) as unfinished:
+        pq.write_table(klinefiles.arrow_table(columns, metadata), unfinished, **_fast(columns))
+
+
+def _fast(columns: Columns) -> dict[str, Any]:
+    """Hardly a value comes twice, so that dictionaries only cost; bytes of one significance side
+    by side compress better, and faster, than whole doubles."""
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": False,
+        "use_byte_stream_split": [
+            name for name, column in columns.items() if column.dtype == np.float64
+        ],
+    }
 
 
 def _by_month(blocks: Iterable[Columns]) -> Iterator[tuple[str, Columns]]:
@@ -314,18 +360,23 @@ def _by_month(blocks: Iterable[Columns]) -> Iterator[tuple[str, Columns]]:
 
 
 @contextlib.contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path, *, adopt: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well.
 
     Killed at any moment the old folder or the new one is whole: between the two renames the old one
     is `.NAME.PID.old`, from where the next reader or writer takes it back.
+
+    adopt: begin with what a writer that was killed, or stopped by Ctrl-C, had written so far.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _recover(folder)
+        recover(folder, keep_unfinished=adopt)
         unfinished = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
+        if adopt and (left := _unfinished(folder)):
+            left[0].rename(unfinished)
+        recover(folder)
+        unfinished.mkdir(exist_ok=True)
         try:
             yield unfinished
             old = folder.parent / f".{folder.name}.{os.getpid()}.old"
@@ -333,23 +384,37 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
                 folder.rename(old)
             unfinished.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        except BaseException as error:
+            if not (adopt and isinstance(error, KeyboardInterrupt)):
+                shutil.rmtree(unfinished, ignore_errors=True)
             raise
     except OSError as error:
         raise Failure(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def _recover(folder: Path) -> None:
+def recover(folder: Path, *, keep_unfinished: bool = False) -> None:
     """Takes back or removes what a killed writer of this folder left."""
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        pid, _, kind = left.name.removeprefix(f".{folder.name}.").partition(".")
-        if kind not in ("tmp", "old") or not pid.isdigit() or klinefiles.is_running(int(pid)):
+    for left in folder.parent.glob(f".{folder.name}.*.old"):
+        if not _is_litter(folder, left):
             continue
-        if kind == "old" and not folder.exists():
+        if not folder.exists():
             left.rename(folder)
         else:
             shutil.rmtree(left, ignore_errors=True)
+    if not keep_unfinished:
+        for left in _unfinished(folder):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    found = folder.parent.glob(f".{folder.name}.*.tmp")
+    return [left for left in found if left.is_dir() and _is_litter(folder, left)]
+
+
+def _is_litter(folder: Path, left: Path) -> bool:
+    """Whether it is `.NAME.PID.*` of a process that is no more."""
+    pid = left.name.removeprefix(f".{folder.name}.").partition(".")[0]
+    return pid.isdigit() and not klinefiles.is_running(int(pid))
 
 
 # --- the options that features and labels share --------------------------------------------------

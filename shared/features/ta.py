@@ -410,7 +410,7 @@ def parse(name: str, max_window: int) -> TaSpec:
             )
         source = "other"
     windows = [int(part) for part in match["windows"][1:].split("_")]
-    form = _form(name, match["function"])
+    form = form_of(match["function"])
     if len(windows) != len(function.parameters):
         raise Usage(f"feature {name!r}: the form is {form}")
     if (match["percent"] is not None) != function.percent:
@@ -460,7 +460,8 @@ def parse(name: str, max_window: int) -> TaSpec:
     )
 
 
-def _form(name: str, function: str) -> str:
+def form_of(function: str) -> str:
+    """The name with letters for its numbers: COLUMN_SMA_W."""
     known = FUNCTIONS[function]
     column = "" if not known.of_any_column else "COLUMN_"
     share = "Q" if known.percent else ""

@@ -248,18 +248,17 @@ def test_a_source_that_cannot_be_is_one_line(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from shared import klinefiles
-from trainer import cli
+from trainer import cli, rasters
 
 step, count = sys.argv[1], int(sys.argv[2])
-owner = klinefiles if step == "write_columns" else Path
+owner = rasters if step == "write_fast" else Path
 real = getattr(owner, step)
 done = 0
 
 def cut(*arguments, **options):
     global done
     if done == count:
-        if step == "write_columns":
+        if step == "write_fast":
             arguments[0].write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     done += 1
@@ -270,7 +269,7 @@ sys.exit(cli.main(["merge"]))
 """
 
 
-@pytest.mark.parametrize(("step", "count"), [("write_columns", 1), ("rename", 0), ("rename", 1)])
+@pytest.mark.parametrize(("step", "count"), [("write_fast", 1), ("rename", 0), ("rename", 1)])
 def test_kill_9_leaves_the_old_or_the_new_rows_and_a_rerun_goes_on(
     step: str, count: int, data_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,7 +306,7 @@ def test_a_command_cut_off_in_its_output_leaves_the_older_output(
         file: file.read_bytes()
         for file in klinefiles.klines_folder(data_folder, "BTCUSDT", "1m").iterdir()
     }
-    real = klinefiles.write_columns
+    real = rasters.write_fast
     written = 0
 
     def cut(path: Path, *rest: Any) -> None:
@@ -318,9 +317,10 @@ def test_a_command_cut_off_in_its_output_leaves_the_older_output(
             path.write_bytes(b"half")
             raise Killed
 
-    monkeypatch.setattr(klinefiles, "write_columns", cut)
+    monkeypatch.setattr(rasters, "write_fast", cut)
+    other = ["--features", "close_area_5"] if command == "features" else []  # else all is kept
     with pytest.raises(Killed):
-        main([command])
+        main([command, *other])
     after = {file: file.read_bytes() for file in data_folder.rglob("*") if file.is_file()}
     assert after == before
 
