@@ -21,13 +21,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A full environment serves every target; otherwise the smallest that does.
 DEMO_READY := $(if $(wildcard $(STAMPS)/dev),$(STAMPS)/dev,$(STAMPS)/demo)
 
-.PHONY: help setup demo test test-slow check format bench lock docs clean
+.PHONY: help setup demo test test-slow test-browser check format bench lock docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [ARGS=...]   candles in, signals out, on this machine (itb demo --help)"
 	@echo "make setup             only install, into .venv"
-	@echo "make test              the test suite; make test-slow: the long tests"
+	@echo "make test              the test suite; make test-slow: the long tests;"
+	@echo "                       make test-browser: pages in headless Chromium"
 	@echo "make check             format, lint and types"
 	@echo "make bench             the benchmarks"
 	@echo "make docs              write the tables that README.md takes from the code"
@@ -45,6 +46,11 @@ test: $(STAMPS)/dev
 
 test-slow: $(STAMPS)/dev
 	@$(BIN)/python -m pytest -m slow $(SLOW_ARGS)
+
+test-browser: $(STAMPS)/dev
+	@if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then \
+	echo "error: no Chromium found; install it (Debian, Ubuntu: apt install chromium)" >&2; exit 1; fi
+	@$(BIN)/python -m pytest -m browser
 
 check: $(STAMPS)/dev
 	@$(BIN)/ruff format --check .
