@@ -10,6 +10,7 @@ import json
 import os
 import typing
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -165,6 +166,57 @@ class Merge(_Section):
     )
 
 
+class Rolling(_Section):
+    """Walk-forward. Two of start, step (days or rows) and folds give the third."""
+
+    start: str | None = Field(
+        default=None,
+        description="first test time, UTC: 2024-01-01 or 2024-01-01T12:00; default: after "
+        "train_days of candles, or half of all where there are fewer",
+    )
+    step_days: float | None = Field(
+        default=None, gt=0, description="days tested before models are trained again; default: 30"
+    )
+    step_rows: int | None = Field(default=None, ge=1, description="the same in candles")
+    folds: int | None = Field(
+        default=None, ge=1, description="how many steps; default: up to the end of the candles"
+    )
+    train_days: float | None = Field(
+        default=None, gt=0, description="trailing days of each step; default: trainer.train_days"
+    )
+    groups: int = Field(default=10, ge=2, description="--cpcv: parts that the candles are cut into")
+    test_groups: int = Field(default=2, ge=1, description="--cpcv: groups tested at a time")
+    embargo_rows: int | None = Field(
+        default=None,
+        ge=0,
+        description="--cpcv: candles behind a test block that are not trained on, beyond what its "
+        "labels look at; default: label_horizon",
+    )
+
+    @field_validator("start")
+    @classmethod
+    def _start(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                datetime.fromisoformat(value)
+            except ValueError:
+                raise ValueError("not a time such as 2024-01-01 or 2024-01-01T12:00") from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_step(self) -> "Rolling":
+        if self.step_days is not None and self.step_rows is not None:
+            raise ValueError("give step_days or step_rows, not both")
+        return self
+
+    @property
+    def start_ms(self) -> int | None:
+        if self.start is None:
+            return None
+        time = datetime.fromisoformat(self.start)
+        return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
 class Trainer(_Section):
     train_days: float = Field(default=548, gt=0, description="trailing days that are trained on")
     stride: int | None = Field(
@@ -182,6 +234,7 @@ class Trainer(_Section):
     seed: int = Field(default=7, ge=0, description="makes a training run repeatable")
     threads: int | None = Field(default=None, ge=1, description="default: all cores")
     merge: Merge = Field(default_factory=Merge)
+    rolling: Rolling = Field(default_factory=Rolling)
 
 
 class Limits(_Section):

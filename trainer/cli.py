@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("trainer.train", "train the models and write a release"),
     "predict": ("trainer.predict", "score candles with a release"),
     "report": ("trainer.report", "write a release's HTML report"),
+    "rolling": ("trainer.rolling", "walk forward: train, test on what comes next, step by step"),
+    "leaks": ("trainer.leaks", "look for look-ahead in features, labels and the way of training"),
     "promote": ("trainer.promote", "make a release live"),
     "rollback": ("trainer.rollback", "make the release before live again"),
 }

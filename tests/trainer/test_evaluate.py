@@ -1,10 +1,18 @@
 """Metrics against scikit-learn and brute force."""
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 from sklearn import metrics as sk
 
+from shared.klines import KLINE_COLUMNS
+from tests.releases import market
+from trainer import baselines, evaluate, outcomes
 from trainer.evaluate import auc, auc_interval, average_precision, measure
+from trainer.rasters import Raster
 
 
 def sample(seed: int, rows: int = 400, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -84,3 +92,226 @@ def test_the_seeds_line_of_metrics_txt() -> None:
     name, rest = line.split(", ", 1)
     assert name == "high_10_k_gb"
     assert list(eval(rest)) == ["auc", "ap", "f1", "precision", "recall"]  # noqa: S307 - our own text
+
+
+# --- calibration and skill -----------------------------------------------------------------------
+
+
+def test_skill_and_lift_are_against_the_base_rates() -> None:
+    y, p = sample(4)
+    found = measure(y, p, 10, 0, train_base=0.2)
+    clipped = np.clip(p, 1e-15, 1 - 1e-15)
+    of_base = sk.log_loss(y, np.full(len(y), 0.2))
+    assert found.skill == pytest.approx(1 - sk.log_loss(y, clipped) / of_base, abs=1e-9)
+    assert found.lift == pytest.approx(sk.average_precision_score(y, p) / y.mean(), abs=1e-9)
+    assert found.calibration == pytest.approx(p.mean() / y.mean(), abs=1e-12)
+    # rows of folds with other base rates
+    bases = np.where(np.arange(len(y)) < 200, 0.1, 0.4)
+    skill = measure(y, p, 10, 0, train_base=bases).skill
+    assert skill == pytest.approx(1 - sk.log_loss(y, clipped) / sk.log_loss(y, bases), abs=1e-9)
+
+
+def test_calibration_error_is_that_of_equally_large_bins() -> None:
+    y, p = sample(9, 1500)
+    assert len(np.unique(p)) > 1400
+    p = np.clip(p + np.random.default_rng(0).uniform(0, 1e-9, len(p)), 0, 2)  # no ties
+    order = np.argsort(p)
+    expected = sum(
+        len(part) / len(p) * abs(p[part].mean() - y[part].mean())
+        for part in np.array_split(order, 15)
+    )
+    assert evaluate.calibration_error(y, p) == pytest.approx(expected, abs=1e-12)
+    curve = evaluate.calibration_curve(y, p)
+    assert sum(point["rows"] for point in curve) == len(p)
+    assert [point["happened"] for point in curve] == pytest.approx(
+        [y[part].mean() for part in np.array_split(order, 15)]
+    )
+    assert evaluate.calibration_error(y, np.full(len(y), y.mean())) == pytest.approx(0, abs=1e-12)
+
+
+def test_values_are_measured_as_scikit_learn_and_scipy_do() -> None:
+    random = np.random.default_rng(2)
+    y = np.round(random.normal(0, 1, 500), 1)
+    p = np.round(0.5 * y + random.normal(0, 1, 500), 1)
+    found = evaluate.measure_values(y, p, 10, 0)
+    assert found.mae == pytest.approx(sk.mean_absolute_error(y, p))
+    assert found.r2 == pytest.approx(sk.r2_score(y, p))
+    assert found.rank == pytest.approx(stats.spearmanr(y, p).statistic)
+    assert found.rank_low is not None and found.rank_high is not None and found.rank is not None
+    assert found.rank_low < found.rank < found.rank_high
+    assert "'mae'" in found.seed_line("high_max_180_k_gb")
+    assert evaluate.measure_values(np.ones(9), p[:9], 1, 0).rank is None
+
+
+def test_the_interval_of_a_rank_correlation_is_that_of_resampled_ranks() -> None:
+    random = np.random.default_rng(3)
+    a = random.normal(0, 1, 300)
+    b = a + random.normal(0, 2, 300)
+    ranks = stats.rankdata(a), stats.rankdata(b)
+    random = np.random.default_rng(11)
+    found = []
+    for _ in range(8):
+        for starts in random.integers(0, 300 - 20 + 1, (25, 15)):
+            rows = np.concatenate([np.arange(start, start + 20) for start in starts])
+            found.append(np.corrcoef(ranks[0][rows], ranks[1][rows])[0, 1])
+    assert evaluate.rank_interval(a, b, 20, 11) == pytest.approx(
+        tuple(np.quantile(found, (0.025, 0.975))), abs=1e-9
+    )
+
+
+# --- the score -----------------------------------------------------------------------------------
+
+
+def test_deciles_are_those_of_pandas() -> None:
+    random = np.random.default_rng(6)
+    score, returns = random.normal(0, 1, 2000), random.normal(0, 0.01, 2000)
+    touch = np.where(random.random(2000) < 0.3, 0.0, np.sign(score + random.normal(0, 3, 2000)))
+    score[:50], returns[100:120], touch[200:260] = np.nan, np.nan, np.nan
+    found = evaluate.measure_score(score, returns, touch, 20, 0)
+    table = pd.DataFrame({"score": score, "returns": returns, "touch": touch})
+    known = table.dropna(subset=["score", "returns"])
+    by = known.groupby(pd.qcut(known.score, 10, labels=False))
+    assert [d.rows for d in found.deciles] == by.size().tolist()
+    assert [d.mean_bp for d in found.deciles] == pytest.approx((1e4 * by.returns.mean()).tolist())
+    assert [d.median_bp for d in found.deciles] == pytest.approx(
+        (1e4 * by.returns.median()).tolist()
+    )
+    up = by.touch.apply(lambda t: (t[t != 0].dropna() > 0).mean())
+    assert [d.up_first for d in found.deciles] == pytest.approx(up.tolist())
+    for decile in found.deciles:
+        assert decile.mean_bp_low is not None and decile.mean_bp_high is not None
+        assert decile.mean_bp is not None
+        assert decile.mean_bp_low < decile.mean_bp < decile.mean_bp_high
+    assert found.rank == pytest.approx(stats.spearmanr(known.score, known.returns).statistic)
+    resolved = table[table.touch.isin([1.0, -1.0]) & table.score.notna()]
+    assert found.resolved == len(resolved)
+    assert found.auc == pytest.approx(sk.roc_auc_score(resolved.touch > 0, resolved.score))
+
+
+def test_a_shifted_score_gives_the_null_band() -> None:
+    random = np.random.default_rng(1)
+    walk = np.cumsum(random.normal(0, 1, 3000))
+    truth = np.diff(walk, append=walk[-1]) > 0
+    low, high = evaluate.shift_null(truth, walk, 50, 5)
+    assert low is not None and high is not None
+    drawn = np.random.default_rng(5).integers(50, 3000 - 50 + 1, 200)
+    expected = [sk.roc_auc_score(np.roll(truth, -shift), walk) for shift in drawn]
+    assert (low, high) == pytest.approx(tuple(np.quantile(expected, (0.025, 0.975))))
+    assert evaluate.shift_null(truth[:100], walk[:100], 50, 5) == (None, None)
+
+
+def test_days_exchanged_within_their_weekday_keep_the_clock_and_lose_the_rest() -> None:
+    random = np.random.default_rng(0)
+    hours = np.arange(24 * 7 * 20)
+    times = hours * 3_600_000
+    clock = np.sin(2 * np.pi * (hours % 24) / 24)
+    wild = np.repeat(random.normal(0, 1, len(hours) // 24), 24)  # a level for each day
+    y = (random.normal(0, 0.5, len(hours)) + clock + wild > 0).astype(float)
+
+    def null(p: np.ndarray) -> tuple[float, float]:
+        low, high = evaluate.day_null(y, p, times, 3_600_000, 3)
+        assert low is not None and high is not None
+        return low, high
+
+    of_clock, of_level = null(clock), null(wild)
+    assert evaluate.auc(y > 0.5, clock) == pytest.approx(np.mean(of_clock), abs=0.02)
+    assert of_clock[0] > 0.6
+    assert of_level[0] < 0.5 < of_level[1]
+    known = evaluate.auc(y > 0.5, wild)
+    assert known is not None and known > of_level[1] + 0.1
+    assert evaluate.day_null(y[:300], clock[:300], times[:300], 3_600_000, 3) == (None, None)
+
+
+def test_permuted_blocks_keep_neighbours_together() -> None:
+    random = np.random.default_rng(0)
+    values = np.arange(1000.0)
+    found = evaluate.permuted_blocks(values, 50, random)
+    assert sorted(found.tolist()) == values.tolist()
+    assert 15 < (np.diff(found) != 1).sum() <= 21
+    assert evaluate.permuted_blocks(values[:0], 50, random).size == 0
+
+
+# --- what happened after each candle -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_first_touch_is_that_of_a_plain_loop(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    close = 100 * np.exp(np.cumsum(random.normal(0, 0.01, 200)))
+    high, low = (
+        close * (1 + random.uniform(0, 0.02, 200)),
+        close * (1 - random.uniform(0, 0.02, 200)),
+    )
+    close[60], high[60], low[60] = np.nan, np.nan, np.nan
+    sigma = np.full(200, 0.008)
+    sigma[:5] = np.nan
+    found = outcomes.first_touch(close, high, low, sigma, 12)
+    for row in range(200):
+        ahead = range(row + 1, row + 13)
+        if row + 12 >= 200 or row < 5 or np.isnan(close[[row, *ahead]]).any():
+            assert np.isnan(found[row])
+            continue
+        width = 0.008 * np.sqrt(12)
+        expected = 0
+        for at in ahead:
+            up, down = high[at] >= close[row] * (1 + width), low[at] <= close[row] * (1 - width)
+            if up or down:
+                expected = int(up) - int(down)
+                break
+        assert found[row] == expected
+    assert {-1.0, 1.0} <= set(found[~np.isnan(found)].tolist())
+    returns = outcomes.future_return(close, 12)
+    expected_returns = pd.Series(close).shift(-12) / close - 1
+    np.testing.assert_allclose(returns, expected_returns, equal_nan=True)
+    assert np.isnan(outcomes.future_return(close[:5], 12)).all()
+    assert np.isnan(outcomes.first_touch(close[:5], high[:5], low[:5], sigma[:5], 12)).all()
+
+
+# --- baselines -----------------------------------------------------------------------------------
+
+
+def test_baselines_see_volatility_and_the_clock_and_nothing_else() -> None:
+    columns = market(4000)
+    raster = Raster(
+        symbol="TESTUSDT",
+        interval="1m",
+        open_time_ms=columns["open_time_ms"],
+        kline=np.column_stack([columns[name] for name in KLINE_COLUMNS]),
+    )
+    raster.kline[2000:2010] = np.nan
+    keep = np.array([3, 700, 1990, 2015, 2500, 3999])
+    found = baselines.features(raster, keep)
+    close = pd.Series(raster.kline[:, 3])
+    returns = np.log(close / close.shift(1))
+    for column, window in enumerate(baselines.VOLATILITY_WINDOWS):
+        expected = np.log(returns.rolling(window, min_periods=2).std(ddof=0))
+        expected[:window] = np.nan
+        np.testing.assert_allclose(found[:, column], expected[keep], rtol=1e-4)
+    times = pd.to_datetime(raster.open_time_ms[keep], unit="ms")
+    day = (times.hour * 60 + times.minute) / 1440
+    np.testing.assert_allclose(found[:, 5], np.sin(2 * np.pi * day), atol=1e-6)
+    np.testing.assert_allclose(found[:, 10], np.cos(6 * np.pi * day), atol=1e-6)
+    for weekday in range(1, 7):
+        assert (found[:, 10 + weekday] == (times.day_of_week == weekday)).all()
+    # no look ahead
+    other = raster.kline.copy()
+    other[2501:] *= 3
+    again = baselines.features(Raster(**{**fields_of(raster), "kline": other}), keep[:5])
+    np.testing.assert_array_equal(again, found[:5])
+
+
+def fields_of(raster: Raster) -> dict[str, Any]:
+    names = ("symbol", "interval", "open_time_ms", "kline")
+    return {name: getattr(raster, name) for name in names}
+
+
+def test_a_baseline_finds_what_there_is() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(0, 1, (3000, 5)).astype(np.float32)
+    x[::50, 0] = np.nan
+    y = (random.random(3000) < 1 / (1 + np.exp(-2 * np.nan_to_num(x[:, 1])))).astype(float)
+    model = baselines.fit(x, y, is_value=False, seed=0, name="high_10.volatility")
+    assert (evaluate.auc(y > 0.5, model.predict(x)) or 0) > 0.75
+    value = baselines.fit(x, 3 * x[:, 1] + 1.0, is_value=True, seed=0, name="high_max.clock")
+    inside = np.abs(x[:, 1]) < 4
+    np.testing.assert_allclose(value.predict(x)[inside], (3 * x[:, 1] + 1)[inside], atol=1e-4)

@@ -1,7 +1,8 @@
 """Training rows: features and labels of every usable candle, and which of them are trained on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,13 @@ NAN_SHARE_LEFT_OUT = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Usable candles of all symbols, in time order.
+    """Candles of all symbols, in time order.
 
-    x: (n, n_features) float32 in the order of the feature set, NaN = no value. y: label -> (n,)
-    float64, 0 or 1, NaN = not known. open_ms: (n,) open times; t1_ms: label -> (n,) open time of
-    the last candle that the label looks at. index: (n,) place on the interval's raster since 1970.
-    left_out: columns without a value in more than half of the rows.
+    x: (n, n_features) float32 in the order of the feature set, NaN = no value; in memory or a
+    memory-mapped file. y: label -> (n,) float64, NaN = not known. open_ms: (n,) open times; t1_ms:
+    label -> (n,) open time of the last candle that the label looks at. index: (n,) place on the
+    interval's raster since 1970. symbol: (n,) which of the rasters. left_out: columns without a
+    value in more than half of the rows.
     """
 
     x: npt.NDArray[np.float32]
@@ -37,10 +39,19 @@ class Rows:
     open_ms: npt.NDArray[np.int64]
     t1_ms: dict[str, npt.NDArray[np.int64]]
     index: npt.NDArray[np.int64]
+    symbol: npt.NDArray[np.int16]
     left_out: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.open_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usable:
+    """left_out: (n_features,) columns that are not used; keep: (n,) rows that are."""
+
+    left_out: npt.NDArray[np.bool_]
+    keep: npt.NDArray[np.bool_]
 
 
 def stride_for(rows: int) -> int:
@@ -59,7 +70,7 @@ def gather(
     workers: int,
     advance: Callable[[int], None],
 ) -> Rows:
-    """Computes the rows of the trailing `train_days`.
+    """Computes the usable rows of the trailing `train_days`.
 
     Left out are gap rows, rows whose longest window reaches before the data, and those that live
     would call invalid (too many features without a value).
@@ -68,32 +79,105 @@ def gather(
         Failure: nothing is left.
     """
     end_ms = max(int(raster.open_time_ms[-1]) for raster in rasters)
-    start_ms = end_ms - int(train_days * _DAY_MS)
+    rows = candidates(
+        rasters,
+        features,
+        labels,
+        horizon=horizon,
+        start_ms=end_ms - int(train_days * _DAY_MS),
+        workers=workers,
+        advance=advance,
+    )
+    found = usable(rows.x, nan_share)
+    return _only(rows, found.keep, found.left_out)
+
+
+def candidates(
+    rasters: Sequence[Raster],
+    features: FeatureSet,
+    labels: Sequence[str],
+    *,
+    horizon: int,
+    start_ms: int,
+    workers: int,
+    advance: Callable[[int], None],
+    file: Path | None = None,
+) -> Rows:
+    """Every candle from `start_ms` on whose longest window lies within the data.
+
+    file: where x is to lie (npy, float32), memory-mapped; None: in memory. The values are the same
+    bits either way.
+
+    Raises:
+        Failure: there is none.
+    """
     parts = [
-        _gather_one(raster, features, labels, horizon, start_ms, workers, advance)
-        for raster in rasters
+        _gather_one(
+            raster,
+            at,
+            features,
+            labels,
+            horizon,
+            start_ms,
+            workers,
+            advance,
+            None if file is None else file.with_name(f"{file.name}.{at}"),
+        )
+        for at, raster in enumerate(rasters)
     ]
-    rows = parts[0] if len(parts) == 1 else _together(parts)
+    rows = _together(parts, file)
     if not len(rows):
         have = max(len(raster) for raster in rasters)
         raise Failure(
             f"no candle to train on: {have:,} rows, and the longest feature window alone needs "
             f"{features.lookback:,}; give more history"
         )
-    missing = np.array([np.isnan(rows.x[:, column]).mean() for column in range(rows.x.shape[1])])
-    left_out = missing > NAN_SHARE_LEFT_OUT
+    return rows
+
+
+def usable(
+    x: npt.NDArray[np.float32], nan_share: float, among: npt.NDArray[np.bool_] | None = None
+) -> Usable:
+    """Of the rows x, (n, n_features): the columns that are trained on, and the rows that are valid.
+
+    among: (n,) the rows to choose from; the others count for nothing. None: all.
+
+    Raises:
+        Failure: no column or no row is left.
+    """
+    missing, rows = np.zeros(x.shape[1], np.int64), 0
+    for start in range(0, len(x), _BLOCK_ROWS):
+        block = x[start : start + _BLOCK_ROWS]
+        if among is not None:
+            block = block[among[start : start + _BLOCK_ROWS]]
+        missing += np.isnan(block).sum(axis=0)
+        rows += len(block)
+    left_out = missing > NAN_SHARE_LEFT_OUT * rows
     if left_out.all():
         raise Failure(
-            f"every feature is without a value in more than half of the {len(rows):,} rows; give "
+            f"every feature is without a value in more than half of the {rows:,} rows; give "
             "candles with more columns or fewer gaps"
         )
-    used = rows.x[:, ~left_out]
-    whole = np.isnan(used).sum(axis=1) <= nan_share * used.shape[1]
-    for column in range(used.shape[1]):
-        whole &= ~np.isinf(used[:, column])
-    if not whole.any():
+    keep = valid(x, left_out, nan_share)
+    if among is not None:
+        keep &= among
+    if not keep.any():
         raise Failure("every row lacks too many features; give candles with fewer gaps")
-    return _only(rows, whole, left_out)
+    return Usable(left_out=left_out, keep=keep)
+
+
+def valid(
+    x: npt.NDArray[np.float32], left_out: npt.NDArray[np.bool_], nan_share: float
+) -> npt.NDArray[np.bool_]:
+    """(n,) True where live would give a score: enough features have a value, none is infinite."""
+    used = np.flatnonzero(~left_out)
+    keep = np.empty(len(x), bool)
+    for start in range(0, len(x), _BLOCK_ROWS):
+        block = x[start : start + _BLOCK_ROWS][:, used]
+        keep[start : start + _BLOCK_ROWS] = (
+            np.isnan(block).sum(axis=1) <= nan_share * len(used)
+        ) & ~np.isinf(block).any(axis=1)
+    return keep
 
 
 def chosen(
@@ -111,19 +195,21 @@ def chosen(
 
 def _gather_one(
     raster: Raster,
+    symbol: int,
     features: FeatureSet,
     labels: Sequence[str],
     horizon: int,
     start_ms: int,
     workers: int,
     advance: Callable[[int], None],
+    file: Path | None,
 ) -> Rows:
     step = interval_ms(raster.interval)
     first = int(np.searchsorted(raster.open_time_ms, start_ms))
     first = max(first, min(features.lookback - 1, len(raster)))
     close = raster.kline[first:, KLINE_COLUMNS.index("close")]
     keep = np.flatnonzero(~np.isnan(close))
-    x = np.empty((len(keep), len(features.names)), np.float32)
+    x = _matrix(len(keep), len(features.names), file)
     done = 0
     for start in range(first, len(raster), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(raster))
@@ -160,40 +246,61 @@ def _gather_one(
         open_ms=times[keep],
         t1_ms=t1_ms,
         index=times[keep] // step,
+        symbol=np.full(len(keep), symbol, np.int16),
         left_out=np.zeros(x.shape[1], bool),
     )
 
 
-def _together(parts: Sequence[Rows]) -> Rows:
+def _matrix(rows: int, columns: int, file: Path | None) -> npt.NDArray[np.float32]:
+    """Not yet filled. Of a file, only its pages that are in use lie in memory."""
+    if file is None or not rows:  # an empty file cannot be mapped
+        return np.empty((rows, columns), np.float32)
+    found: npt.NDArray[np.float32] = np.lib.format.open_memmap(
+        file, mode="w+", dtype=np.float32, shape=(rows, columns)
+    )
+    return found
+
+
+def _together(parts: Sequence[Rows], file: Path | None) -> Rows:
     """Rows of several symbols in time order; of one time in the order of the symbols."""
     open_ms = np.concatenate([part.open_ms for part in parts])
+    if len(parts) == 1:
+        if file is not None and len(open_ms):
+            file.with_name(f"{file.name}.0").replace(file)
+        return parts[0]
     order = np.argsort(open_ms, kind="stable")
+    place = np.empty(len(order), np.intp)
+    place[order] = np.arange(len(order))
+    x = _matrix(len(order), parts[0].x.shape[1], file)
+    done = 0
+    for at, part in enumerate(parts):
+        for start in range(0, len(part), _BLOCK_ROWS):
+            block = part.x[start : start + _BLOCK_ROWS]
+            x[place[done : done + len(block)]] = block
+            done += len(block)
+        if file is not None:
+            file.with_name(f"{file.name}.{at}").unlink(missing_ok=True)
     return Rows(
-        x=np.concatenate([part.x for part in parts])[order],
+        x=x,
         y={k: np.concatenate([part.y[k] for part in parts])[order] for k in parts[0].y},
         open_ms=open_ms[order],
         t1_ms={k: np.concatenate([p.t1_ms[k] for p in parts])[order] for k in parts[0].t1_ms},
         index=np.concatenate([part.index for part in parts])[order],
+        symbol=np.concatenate([part.symbol for part in parts])[order],
         left_out=parts[0].left_out,
     )
 
 
 def _only(rows: Rows, keep: npt.NDArray[np.bool_], left_out: npt.NDArray[np.bool_]) -> Rows:
     if keep.all():
-        return Rows(
-            x=rows.x,
-            y=rows.y,
-            open_ms=rows.open_ms,
-            t1_ms=rows.t1_ms,
-            index=rows.index,
-            left_out=left_out,
-        )
+        return replace(rows, left_out=left_out)
     return Rows(
         x=rows.x[keep],
         y={name: values[keep] for name, values in rows.y.items()},
         open_ms=rows.open_ms[keep],
         t1_ms={name: values[keep] for name, values in rows.t1_ms.items()},
         index=rows.index[keep],
+        symbol=rows.symbol[keep],
         left_out=left_out,
     )
 

@@ -1,0 +1,388 @@
+"""Walk-forward, as the command does it."""
+
+import argparse
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from shared import klinefiles
+from shared.config import Settings
+from shared.errors import Failure, Usage
+from shared.features import FeatureSet
+from shared.klines import KLINE_COLUMNS, KlineTable
+from shared.score import ScoreFormula, ScoreKind, score
+from tests.releases import market
+from trainer import folds, inputs, rasters, rolling
+from trainer import train as train_command
+from trainer.labels import label
+from trainer.models.fit import recipes
+from trainer.models.rows import candidates, gather, usable
+from trainer.progress import Progress
+
+M = 60_000
+NAMES = ("close_5", "close_std_15", "volume_5", "span_60", "close_trend_15", "close_area_60")
+ROWS = 6000
+
+
+def candles(rows: int = ROWS, seed: int = 5, symbol: str = "TESTUSDT") -> KlineTable:
+    columns = market(rows, seed)
+    keep = np.ones(rows, bool)
+    keep[rows - 700 : rows - 690] = False  # an outage among the tested rows
+    return KlineTable(
+        symbol=symbol,
+        interval="1m",
+        open_time_ms=columns["open_time_ms"][keep],
+        values=np.column_stack([columns[name] for name in KLINE_COLUMNS])[keep],
+    )
+
+
+def write(path: Path, table: KlineTable) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {name: table.column(name) for name in KLINE_COLUMNS}
+    klinefiles.write_columns(path, {"open_time_ms": table.open_time_ms} | columns, {})
+    return path
+
+
+def config(folder: Path, **keys: Any) -> dict[str, Any]:
+    return {
+        "symbols": ["TESTUSDT"],
+        "data_folder": str(folder / "data"),
+        "model_folder": str(folder / "models"),
+        "features_kline": NAMES,
+        "labels": ["high_10", "low_10"],
+        "algorithms": ["gb", "lc"],
+        "trainer": {"train_days": 1.5, "threads": 1, "label_horizon": 60},
+    } | keys
+
+
+def run(settings: Settings, *options: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    rolling.add_arguments(parser)
+    result = rolling.run(settings, parser.parse_args(options), Progress(io.StringIO(), quiet=True))
+    assert rolling.summary(result)
+    return result
+
+
+def walk(folder: Path, *options: str, **keys: Any) -> dict[str, Any]:
+    path = write(folder / "TESTUSDT-1m.parquet", candles())
+    settings = Settings(**config(folder, **keys))
+    return run(settings, "--klines", str(path), "--folds", "2", *options)
+
+
+def rows_of(folder: Path, symbol: str = "TESTUSDT") -> dict[str, np.ndarray]:
+    return rasters.read_months(folder / "data" / f"{symbol}-1m-features-rolling")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rolling")
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> dict[str, Any]:
+    models = folder / "models"
+    models.mkdir()
+    (models / "untouched").write_text("as it was")
+    return walk(folder)
+
+
+MODELS = ["high_10_k_gb", "high_10_k_lc", "low_10_k_gb", "low_10_k_lc"]
+
+
+def test_only_tested_rows_are_written_with_what_happened(
+    folder: Path, result: dict[str, Any]
+) -> None:
+    found = rows_of(folder)
+    assert list(found) == [
+        *("open_time_ms", "close", "fold"),
+        *MODELS,
+        *("score", "high_10", "low_10"),
+    ]
+    raster = rasters.join(candles())
+    start = int(found["open_time_ms"][0])
+    times = raster.open_time_ms[raster.open_time_ms >= start]
+    np.testing.assert_array_equal(found["open_time_ms"], times)  # gap rows included
+    close = pd.Series(raster.kline[:, 3], raster.open_time_ms)[times]
+    np.testing.assert_array_equal(found["close"], close)
+    assert np.isnan(found["close"]).sum() == 10
+    assert found["fold"].dtype == np.int64
+    assert set(found["fold"].tolist()) == {0, 1}
+    gap = np.isnan(found["close"])
+    for name in (*MODELS, "score"):
+        assert np.isnan(found[name][gap]).all()
+        assert not np.isnan(found[name][~gap]).any()
+    for name in ("high_10", "low_10"):
+        expected = pd.Series(label(name, raster.kline_table(), 60).y, raster.open_time_ms)[times]
+        np.testing.assert_array_equal(found[name], expected)
+        assert np.isnan(found[name][-60:]).all()
+    outputs = np.column_stack([found[name] for name in MODELS])
+    formula = ScoreFormula(kind=ScoreKind.RATIO, high=tuple(MODELS[:2]), low=tuple(MODELS[2:]))
+    np.testing.assert_array_equal(found["score"], score(formula, MODELS, outputs))
+    assert result["rows"] == (~gap).sum()
+
+
+def test_the_model_folder_is_not_touched(folder: Path, result: dict[str, Any]) -> None:
+    assert [p.name for p in (folder / "models").iterdir()] == ["untouched"]
+
+
+def test_a_step_trains_exactly_as_train_does_with_the_candles_before(
+    folder: Path, result: dict[str, Any]
+) -> None:
+    found = rows_of(folder)
+    settings = Settings(**config(folder))
+    features = FeatureSet.of(NAMES)
+    raster = rasters.join(candles())
+    for fold in (0, 1):
+        here = np.flatnonzero(found["fold"] == fold)
+        start = int(found["open_time_ms"][here[0]])
+        before = inputs.before(raster, start)
+        rows = gather(
+            [before],
+            features,
+            settings.labels,
+            horizon=60,
+            train_days=1.5,
+            nan_share=0.2,
+            workers=1,
+            advance=lambda count: None,
+        )
+        with Progress(io.StringIO(), quiet=True).bar("training") as bar:
+            plan = recipes(settings.algorithms)
+            trained = train_command.train(rows, plan, settings, features, M, 1, bar)
+        values = features.batch(raster.first_index, raster.kline).astype(np.float32)
+        place = (found["open_time_ms"][here] - raster.open_time_ms[0]) // M
+        known = ~np.isnan(found["close"][here])
+        assert {model.name for model in trained.models} == set(MODELS)
+        for model in trained.models:
+            said = model.fitted.predict(values[place[known]][:, list(model.columns)])
+            np.testing.assert_allclose(found[model.name][here][known], said, rtol=1e-14)
+
+
+def test_figures_are_those_of_the_rows(folder: Path, result: dict[str, Any]) -> None:
+    found = rows_of(folder)
+    report = json.loads(
+        (folder / "data" / "TESTUSDT-1m-features-rolling" / "metrics.json").read_text()
+    )
+    for name in MODELS:
+        y, p = found[name[: name.index("_k_")]], found[name]
+        for fold in (None, 0, 1):
+            keep = ~np.isnan(y) & ~np.isnan(p)
+            figures = report["models"][name]
+            if fold is not None:
+                keep &= found["fold"] == fold
+                figures = report["folds"][str(fold)]["models"][name]
+            assert figures["auc"] == pytest.approx(sk.roc_auc_score(y[keep], p[keep]), abs=1e-6)
+            assert figures["brier"] == pytest.approx(np.mean((y - p)[keep] ** 2), abs=1e-6)
+            assert figures["rows"] == keep.sum()
+            assert figures["auc_low"] < figures["auc"] < figures["auc_high"]
+        assert report["models"][name] == result["models"][name]
+    for one in report["baselines"].values():
+        assert {"base_rate", "volatility", "clock"} == set(one)
+        assert 0 < one["clock"]["auc"] < 1
+    assert report["score"]["auc_low"] < report["score"]["auc"] < report["score"]["auc_high"]
+    assert len(report["score"]["deciles"]) == 10
+    assert set(report["aggregates"]) == {str(kind) for kind in ScoreKind}
+    assert report["best_aggregate"] in report["aggregates"]
+    lines = (folder / "data" / "TESTUSDT-1m-features-rolling" / "metrics.txt").read_text()
+    assert [line.split(", ")[0] for line in lines.splitlines()] == MODELS
+    assert "'auc'" in lines
+
+
+def test_no_training_label_looks_at_a_tested_row(tmp_path: Path) -> None:
+    settings = Settings(**config(tmp_path))
+    raster = rasters.join(candles())
+    rows = candidates(
+        [raster],
+        FeatureSet.of(NAMES),
+        settings.labels,
+        horizon=60,
+        start_ms=0,
+        workers=1,
+        advance=lambda count: None,
+    )
+    block = rolling.splits.Block(start_ms=int(rows.open_ms[3000]), stop_ms=int(rows.open_ms[3500]))
+    first = int(rows.open_ms[500])
+
+    def plan(y: dict[str, np.ndarray]) -> folds.Fold:
+        return folds.plan_fold(
+            rolling.replace(rows, y=y),
+            0,
+            (block,),
+            (rows.open_ms >= first) & (rows.open_ms < block.start_ms),
+            lambda name: rolling.splits.before(rows.open_ms, rows.t1_ms[name], block, first),
+            recipes(settings.algorithms),
+            settings,
+            M,
+            "k",
+        )
+
+    fold = plan(rows.y)
+    assert fold.test.tolist() == list(range(3000, 3500))
+    for job in fold.jobs:
+        assert rows.open_ms[job.positions].min() >= first
+        assert rows.open_ms[job.positions].max() == block.start_ms - 61 * M
+        assert (rows.t1_ms[job.label][job.positions] < block.start_ms).all()
+    # what happened later changes nothing in the plan
+    turned = {
+        name: np.where(rows.t1_ms[name] >= block.start_ms, 1 - y, y) for name, y in rows.y.items()
+    }
+    again = plan(turned)
+    assert again.train_base == fold.train_base
+    for one, other in zip(fold.jobs, again.jobs, strict=True):
+        np.testing.assert_array_equal(one.y, other.y)
+
+
+def test_a_matrix_in_a_file_is_the_same_bits(tmp_path: Path) -> None:
+    tables = [candles(3500, seed, symbol) for seed, symbol in enumerate(("AUSDT", "BUSDT"))]
+    data = [rasters.join(table) for table in tables]
+
+    def rows(file: Path | None) -> Any:
+        return candidates(
+            data,
+            FeatureSet.of(NAMES),
+            ["high_10"],
+            horizon=60,
+            start_ms=int(data[0].open_time_ms[1000]),
+            workers=2,
+            advance=lambda count: None,
+            file=file,
+        )
+
+    there, here = rows(tmp_path / "x.npy"), rows(None)
+    assert isinstance(there.x, np.memmap)
+    np.testing.assert_array_equal(there.x, here.x)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), here.x)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npy"]
+    assert (np.diff(here.open_ms) >= 0).all()
+    for at, raster in enumerate(data):
+        of_symbol = here.x[here.symbol == at]
+        places = (here.open_ms[here.symbol == at] - raster.open_time_ms[0]) // M
+        values = FeatureSet.of(NAMES).batch(raster.first_index, raster.kline)
+        np.testing.assert_array_equal(of_symbol, values[places].astype(np.float32))
+    # rows that are not meant count for nothing in what is left out
+    x = np.zeros((100, 2), np.float32)
+    x[60:, 1] = np.nan
+    assert usable(x, 0.2).left_out.tolist() == [False, False]
+    assert usable(x, 0.2, np.arange(100) >= 50).left_out.tolist() == [False, True]
+
+
+def test_a_run_goes_on_where_another_stopped(folder: Path, result: dict[str, Any]) -> None:
+    before = rows_of(folder)
+    [work] = (folder / "data" / rolling.WORK).iterdir()
+    kept = sorted(work.glob("fold-*.npy"))
+    assert len(kept) == 2 * (4 + 4)
+    kept[0].unlink()
+    kept[1].write_bytes(kept[1].read_bytes()[:100])  # as no writer of ours leaves it
+    again = walk(folder)
+    assert (again["fits"], again["fits_kept"]) == (16, 14)
+    after = rows_of(folder)
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])
+    assert again["models"] == result["models"]
+    assert not list(work.glob("matrix-*"))
+    # another config begins anew, and what is of no use any more goes away
+    other = walk(folder, trainer={"train_days": 1.5, "threads": 1, "label_horizon": 61})
+    assert other["fits_kept"] == 0
+    assert [p for p in (folder / "data" / rolling.WORK).iterdir() if p == work] == []
+
+
+def test_killed_at_any_moment_it_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    path = write(tmp_path / "TESTUSDT-1m.parquet", candles())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config(tmp_path)))
+    command = [sys.executable, "-m", "trainer", "rolling", "-c", str(file), "--json"]
+    command += ["--klines", str(path), "--folds", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = tmp_path / "data" / rolling.WORK
+    deadline = time.monotonic() + 60
+    while len(list(work.glob("*/fold-*.npy"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "data" / "TESTUSDT-1m-features-rolling").exists()
+    found = run(Settings(**config(tmp_path)), "--klines", str(path), "--folds", "2")
+    assert found["fits_kept"] >= 3
+    whole = walk(tmp_path / "whole")
+    assert whole["models"] == found["models"]
+    a, b = rows_of(tmp_path), rows_of(tmp_path / "whole")
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_several_symbols_have_a_folder_each(tmp_path: Path) -> None:
+    paths = [
+        str(write(tmp_path / f"{symbol}-1m.parquet", candles(4500, seed, symbol)))
+        for seed, symbol in enumerate(("AUSDT", "BUSDT"))
+    ]
+    settings = Settings(**config(tmp_path, algorithms=["lc"]))
+    found = run(settings, "--klines", *paths, "--folds", "1")
+    total = 0
+    for symbol in ("AUSDT", "BUSDT"):
+        rows = rows_of(tmp_path, symbol)
+        total += int((~np.isnan(rows["score"])).sum())
+        report = json.loads(
+            (tmp_path / "data" / f"{symbol}-1m-features-rolling" / "metrics.json").read_text()
+        )
+        keep = ~np.isnan(rows["high_10"]) & ~np.isnan(rows["high_10_k_lc"])
+        assert report["models"]["high_10_k_lc"]["auc"] == pytest.approx(
+            sk.roc_auc_score(rows["high_10"][keep], rows["high_10_k_lc"][keep]), abs=1e-6
+        )
+    assert found["rows"] == total
+
+
+def test_combinatorial_cross_validation_has_figures_of_its_own(tmp_path: Path) -> None:
+    trainer = {
+        "threads": 1,
+        "label_horizon": 60,
+        "rolling": {"groups": 4, "test_groups": 2},
+    }
+    path = write(tmp_path / "TESTUSDT-1m.parquet", candles())
+    settings = Settings(**config(tmp_path, algorithms=["lc"], trainer=trainer))
+    found = run(settings, "--klines", str(path), "--cpcv")
+    assert (found["combinations"], found["paths"]) == (6, 3)
+    report = json.loads((tmp_path / "data" / "TESTUSDT-1m-cpcv" / "metrics.json").read_text())
+    assert report["kind"] == "cpcv"
+    assert "no estimate" in report["warning"]
+    figures = report["models"]["high_10_k_lc"]
+    each = [one["models"]["high_10_k_lc"]["auc"] for one in report["of_path"]]
+    assert figures["auc_mean"] == pytest.approx(np.mean(each), abs=1e-6)
+    assert len(set(each)) == 3
+    rows = {one["models"]["high_10_k_lc"]["rows"] for one in report["of_path"]}
+    assert len(rows) == 1  # every path tests every row once
+    assert not (tmp_path / "data" / "TESTUSDT-1m-features-rolling").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        (["--start", "yesterday"], Usage, "not a time"),
+        (["--folds", "0"], Usage, "--folds 0"),
+        (["--start", "2019-01-01"], Usage, "no fold fits"),
+        (["--until", "5"], Usage, "no candle before"),
+        (["--workers", "0"], Usage, "at least one"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    tmp_path: Path, options: list[str], error: type[Exception], text: str
+) -> None:
+    path = write(tmp_path / "TESTUSDT-1m.parquet", candles(3000))
+    with pytest.raises(error, match=text):
+        run(Settings(**config(tmp_path)), "--klines", str(path), *options)
+
+
+def test_too_little_history_is_one_clear_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "TESTUSDT-1m.parquet", candles(1200))
+    with pytest.raises(Failure, match="give more history"):
+        run(Settings(**config(tmp_path)), "--klines", str(path))

@@ -1,0 +1,184 @@
+"""Many independent pieces of work over threads, processes or a Dask cluster; the same results.
+
+A piece of work is a plain function of one argument, both at the top of a module, so that they can
+be sent to another process. What is large lies in files that every worker maps into memory.
+"""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from shared.errors import Failure, Usage
+
+T = TypeVar("T")
+R = TypeVar("R")
+Backend = Literal["processes", "threads"]
+
+# A cluster without a single worker for so long has lost them.
+NO_WORKER_S = 30.0
+_CONNECT_S = 10.0
+_POLL_S = 1.0
+# What a fit's bits depend on besides our own code.
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "lightgbm", "threadpoolctl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fanout:
+    """Where work is done. scheduler: address of a Dask scheduler (`tcp://host:8786`), None: on this
+    machine, by `workers` threads or processes. note: tells the person who waits one line."""
+
+    workers: int = 1
+    backend: Backend = "processes"
+    scheduler: str | None = None
+    note: Callable[[str], None] = lambda text: None
+
+    def run(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """(place among the items, result) of each, as they are done.
+
+        Raises:
+            Failure: a piece of work failed with one, a worker died, or the cluster is not there.
+        """
+        if not items:
+            return
+        if self.scheduler is not None:
+            yield from _on_cluster(self.scheduler, work, items, self.note)
+        elif self.workers == 1 or len(items) == 1:
+            for at, item in enumerate(items):
+                yield at, work(item)
+        else:
+            yield from _on_this_machine(self.workers, self.backend, work, items)
+
+
+def _numbered(work: Callable[[T], R], at: int, item: T) -> tuple[int, R]:
+    return at, work(item)
+
+
+def _on_this_machine(
+    workers: int, backend: Backend, work: Callable[[T], R], items: Sequence[T]
+) -> Iterator[tuple[int, R]]:
+    import joblib  # noqa: PLC0415 - slow to import
+    from joblib.externals.loky.process_executor import TerminatedWorkerError  # noqa: PLC0415
+
+    inner: dict[str, Any] = {}
+    if backend == "processes":
+        inner = {"inner_max_num_threads": 1}
+    kind = "loky" if backend == "processes" else "threading"
+    with joblib.parallel_config(backend=kind, **inner):
+        pool = joblib.Parallel(n_jobs=min(workers, len(items)), return_as="generator_unordered")
+        try:
+            yield from pool(joblib.delayed(_numbered)(work, at, i) for at, i in enumerate(items))
+        except TerminatedWorkerError as error:
+            raise Failure(
+                "a worker process died (out of memory, or killed); what was finished is kept: run "
+                "it again, with fewer --workers if memory is short"
+            ) from error
+
+
+def _on_cluster(
+    address: str, work: Callable[[T], R], items: Sequence[T], note: Callable[[str], None]
+) -> Iterator[tuple[int, R]]:
+    with connected(address) as client:
+        import distributed  # noqa: PLC0415 - slow to import
+        from distributed.scheduler import KilledWorker  # noqa: PLC0415
+
+        _check_workers(client, address)
+        known = set(client.scheduler_info(n_workers=-1)["workers"])
+        futures = {
+            client.submit(_numbered, work, at, item, pure=False): at
+            for at, item in enumerate(items)
+        }
+        as_completed: Any = distributed.as_completed
+        finished = as_completed(futures)
+        left, looked, alone_since = len(items), time.monotonic(), None
+        try:
+            while left:
+                for future in finished.next_batch(block=False):
+                    left -= 1
+                    yield future.result()
+                time.sleep(_POLL_S / 50)
+                if time.monotonic() - looked < _POLL_S:
+                    continue
+                looked = time.monotonic()
+                now = set(client.scheduler_info(n_workers=-1)["workers"])
+                for lost in sorted(known - now):
+                    note(f"worker {lost} is gone; its work goes to the {len(now)} left")
+                known = now
+                alone_since = None if now else alone_since or looked
+                if alone_since is not None and looked - alone_since > NO_WORKER_S:
+                    raise Failure(
+                        f"no worker is left at {address}; what was finished is kept: start workers "
+                        f"(`dask worker {address}`) and run it again"
+                    )
+        except CancelledError as error:
+            raise Failure(
+                f"the scheduler at {address} is gone; what was finished is kept: run it again"
+            ) from error
+        except KilledWorker as error:
+            raise Failure(
+                f"a piece of work killed several workers of {address} (out of memory?), the last "
+                f"{error.last_worker.address}; what was finished is kept"
+            ) from error
+        finally:
+            client.cancel(list(futures))
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """A client of the scheduler.
+
+    Raises:
+        Usage: that is no address. Failure: nothing answers there.
+    """
+    if not address.startswith(("tcp://", "tls://")):
+        raise Usage(f"--scheduler {address}: an address such as tcp://host:8786")
+    import distributed  # noqa: PLC0415 - slow to import
+
+    connect: Any = distributed.Client
+    try:
+        client = connect(address, timeout=_CONNECT_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise Failure(
+            f"no Dask scheduler answers at {address}; start one (`dask scheduler`) and workers "
+            f"(`dask worker {address}`)"
+        ) from error
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _check_workers(client: Any, address: str) -> None:
+    """Every worker must have our code and libraries, or results would depend on the worker."""
+    deadline = time.monotonic() + NO_WORKER_S
+    while not client.scheduler_info(n_workers=-1)["workers"]:
+        if time.monotonic() > deadline:
+            raise Failure(f"no worker at {address}; start some: `dask worker {address}`")
+        time.sleep(_POLL_S)
+    ours = code_version()
+    for worker, theirs in client.run(code_version).items():
+        if theirs != ours:
+            raise Failure(
+                f"worker {worker} runs other code or libraries than this machine; install the "
+                "same version on both"
+            )
+
+
+@cache
+def code_version() -> str:
+    """Digest of this program's sources and of the libraries that fits depend on."""
+    root = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for package in ("shared", "trainer"):
+        for path in sorted((root / package).rglob("*.py")):
+            found.update(f"{path.relative_to(root)}\0".encode())
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+    for name in _LIBRARIES:
+        found.update(f"{name} {metadata.version(name)}\0".encode())
+    return found.hexdigest()[:16]

@@ -1,0 +1,300 @@
+"""Out-of-sample outputs of all folds, and what they say: per model, per label, and of the score."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.score import ScoreFormula, ScoreKind, score
+from trainer import baselines
+from trainer.evaluate import (
+    Metrics,
+    ScoreMetrics,
+    calibration_curve,
+    day_null,
+    measure,
+    measure_score,
+    measure_values,
+)
+from trainer.folds import Fold
+from trainer.labels import is_value, side_of
+
+Floats = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.intp]
+
+NULL = (
+    "95 % band of the AUC when whole days of outcomes change places within their weekday: what "
+    "the time of day and of the week alone give this output"
+)
+SCORE_NULL = "95 % band of the AUC when the score is shifted in a circle against what happened"
+# Highest honest figures of 12 quarters of BTCUSDT 1m at a horizon of 180 rows and their margin
+# (reference on machine learning, section 0). An interval wholly above: look for a leak.
+_ALARMS = {"fixed": 0.80, "scaled": 0.74, "direction": 0.58}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """What happened after each of the rows, (n,) each. y: label -> 0 or 1; returns, touch: see
+    `trainer.outcomes`; NaN = not known."""
+
+    open_ms: npt.NDArray[np.int64]
+    symbol: npt.NDArray[np.int16]
+    y: Mapping[str, Floats]
+    returns: Floats
+    touch: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfSample:
+    """positions: (n,) of the tested rows, in time order; fold: (n,) which fold; outputs: model or
+    `label.baseline` -> (n,), NaN where it has none; train_base: label -> (n,) share of positives
+    that its models were trained on; score: (n,) by the config's formula; scores: kind -> (n,)."""
+
+    positions: Positions
+    fold: npt.NDArray[np.int64]
+    label_of: Mapping[str, str]
+    outputs: Mapping[str, Floats]
+    train_base: Mapping[str, Floats]
+    score: Floats
+    scores: Mapping[str, Floats]
+
+    def only(self, keep: npt.NDArray[np.bool_]) -> "OutOfSample":
+        return replace(
+            self,
+            positions=self.positions[keep],
+            fold=self.fold[keep],
+            outputs={name: values[keep] for name, values in self.outputs.items()},
+            train_base={name: values[keep] for name, values in self.train_base.items()},
+            score=self.score[keep],
+            scores={name: values[keep] for name, values in self.scores.items()},
+        )
+
+
+def assemble(
+    folds: Sequence[Fold],
+    found: Mapping[tuple[int, str], Floats],
+    names: Sequence[str],
+    kind: ScoreKind,
+) -> OutOfSample:
+    """One table of all folds; no row is tested by two of them.
+
+    found: (fold, name) -> outputs of its test rows; names: of the models, in the order of columns.
+    """
+    positions = np.concatenate([fold.test for fold in folds])
+    order = np.argsort(positions, kind="stable")
+    starts = list(itertools.accumulate((len(fold.test) for fold in folds), initial=0))
+    label_of = {job.name: job.label for fold in folds for job in fold.jobs}
+    labels = list(dict.fromkeys(label_of[name] for name in names))
+    every = [*names, *(f"{label}.{name}" for label in labels for name in baselines.NAMES)]
+    outputs = {name: np.full(len(positions), np.nan) for name in every}
+    train_base = {label: np.full(len(positions), np.nan) for label in labels}
+    scores = {str(one): np.full(len(positions), np.nan) for one in ScoreKind}
+    number = np.empty(len(positions), np.int64)
+    for fold, start in zip(folds, starts, strict=False):
+        here = slice(start, start + len(fold.test))
+        number[here] = fold.number
+        for name in every:
+            if (fold.number, name) in found:
+                outputs[name][here] = found[fold.number, name]
+        for label in fold.labels:
+            train_base[label][here] = fold.train_base[label]
+        models = [name for name in names if (fold.number, name) in found]
+        sides = {
+            side: tuple(n for n in models if side_of(label_of[n]) == side)
+            for side in ("high", "low")
+        }
+        if sides["high"] and sides["low"]:
+            said = np.column_stack([outputs[name][here] for name in models])
+            for one in ScoreKind:
+                formula = ScoreFormula(kind=one, high=sides["high"], low=sides["low"])
+                scores[str(one)][here] = score(formula, models, said)
+    sorted_scores = {name: values[order] for name, values in scores.items()}
+    return OutOfSample(
+        positions=positions[order],
+        fold=number[order],
+        label_of=label_of,
+        outputs={name: values[order] for name, values in outputs.items()},
+        train_base={name: values[order] for name, values in train_base.items()},
+        score=sorted_scores[str(kind)],
+        scores=sorted_scores,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Measures out-of-sample outputs. block: rows that a label looks ahead (of one symbol);
+    candle_ms: length of a candle; workers: threads."""
+
+    block: int
+    candle_ms: int
+    seed: int
+    workers: int
+
+    def figures(
+        self,
+        table: OutOfSample,
+        outcomes: Outcomes,
+        folds: Sequence[Fold],
+        advance: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """For metrics.json: models and baselines pooled and per fold, and the score."""
+        symbols = len(np.unique(outcomes.symbol[table.positions]))
+        numbers = [fold.number for fold in folds]
+        parts = {None: table} | {n: table.only(table.fold == n) for n in numbers}
+        names = list(table.outputs)
+        tasks = [(part, name) for part in parts for name in names]
+        with ThreadPoolExecutor(self.workers) as pool:
+            done = {}
+            work = pool.map(
+                lambda task: self._one(parts[task[0]], outcomes, task[1], symbols), tasks
+            )
+            for task, figures in zip(tasks, work, strict=True):
+                done[task] = figures
+                advance()
+            kinds = list(table.scores)
+            of_kind = dict(
+                zip(
+                    kinds,
+                    pool.map(
+                        lambda one: self._score(table, outcomes, table.scores[one], symbols), kinds
+                    ),
+                    strict=True,
+                )
+            )
+            of_fold = dict(
+                zip(
+                    numbers,
+                    pool.map(
+                        lambda n: self._score(parts[n], outcomes, parts[n].score, symbols), numbers
+                    ),
+                    strict=True,
+                )
+            )
+        models = [name for name in names if "." not in name]
+        pooled = {}
+        for name in models:
+            figures_of = [done[n, name].get("auc") for n in numbers]
+            aucs = [float(value) for value in figures_of if value is not None]
+            pooled[name] = done[None, name]
+            if is_value(table.label_of[name]):
+                continue
+            pooled[name] |= {
+                "folds": len(aucs),
+                "auc_mean": round(float(np.mean(aucs)), 6) if aucs else None,
+                "auc_sd": round(float(np.std(aucs)), 6) if aucs else None,
+                "auc_least": min(aucs, default=None),
+                "auc_most": max(aucs, default=None),
+            }
+        return {
+            "models": pooled,
+            "baselines": _by_label(done, None, names),
+            "score": self._score(table, outcomes, table.score, symbols).as_dict(),
+            "aggregates": {one: _short(figures) for one, figures in of_kind.items()},
+            "best_aggregate": _best(of_kind),
+            "folds": {
+                n: {
+                    "models": {name: done[n, name] for name in models if done[n, name]},
+                    "baselines": _by_label(done, n, names),
+                    "score": _short(of_fold[n]),
+                }
+                for n in numbers
+            },
+            "calibration": {
+                name: _curve(table, outcomes, name)
+                for name in models
+                if not is_value(table.label_of[name])
+            },
+        }
+
+    def _one(
+        self, table: OutOfSample, outcomes: Outcomes, name: str, symbols: int
+    ) -> dict[str, Any]:
+        """Metrics of one model or baseline; empty where there is nothing to measure."""
+        label = table.label_of.get(name, name.partition(".")[0])
+        y = outcomes.y[label][table.positions]
+        keep = ~np.isnan(y) & ~np.isnan(table.outputs[name])
+        if not keep.any():
+            return {}
+        y, p = y[keep], table.outputs[name][keep]
+        if is_value(label):
+            return measure_values(y, p, self.block * symbols, self.seed).as_dict()
+        base = table.train_base[label][keep]
+        found: Metrics = measure(y, p, self.block * symbols, self.seed, base)
+        figures: dict[str, Any] = found.as_dict()
+        if "." not in name:
+            low, high = None, None
+            if symbols == 1:
+                times = outcomes.open_ms[table.positions[keep]]
+                low, high = day_null(y, p, times, self.candle_ms, self.seed)
+            figures |= {
+                "null_low": None if low is None else round(low, 6),
+                "null_high": None if high is None else round(high, 6),
+            }
+        return figures
+
+    def _score(
+        self, table: OutOfSample, outcomes: Outcomes, values: Floats, symbols: int
+    ) -> ScoreMetrics:
+        at = table.positions
+        return measure_score(
+            values, outcomes.returns[at], outcomes.touch[at], self.block * symbols, self.seed
+        )
+
+
+def _curve(table: OutOfSample, outcomes: Outcomes, name: str) -> list[dict[str, float]]:
+    y, p = outcomes.y[table.label_of[name]][table.positions], table.outputs[name]
+    keep = ~np.isnan(y) & ~np.isnan(p)
+    if not keep.any():
+        return []
+    return [
+        {key: round(value, 6) for key, value in point.items()}
+        for point in calibration_curve(y[keep], p[keep])
+    ]
+
+
+def _by_label(
+    done: Mapping[tuple[int | None, str], dict[str, Any]], fold: int | None, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """label -> base_rate, volatility, clock."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        label, dot, baseline = name.partition(".")
+        if dot and done[fold, name]:
+            figures = done[fold, name]
+            of_label = found.setdefault(label, {})
+            if "base_rate" in figures:
+                of_label["base_rate"] = figures["base_rate"]
+            of_label[baseline] = figures
+    return found
+
+
+def _short(found: ScoreMetrics) -> dict[str, Any]:
+    figures = found.as_dict()
+    del figures["deciles"]
+    return figures
+
+
+def _best(found: Mapping[str, ScoreMetrics]) -> str | None:
+    """The formula with the highest AUC of direction."""
+    known = {name: one.auc for name, one in found.items() if one.auc is not None}
+    return max(known, key=lambda name: known[name]) if known else None
+
+
+def alarms(figures: Mapping[str, Any], label_of: Mapping[str, str]) -> Iterator[str]:
+    """What is too good to be true, one line each: intervals that lie wholly above what honest
+    models have reached."""
+    parts = [("all folds", figures)] + [(f"fold {n}", f) for n, f in figures["folds"].items()]
+    for where, part in parts:
+        found = [(name, label_of[name], one) for name, one in part["models"].items()]
+        for name, label, one in [*found, ("score", "", part["score"])]:
+            kind = "scaled" if label.startswith(("highv", "lowv")) else "fixed"
+            highest = _ALARMS["direction" if not label else kind]
+            if (one.get("auc_low") or 0) > highest:
+                yield (
+                    f"{name}, {where}: AUC {one['auc']:.3f}, surely above {one['auc_low']:.3f}, is "
+                    f"more than honest ones reach ({highest:.2f}): run `python -m trainer leaks`"
+                )
