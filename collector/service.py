@@ -9,7 +9,6 @@ asks REST what they want to know.
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable
@@ -65,6 +64,7 @@ _AT_ONCE = 8  # REST calls under way
 _FUNDING_S = 1_800.0
 _QUIETEST_S = 2.0
 _NOTICES = 1_000
+_SEED_LOOKBACK = 1_440  # rows, of the seed's features of klines, futures and depth
 _DOUBTFUL = 10_000  # beyond that the oldest are left to REST
 _LOUD = {"subscribe_refused": Level.ALERT, "rest_refused": Level.ALERT, "busy": Level.WARNING}
 
@@ -98,13 +98,22 @@ class Series:
 
 
 def history_rows(settings: Settings) -> int:
-    """Candles to have on the bus at start: twice the longest window of any feature."""
+    """Candles to have on the bus at start: twice the longest look-back of any feature.
+
+    Raises:
+        Usage: an unknown feature, or a fault in the user's feature file.
+    """
     if settings.collector.history_rows is not None:
         return settings.collector.history_rows
-    names = (*(settings.features_kline or ()), *settings.features_futur, *settings.features_depth)
-    windows = [int(number) for name in names for number in re.findall(r"_(\d+)", name)]
-    longest = max([1440, *windows])  # 1440: the base that the seed's features are relative to
-    return max(2 * longest, settings.signaler.analysis.features_horizon)
+    seed = ((), ("seed",), None)
+    lists = (settings.features_kline, settings.features_futur, settings.features_depth)
+    lookback = _SEED_LOOKBACK
+    if settings.features_file is not None or any(names not in seed for names in lists):
+        # Costs the import of numba, which the collector does without otherwise.
+        from shared.features.configured import configured  # noqa: PLC0415  # as said
+
+        lookback = max(lookback, configured(settings).lookback)
+    return max(2 * lookback, settings.signaler.analysis.features_horizon)
 
 
 class Market:
@@ -113,6 +122,8 @@ class Market:
     def __init__(self, settings: Settings, http: aiohttp.ClientSession) -> None:
         self.settings = settings
         self.counts: Counter[str] = Counter()
+        self.history_rows = history_rows(settings)
+        self.told_short: set[str] = set()  # series whose history is told to be short
         self.notices: deque[tuple[Level, str, str]] = deque(maxlen=_NOTICES)
         self.dirty: set[Series] = set()  # may have rows to write
         self.wake = asyncio.Event()  # the writer has something to do
@@ -164,7 +175,7 @@ class Market:
         candles = Candles(
             symbol=symbol,
             interval=settings.interval,
-            history_rows=history_rows(settings),
+            history_rows=self.history_rows,
             max_price_jump=settings.collector.max_price_jump,
         )
         archive = None
@@ -365,10 +376,11 @@ async def serve(market: Market, session: Session) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_ask(market))
         tasks.create_task(_keep_house(session, market))
+        tasks.create_task(_look_back(session, market))
         own: list[Source[Any]] = [s.source for s in market.series]
         if market.settings.collector.depth:
             own += [Source(DEPTH, symbol) for symbol in market.settings.symbols]
-        tasks.create_task(janitor(session, own, least_rows=history_rows(market.settings)))
+        tasks.create_task(janitor(session, own, least_rows=market.history_rows))
         if market.settings.collector.archive:
             tasks.create_task(_complete_archive(session, market))
         if market.settings.collector.depth:
@@ -376,6 +388,46 @@ async def serve(market: Market, session: Session) -> None:
         if market.settings.collector.futures:
             tasks.create_task(_funding(session, market))
         await _write(session, market)
+
+
+async def _look_back(session: Session, market: Market) -> None:
+    """Tells where a stream begins later than the features want, although the exchange has more:
+    ids only grow, so a longer window in the config cannot be filled in before what stands there.
+    """
+    short: dict[str, int] = {}
+    session.health.facts["short_history"] = short
+    for series in market.series:
+        source, step_ms = series.source, series.candles.step_ms
+        oldest = await session.bus.span(source, after=None, count=1)
+        if not oldest:
+            continue  # it is filled from its beginning now
+        while series.candles.newest_ms is None:  # noqa: ASYNC110  # a core has no events
+            await asyncio.sleep(_TICK_S)
+        first_ms = oldest[0].time_ms
+        rows = (series.candles.newest_ms - first_ms) // step_ms
+        if rows >= market.history_rows:
+            continue
+        try:
+            older = await series.place.rest.klines(
+                source.symbol, source.interval, end_ms=first_ms - 1, limit=1
+            )
+        except (Unavailable, Rejected) as error:
+            market.trouble("rest", f"is there history before {iso(first_ms)}? {error}")
+            continue
+        if not older:
+            continue  # listed then: there is none
+        short[source.key] = market.history_rows - rows
+        if source.key not in market.told_short:
+            market.told_short.add(source.key)
+            await session.notice(Level.WARNING, "short_history", _short_text(source, rows, market))
+
+
+def _short_text(source: Source[Kline], rows: int, market: Market) -> str:
+    return (
+        f"{source.key} has {rows} candles, the config wants {market.history_rows}: features that "
+        "look back further have no value, and there is no score, until enough have come. To fetch "
+        f"them now delete the stream while all runs: redis-cli DEL '{source.key}'"
+    )
 
 
 async def _write(session: Session, market: Market) -> None:

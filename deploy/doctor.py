@@ -218,6 +218,10 @@ async def _pipeline(bus: Bus) -> AsyncIterator[Line]:
                 yield Line(Mark.OK, "services", f"{name} is ready")
             else:
                 yield Line(Mark.WARN, "services", f"{name} is not ready: {beat['reason']}")
+            for key, rows in beat.get("short_history", {}).items():
+                text = f"{key} has {rows} candles less than the config's features look back"
+                remedy = f"redis-cli DEL '{key}' while all runs: it is fetched again, whole"
+                yield Line(Mark.WARN, "history", text, remedy)
     for stream in await describe(bus):
         key = str(stream["stream"])
         if key.startswith("dead:"):

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from collector.candles import same_row
+from collector.service import history_rows
 from shared.bus import Bus, Source, Write
+from shared.config import load
 from shared.errors import Failure, Unavailable
 from shared.events import Depth, Funding, Kline
 from shared.klinefiles import read_klines
@@ -354,6 +356,70 @@ async def test_v4_a_flushed_server_gets_the_history_again(
     klines, first_ms = rig.klines(), truth()[0].open_time_ms
     assert all(same_row(k, truth()[(k.open_time_ms - first_ms) // M]) for k in klines)
     assert {b.open_time_ms - a.open_time_ms for a, b in pairwise(klines)} == {M}
+
+
+async def test_a_longer_history_than_the_bus_has_is_told_and_fetched_once_it_is_deleted(
+    rig: Rig,
+) -> None:
+    key = f"kline:{{{SYMBOL}}}:1m"
+    async with rig.collecting(collector={"history_rows": 10}):
+        await rig.until_written(NEXT - 1)
+    assert len(rig.klines()) == 10
+    assert rig.codes() == []
+    async with rig.collecting(collector={"history_rows": 35}) as collector:
+        await rig.until(lambda: "short_history" in rig.codes())
+        (told,) = (n for n in rig.notices() if n.code == "short_history")
+        assert f"{key} has 10 candles, the config wants 35" in told.text
+        assert f"redis-cli DEL '{key}'" in told.text
+        assert told.level == "warning", "people are told"
+        await rig.until(lambda: collector.health.facts.get("short_history") == {key: 25})
+        rig.redis.delete(key)
+        await rig.advance(1)
+        await rig.until_written(NEXT)
+        await rig.until(lambda: collector.sessions > 1 and collector.health.ready)
+        assert collector.health.facts["short_history"] == {}
+    assert len(rig.klines()) >= 35
+    assert rig.codes().count("short_history") == 1
+
+
+async def test_a_backfill_that_was_broken_off_is_not_told_to_be_short(rig: Rig) -> None:
+    async with rig.collecting(collector={"history_rows": 30}):
+        await rig.until_written(NEXT - 1)
+    ids = [entry_id for entry_id, _ in rig.redis.xrange(f"kline:{{{SYMBOL}}}:1m")]  # type: ignore[union-attr]
+    rig.redis.delete(f"kline:{{{SYMBOL}}}:1m")
+    async with Bus.session(rig.valkey.url, service="other") as bus:
+        source = Source(KLINE, SYMBOL, "1m")
+        for kline in truth()[NEXT - 30 : NEXT - 20]:
+            assert f"{kline.open_time_ms}-0".encode() in ids
+            await bus.write(Write(source=source, event=kline, open_time_ms=kline.open_time_ms))
+    async with rig.collecting(collector={"history_rows": 30}) as collector:
+        await rig.until_written(NEXT - 1)
+        await rig.until(lambda: collector.health.ready)
+        await rig.until(lambda: collector.health.facts.get("short_history") == {})
+    assert rig.codes() == []
+
+
+async def test_a_symbol_that_was_listed_lately_is_not_told_to_be_short(rig: Rig) -> None:
+    async with rig.collecting(collector={"history_rows": HISTORY + 20}):
+        await rig.until_written(NEXT - 1)
+    async with rig.collecting(collector={"history_rows": HISTORY + 20}) as collector:
+        await rig.advance(1)
+        await rig.until_written(NEXT)
+        await rig.until(lambda: collector.health.ready)
+    assert rig.codes() == []
+
+
+def test_the_history_covers_twice_what_any_feature_looks_back(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from shared.features import feature\n\n\n"
+        "@feature(lookback=5000)\ndef far(history):\n    return history.close[-5000]\n"
+    )
+    assert history_rows(load()) == 2880
+    assert history_rows(load(features_kline=("close_60", "close_RSI_180"))) == 2 * (24 * 180 + 1)
+    assert history_rows(load(features_kline=("close_1600",))) == 3200
+    own = load(features_kline=("close_60", "far"), features_file=tmp_path / "own.py")
+    assert history_rows(own) == 10_000
+    assert history_rows(load(collector={"history_rows": 7})) == 7
 
 
 # -- C10: two collectors --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from deploy.valkey import free_port
 from shared.bus import Bus, Source, Write
 from shared.events import DeadLetter, Kline
 from shared.link import Link
-from shared.streams import KLINE, dead_letters
+from shared.streams import KLINE, dead_letters, health_key
 from tests.valkey import Server
 
 
@@ -106,6 +106,19 @@ async def test_a_consumer_that_is_behind_and_dead_letters_are_warned_of(
         "featurizer is 5 behind on kline:{BTCUSDT}:1m, 0 pending",
         "1 entries in dead:kline:{BTCUSDT}:1m could not be processed",
     ]
+
+
+async def test_a_history_that_is_too_short_for_the_features_is_warned_of(
+    tmp_path: Path, valkey: Server
+) -> None:
+    key = "kline:{BTCUSDT}:1m"
+    async with Bus.session(valkey.url, service="collector") as bus:
+        beat = {"ready": True, "reason": "", "short_history": {key: 120}}
+        await bus.put(health_key("collector", "collector"), json.dumps(beat))
+    (line,) = _of(await _lines(_config(tmp_path), valkey.url), "history")
+    assert line.mark is Mark.WARN
+    assert f"{key} has 120 candles less" in line.text
+    assert f"DEL '{key}'" in line.remedy
 
 
 def test_the_command_fails_when_a_check_fails(

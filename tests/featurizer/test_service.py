@@ -441,3 +441,21 @@ async def test_a_hole_in_our_output_is_rebuilt_once_and_told_and_never_loops(
     assert_equal_bits(found[:10] + found[11:], np.delete(expected, range(10, 16), axis=0))
     assert [len(await told(valkey.url, code)) for code in ("diverged", "hole")] == [1, 4]
     assert "stay without" in (await told(valkey.url, "hole"))[0]
+
+
+async def test_a_deleted_candle_stream_that_comes_back_longer_ends_the_warm_up(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remedy for a window that is longer than the history on the bus."""
+    events = klines(30)
+    await put(valkey.url, events[20:25])
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    with redis.Redis(port=valkey.port) as client:
+        client.delete(SOURCE.key)
+    await put(valkey.url, events)
+    await run_until_caught_up(monkeypatch, valkey.url, "featurizer", serve, settings(), Plan())
+    found = await outputs(valkey.url)
+    assert [f.open_time_ms for f in found] == [e.open_time_ms for e in events[20:]]
+    assert [f.covered for f in found] == [False] * 5 + [True] * 5
+    assert_equal_bits(found[5:], batch(events)[25:])
+    assert await told(valkey.url, "hole") == []
