@@ -83,6 +83,19 @@ def test_a_gap_in_the_row_or_its_window_makes_a_label_unknown(name: str) -> None
     assert (~np.isnan(found.y)).any()
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_table_that_is_too_short_gives_nothing_but_unknowns(name: str, count: int) -> None:
+    for values in (walk(count, 1), np.full((count, 9), np.nan), np.full((count, 9), 7.0)):
+        found = label(name, table_of(values), HORIZON)
+        assert found.y.shape == found.t1.shape == (count,)
+        assert found.y.dtype == np.float64
+        assert found.t1.dtype == np.int64
+        assert np.isnan(found.y).all()
+        assert (found.t1 >= np.arange(count)).all()
+        assert (found.t1 < max(count, 1)).all()
+
+
 @given(start=st.integers(0, 350), seed=st.integers(0, 1000), name=st.sampled_from(FORMS))
 @settings(max_examples=100, deadline=None)
 def test_labels_do_not_depend_on_where_the_data_starts(start: int, seed: int, name: str) -> None:
