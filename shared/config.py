@@ -49,6 +49,10 @@ def _split_list(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+Steps = Annotated[tuple[float, float, float], BeforeValidator(_split_list)]
+Directions = Annotated[
+    tuple[Literal["long", "short", "both"], ...], BeforeValidator(_split_list), Field(min_length=1)
+]
 
 
 def _mapping(value: Any) -> Any:
@@ -150,6 +154,60 @@ class Notifier(_Section):
     queue: int = Field(default=1000, ge=10, description="messages held while Telegram is away")
 
 
+class TradingRules(_Section):
+    """What is bought and sold on a score: `shared.rules` says exactly how each rule works."""
+
+    direction: Literal["long", "short", "both"] = Field(
+        default="long", description="positions taken; short and both need futures, not spot"
+    )
+    buy_threshold: float | None = Field(
+        default=None, ge=-1, le=1, description="default: signaler.model.buy_threshold"
+    )
+    sell_threshold: float | None = Field(
+        default=None, ge=-1, le=1, description="default: signaler.model.sell_threshold"
+    )
+    exit_long: float | None = Field(
+        default=None, ge=-1, le=1, description="a long is left below it; default: sell threshold"
+    )
+    exit_short: float | None = Field(
+        default=None, ge=-1, le=1, description="a short is left above it; default: buy threshold"
+    )
+    limit_price_adjustment: float | None = Field(
+        default=None,
+        gt=-0.5,
+        lt=0.5,
+        description="share of the close by which a limit order is better; null: market orders",
+    )
+    sizing: Literal["percent", "fixed", "volatility"] = Field(
+        default="percent", description="how large a position is; always at most the percentage"
+    )
+    percentage_used_for_trade: float = Field(
+        default=99.0, gt=0, le=100, description="of the account's worth"
+    )
+    fixed: float = Field(default=1000.0, gt=0, description="sizing fixed: quote units a position")
+    target_volatility: float = Field(
+        default=0.5, gt=0, description="sizing volatility: of the account, a year (0.5: 50 %)"
+    )
+    volatility_candles: int = Field(
+        default=1440, ge=3, description="closes that the volatility is measured on"
+    )
+    stop_loss: float | None = Field(
+        default=None, gt=0, lt=1, description="share of the entry price: 0.02 is 2 %"
+    )
+    take_profit: float | None = Field(
+        default=None, gt=0, lt=1, description="share of the entry price"
+    )
+    trailing_stop: float | None = Field(
+        default=None, gt=0, lt=1, description="share of the best price since the entry"
+    )
+    max_candles: int | None = Field(
+        default=None, ge=1, description="a position is left after so many candles"
+    )
+    cool_down: int = Field(
+        default=0, ge=0, description="candles after an exit before the next entry is decided"
+    )
+
+
 class Trader(_Section):
     mode: Literal["observe"] = Field(
         default="observe", description="observe: journal decisions, send no orders"
@@ -157,6 +215,53 @@ class Trader(_Section):
     max_age_s: float = Field(
         default=120.0, gt=0, description="older signals (market time) are dropped"
     )
+    rules: TradingRules = Field(default_factory=TradingRules)
+
+
+class Backtest(_Section):
+    """What trading is assumed to cost, in `backtest` and in `signals`."""
+
+    capital: float = Field(default=10_000.0, gt=0, description="quote units at the start")
+    fee: float = Field(default=0.001, ge=0, lt=0.5, description="share of each trade: 0.1 %")
+    fee_from: Literal["received", "quote"] = Field(
+        default="received",
+        description="a buy's fee: from the asset received (spot) or on top, in quote (futures)",
+    )
+    slippage: float = Field(
+        default=0.0002, ge=0, lt=0.5, description="share by which market fills are worse"
+    )
+
+
+class SignalSearch(_Section):
+    """The threshold search over every pair of the two lists."""
+
+    buy: Steps = Field(default=(0.10, 0.49, 0.01), description="buy thresholds: from, to, step")
+    sell: Steps = Field(default=(-0.10, -0.49, 0.01), description="sell thresholds: from, to, step")
+    directions: Directions = Field(
+        default=("long", "short", "both"), description="searched one after the other"
+    )
+    objective: Literal["sharpe", "sortino", "return"] = Field(
+        default="sharpe", description="what a pair of thresholds is judged by"
+    )
+    neighbourhood: int = Field(
+        default=2, ge=0, description="steps on each side whose median a pair is judged by"
+    )
+    periods: int = Field(
+        default=8, ge=2, description="equal parts: chosen on the earlier, shown on the next"
+    )
+    min_trades: int = Field(
+        default=10, ge=1, description="round trips that a pair needs to be chosen"
+    )
+    blocks: int = Field(
+        default=10, ge=4, le=16, description="parts of the data for the overfitting estimate, even"
+    )
+
+    @field_validator("blocks")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("half of the blocks must be a whole number: give an even one")
+        return value
 
 
 class Merge(_Section):
@@ -235,6 +340,8 @@ class Trainer(_Section):
     threads: int | None = Field(default=None, ge=1, description="default: all cores")
     merge: Merge = Field(default_factory=Merge)
     rolling: Rolling = Field(default_factory=Rolling)
+    signals: SignalSearch = Field(default_factory=SignalSearch)
+    backtest: Backtest = Field(default_factory=Backtest)
 
 
 class Limits(_Section):
