@@ -37,6 +37,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("trainer.report", "write a release's HTML report"),
     "rolling": ("trainer.rolling", "walk forward: train, test on what comes next, step by step"),
     "leaks": ("trainer.leaks", "look for look-ahead in features, labels and the way of training"),
+    "signals": ("trainer.signals", "search thresholds over out-of-sample scores"),
+    "backtest": ("trainer.backtest", "run the trading rules over out-of-sample scores"),
     "promote": ("trainer.promote", "make a release live"),
     "rollback": ("trainer.rollback", "make the release before live again"),
 }

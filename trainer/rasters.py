@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -285,12 +285,20 @@ class MonthFolder:
 
     path: Path
 
-    def write(self, blocks: Iterable[Columns], metadata: Mapping[str, str]) -> int:
+    def write(
+        self,
+        blocks: Iterable[Columns],
+        metadata: Mapping[str, str],
+        beside: Callable[[Path], None] | None = None,
+    ) -> int:
+        """beside: writes what else belongs into the folder before that is in place."""
         rows = 0
         with replacing_folder(self.path) as unfinished:
             for month, columns in _by_month(blocks):
                 rows += len(columns["open_time_ms"])
                 write_fast(unfinished / f"{month}.parquet", columns, metadata)
+            if beside is not None:
+                beside(unfinished)
         return rows
 
 
