@@ -33,8 +33,11 @@ def find_chromium() -> str:
 
 
 class Tab:
-    """One page. requests: addresses asked for, the page's own too; messages: of the console, of
-    errors in scripts and of the browser's log (refusals of the content policy, for one)."""
+    """One page. requests: addresses asked for, the page's own too (`data:` asks nobody).
+
+    messages: of the console, of errors in scripts and of the browser's log (refusals of the content
+    policy, for one).
+    """
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
@@ -100,7 +103,9 @@ class Tab:
             case "Page.loadEventFired":
                 self._loaded = True
             case "Network.requestWillBeSent":
-                self.requests.append(parameters["request"]["url"])
+                url = parameters["request"]["url"]
+                if not url.startswith("data:"):
+                    self.requests.append(url)
             case "Runtime.consoleAPICalled":
                 texts = [str(arg.get("value")) for arg in parameters["args"]]
                 self.messages.append(f"console {parameters['type']}: {' '.join(texts)}")

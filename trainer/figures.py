@@ -56,6 +56,16 @@ VARIABLES: Mapping[str, str] = {
     PINK: f"var(--pink, {PINK})",
 }
 _MARKERS = ("o", "s", "^", "D")
+_MARK_STYLES: Mapping[str, Mapping[str, Any]] = {
+    "^": {"color": GREEN, "mec": "#ffffff", "mew": 0.6, "ms": 6.5},
+    "v": {"color": PINK, "mec": "#ffffff", "mew": 0.6, "ms": 6.5},
+    "x": {"color": INK, "mew": 1.2, "ms": 4.5},
+}
+_PLACES: tuple[Mapping[str, Any], ...] = (
+    {"marker": "x", "ms": 6},
+    {"marker": "o", "ms": 11},
+    {"marker": "s", "ms": 8},
+)
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 _RC: Any = {  # matplotlib has a type of 300 literals for it
@@ -155,12 +165,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
-    """Points in time on the candles, at a price."""
+    """Points in time on the candles, at a price. marker: "^", "v" or "x"."""
 
     name: str
     times: Times
     prices: Floats
-    up: bool
+    marker: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,7 +373,6 @@ def surfaces(buy: Floats, sell: Floats, panels: Sequence[Surface], unit: str) ->
     scale = TwoSlopeNorm(0, -(most or 1.0), most or 1.0)
     extent = (*_cell_edges(sell), *_cell_edges(buy))
     image: Any = None
-    markers = (("X", GREEN), ("o", PINK), ("s", ORANGE), ("D", BLUE))
     names = list(dict.fromkeys(name for panel in panels for name in panel.marks))
     for axes, panel in zip(grid, panels, strict=True):
         # purple is gain, orange is loss: told apart by every common kind of colour blindness
@@ -377,8 +386,10 @@ def surfaces(buy: Floats, sell: Floats, panels: Sequence[Surface], unit: str) ->
             interpolation="nearest",
         )
         for name, (buy_at, sell_at) in panel.marks.items():
-            marker, colour = markers[names.index(name) % len(markers)]
-            axes.plot(sell_at, buy_at, marker, ms=8, mfc=colour, mec="#ffffff", mew=1.2)
+            # black on a white halo, so that it shows on every colour of the map
+            shape = _PLACES[names.index(name) % len(_PLACES)]
+            for style in ({"mec": "#ffffff", "mew": 3.6}, {"mec": "#101418", "mew": 1.5}):
+                axes.plot(sell_at, buy_at, mfc="none", clip_on=False, zorder=3, **shape, **style)
         axes.set(xlabel="sell threshold (score)", title=panel.title)
         axes.grid(visible=False)
     grid[0].set_ylabel("buy threshold (score)")
@@ -387,8 +398,8 @@ def surfaces(buy: Floats, sell: Floats, panels: Sequence[Surface], unit: str) ->
     bar.outline.set_visible(False)
     keys = []
     for at, name in enumerate(names):
-        marker, colour = markers[at % len(markers)]
-        keys.append(_key(name, marker=marker, color=colour, ms=7))
+        shape = _PLACES[at % len(_PLACES)]
+        keys.append(_key(name, mfc="none", mec=INK, mew=1.5, **shape))
     _legend_below(figure, keys)
     return figure
 
@@ -417,7 +428,7 @@ def equity(lines: Sequence[Line], *, wide: bool) -> Figure:
     below.set_ylabel("below peak (%)")
     _time_axis(below)
     top.tick_params(labelbottom=False)
-    _legend_below(figure, top.get_legend_handles_labels()[0])
+    _legend_below(figure, top.get_legend_handles_labels()[0], 4 if wide else 2)
     return figure
 
 
@@ -457,10 +468,8 @@ def candles(
         _key("rising candle", marker="s", color=BLUE, ms=5),
         _key("falling candle", marker="s", color=ORANGE, ms=5),
     ]
-    for number, mark in enumerate(marks):
-        colour = (GREEN, PINK)[number % 2]
-        shape = "^" if mark.up else "v"
-        style = {"marker": shape, "color": colour, "mec": "#ffffff", "mew": 0.6, "ms": 6.5}
+    for mark in marks:
+        style = dict(_MARK_STYLES[mark.marker], marker=mark.marker)
         top.plot(_days(mark.times), mark.prices, linestyle="none", **style)
         keys.append(_key(mark.name, **style))
     top.set_ylabel("price")
@@ -478,7 +487,7 @@ def candles(
         below.set_xlim(top.get_xlim())
         top.tick_params(labelbottom=False)
         _time_axis(below)
-    _legend_below(figure, keys, 5 if wide else 3)
+    _legend_below(figure, keys, 7 if wide else 3)
     return figure
 
 

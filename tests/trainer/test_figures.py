@@ -157,8 +157,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "candles": lambda: figures.candles(
         some_candles(300),
         [
-            figures.Marks(name="buy", times=minutes(2), prices=np.array([1.0, 2.0]), up=True),
-            figures.Marks(name="sell", times=minutes(0), prices=NOTHING, up=False),
+            figures.Marks(name="buy", times=minutes(2), prices=np.array([1.0, 2.0]), marker="^"),
+            figures.Marks(name="sell", times=minutes(0), prices=NOTHING, marker="x"),
         ],
         line([0.1, NAN] * 150),
         {"buy above": 0.2, "sell below": -0.2},

@@ -1,6 +1,7 @@
 """The report: a page per release that stands alone, says what is missing, and warns."""
 
 import argparse
+import csv
 import io
 import json
 import re
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared import klinefiles
 from shared.config import Settings
 from shared.errors import BadInput, Failure, Usage
 from shared.releases import TrainingRange, promote, read_release, write_release
+from shared.times import iso
 from tests.browser import browser
 from tests.made_releases import made_release
 from tests.releases import M, market
@@ -27,6 +30,8 @@ SECTIONS = [
     "calibration",
     "importance",
     "score",
+    "thresholds",
+    "equity",
     "signals",
     "gaps",
     "origin",
@@ -158,6 +163,104 @@ def write_rolling(folder: Path, **changes: Any) -> Path:
     return place
 
 
+def scored_rows(folder: Path) -> dict[str, Any]:
+    """What signals and backtest begin their rows with: the score of rolling."""
+    rows = rasters.read_months(folder / "data" / "BTCUSDT-1m-features-rolling")
+    return {name: rows[name] for name in ("open_time_ms", "close", "score")}
+
+
+def write_signals(
+    folder: Path, verdict: str = "it holds", pair: tuple[float, float] = (0.15, -0.15), **of: Any
+) -> Path:
+    """As `trainer signals` writes it, with made-up figures."""
+    place = folder / "data" / "BTCUSDT-1m-signals"
+    rows = scored_rows(folder)
+    count = len(rows["close"])
+    rows |= {"side": np.zeros(count, np.int64), "position": np.zeros(count, np.int64)}
+    rows |= {"equity": np.linspace(1000, 1100, count)}
+    rasters.MonthFolder(place).write([rows], {})
+    buy, sell = (a.ravel() for a in np.meshgrid([0.1, 0.15, 0.2], [-0.2, -0.15], indexing="ij"))
+    grid = {
+        "direction": np.ones(6, np.int64),
+        "buy": buy,
+        "sell": sell,
+        "total_return": np.array([0.1, -0.2, 0.3, np.nan, 0.0, -0.1]),
+        "sharpe": np.array([1.0, -2.0, 3.0, np.inf, 0.0, -1.0]),
+    }
+    klinefiles.write_columns(place / "grid.parquet", grid, {})
+    point = {
+        "buy": 0.15, "sell": -0.2, "total_return": 0.3, "trades_per_month": 12.34,
+        "win_rate": 0.456, "profit_factor": None, "sharpe": 3.0, "sortino": 4.0,
+        "max_drawdown": 0.07, "exposure": 0.5, "deflated_sharpe": 0.97,
+    }  # fmt: skip
+    step = {
+        "first": "2023-04-05T00:00:00Z", "last": "2023-04-06T23:59:00Z", "buy": None, "sell": None,
+        "sharpe_before": None, "sharpe": -1.25, "total_return": -0.031,
+    }  # fmt: skip
+    direction = {
+        "points": 6,
+        "candidates": 5,
+        "best": point,
+        "robust": point | {"buy": pair[0], "sell": pair[1]},
+        "walk_forward": {"steps": [step], "sharpe": 0.5, "total_return": 0.02},
+        "deflated_sharpe": 0.97,
+        "overfitting": 0.25,
+        "expected_best_sharpe": 2.25,
+        "lucky": False,
+        "verdict": verdict,
+    }
+    summary = {"direction": "long", "directions": {"long": direction | of}}
+    (place / "signals.json").write_text(json.dumps(summary))
+    return place
+
+
+def write_backtest(folder: Path, reason: str = "score", trades: int = 45, **of: Any) -> Path:
+    """As `trainer backtest` writes it, with made-up figures."""
+    place = folder / "data" / "BTCUSDT-1m-backtest"
+    rows = scored_rows(folder)
+    times, count = rows["open_time_ms"], len(rows["close"])
+    rows |= {
+        "equity": np.linspace(1000, 1200, count),
+        "buy_and_hold": np.linspace(1000, 900, count),
+    }
+    rasters.MonthFolder(place).write([rows], {})
+    figures = {
+        "total_return": 0.2, "cagr": 0.5, "sharpe": 1.5, "sortino": 2.5, "max_drawdown": 0.111,
+        "trades": trades, "trades_per_month": 99.9, "win_rate": 0.4, "profit_factor": 1.1,
+        "exposure": 0.3, "turnover": 77.7, "fees": 12.34,
+    }  # fmt: skip
+    summary = {
+        "performance": figures,
+        "buy_and_hold": {"total_return": -0.1, "max_drawdown": 0.2},
+        "by_fee": [{"fee": 0.0004, "slippage": 0.0002, "total_return": 0.25, "sharpe": 1.75}],
+        "rules": {"buy": 0.15, "sell": -0.15},
+        "costs": {"fee": 0.001, "slippage": 0.0002},
+    }
+    (place / "backtest.json").write_text(json.dumps(summary | of))
+    with (place / "trades.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            [
+                "number",
+                "side",
+                "entry_time",
+                "entry_price",
+                "entry_reason",
+                "exit_time",
+                "exit_price",
+                "exit_reason",
+                "profit",
+                "profit_share",
+            ]
+        )
+        for n in range(trades):
+            entered, left = iso(int(times[10 + 20 * n])), iso(int(times[20 + 20 * n]))
+            side = "short" if n % 3 == 0 else "long"
+            last = "open at the end" if n == trades - 1 else reason
+            writer.writerow([n + 1, side, entered, 100.5, reason, left, 101.25, last, n % 2, 0.01])
+    return place
+
+
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release with everything there is to show; texts are hostile where they come from files."""
@@ -170,6 +273,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_release_to(folder, labels=labels, code_version=HOSTILE)
     write_merged(folder)
     write_rolling(folder, null=HOSTILE, alarms=[HOSTILE])
+    write_signals(folder, verdict=HOSTILE)
+    write_backtest(folder, reason=HOSTILE)
     return folder
 
 
@@ -276,6 +381,14 @@ def test_figures_of_the_measured_stand_in_the_tables(result: dict[str, Any]) -> 
     assert {"2.10 %", "12.0 %", "1.20"} <= words  # calibration
     assert {"-1.5", "-4.0 .. +1.0", "45.0 %"} <= words  # deciles
     assert "2023-04-01 00:00" in words
+    assert {"12.3", "45.6 %", "0.97", "-1.25", "-3.1 %"} <= words  # the pairs of thresholds
+    assert {"99.9", "77.7", "12.34", "0.040 %", "1.75", "11.1 %"} <= words  # the account
+    assert "BTCUSDT: the last 15 of 45 trades (all are in trades.csv)" in words
+    text = " ".join(page.words)
+    assert "33.3 % of 6 pairs gained after costs" in text
+    assert "20.0 % in 45 round trips" in text
+    assert "Fee 0.1 %, slippage 0.02 % of each trade" in text
+    assert "20 of 40 gained after costs" in text
 
 
 def test_every_figure_is_a_png_too(full: Path, result: dict[str, Any]) -> None:
@@ -285,10 +398,14 @@ def test_every_figure_is_a_png_too(full: Path, result: dict[str, Any]) -> None:
         "btcusdt-auc-folds",
         "btcusdt-calibration",
         "btcusdt-deciles",
+        "btcusdt-equity",
         "btcusdt-gaps",
         "btcusdt-importance",
         "btcusdt-score",
         "btcusdt-signals",
+        "btcusdt-surface-return",
+        "btcusdt-surface-sharpe",
+        "btcusdt-trades",
     ]
     assert result["figures"] == len(names)
     assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in (full / "png").iterdir())
@@ -323,10 +440,10 @@ def test_where_nothing_was_measured_the_page_says_which_command_gives_it(tmp_pat
     write_release_to(tmp_path, metrics={})
     found = run(tmp_path, rows=30)
     text = " ".join(read(found["wrote"])[1].words)
-    for command in ("train", "rolling", "merge"):
+    for command in ("train", "rolling", "merge", "signals", "backtest"):
         assert f"`python -m trainer {command}`" in text
     assert found["figures"] == 0
-    assert len(found["missing"]) == 7
+    assert len(found["missing"]) == 9
     assert any("No walk-forward evaluation" in line for line in found["warnings"])
 
 
@@ -352,6 +469,49 @@ def test_warnings_name_what_is_too_good_or_no_better_than_the_clock(tmp_path: Pa
     assert "(0.540)" in lines  # direction within the band of luck
     assert "look here" in lines
     assert "fold 3 from 2023-05-01T00:00:00Z was left out: too few cases" in lines
+
+
+def test_lucky_overfitted_or_losing_thresholds_are_warned_of(tmp_path: Path) -> None:
+    write_release_to(tmp_path)
+    write_rolling(tmp_path)
+    write_signals(tmp_path, "it is lucky", pair=(0.2, -0.15), lucky=True, overfitting=0.625)
+    figures = {"total_return": -0.25, "max_drawdown": 0.3, "trades": 3}
+    place = write_backtest(
+        tmp_path, trades=3, performance=figures, rules={"buy": 0.3, "sell": -0.15}
+    )
+    lines = " | ".join(run(tmp_path)["warnings"])
+    assert "BTCUSDT, thresholds, long only: it is lucky" in lines
+    assert "with a probability of 62 %" in lines
+    assert "the robust pair is 0.2 and -0.15" in lines
+    assert "the backtest loses after costs (-25.0 %)" in lines
+    assert "gains less (-25.0 %) than buying and holding (-10.0 %)" in lines
+    assert "3 round trips in the backtest: too few" in lines
+    assert "the backtest buys above 0.3 and sells below -0.15" in lines
+    assert "other scores" not in lines
+    rows = rasters.read_months(place)
+    rows["score"][50] += 1e-9
+    texts = [(path.name, path.read_bytes()) for path in place.iterdir() if path.stem[0] != "2"]
+    rasters.MonthFolder(place).write([rows], {})
+    for name, content in texts:
+        (place / name).write_bytes(content)
+    lines = " | ".join(run(tmp_path)["warnings"])
+    assert "the backtest ran on other scores than the walk-forward rows" in lines
+    assert "the threshold search ran on other scores" not in lines
+
+
+def test_thresholds_and_trades_that_came_to_nothing_are_shown_as_such(tmp_path: Path) -> None:
+    write_release_to(tmp_path)
+    write_merged(tmp_path)
+    write_rolling(tmp_path)
+    nothing = {"best": None, "robust": None, "overfitting": None, "deflated_sharpe": None}
+    write_signals(tmp_path, "nothing can be chosen", **nothing)
+    write_backtest(tmp_path, trades=0)
+    found = run(tmp_path)
+    assert "BTCUSDT, thresholds, long only: nothing can be chosen." in found["warnings"]
+    assert (
+        "BTCUSDT: 0 round trips in the backtest: too few to tell skill from luck."
+        in (found["warnings"])
+    )
 
 
 def test_folds_of_other_models_are_not_this_releases(tmp_path: Path) -> None:
