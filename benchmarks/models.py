@@ -135,7 +135,7 @@ def main() -> int:
         )
         gathered = time.perf_counter()
         plan = recipes(settings.algorithms)
-        found = train.train(rows, plan, settings, features, 60_000, threads, Bar("", None, ""))
+        found = train.train(rows, plan, settings, features, data, threads, Bar("", None, ""))
         fitted = time.perf_counter()
         manifest, files = release.build(settings, features, rows, found, data, threads)
         built = time.perf_counter()

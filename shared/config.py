@@ -68,11 +68,26 @@ class _Section(BaseModel):
 
 
 class Algorithm(_Section):
-    """One way to train every label. `name` is the last part of a model's name (`high_20_k_gb`)."""
+    """One way to train every label. `name` is the last part of a model's name (`high_20_k_gb`).
+
+    params, for all: `length` (trailing rows), `every_nth_row`, `is_regression` (true: for labels
+    that are values only, false: for yes-or-no labels only), `calibrate` ("none", "platt",
+    "isotonic": on a purged tail that the model is not fitted on; svc: "platt"), `tail_share` (0.2),
+    `class_weight` ("none", "balanced": outputs are no probabilities then unless calibrated),
+    `weights` ("none", "uniqueness": for labels that look unequally far ahead). gb: `preset`
+    ("default", "seed"). nn: `layers`, `backend` ("auto": PyTorch where it sees a GPU, "sklearn",
+    "torch"). gb and nn: `early_stopping` (on that same tail), `patience`. svc: `max_rows` (10,000).
+    nn, lc and svc: `is_scale`.
+    """
 
     name: str = Field(description="last part of the model's name", pattern=r"^[A-Za-z0-9]{1,16}$")
-    algo: Literal["gb", "nn", "lc"] = Field(description="gradient boosting, neural net, linear")
-    params: dict[str, Any] = Field(default_factory=dict, description="what surrounds the library")
+    algo: Literal["gb", "nn", "lc", "svc"] = Field(
+        description="gradient boosting, neural net, linear, support vectors (on a sample)"
+    )
+    params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="what surrounds the library: rows, weights, calibration, early stopping",
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="arguments to the library")
 
 
@@ -93,8 +108,10 @@ class Analysis(_Section):
 class SignalModel(_Section):
     buy_threshold: float = Field(default=0.15, ge=-1, le=1, description="BUY above this score")
     sell_threshold: float = Field(default=-0.15, ge=-1, le=1, description="SELL below this score")
-    aggregate: Literal["ratio", "logit_mean", "difference"] = Field(
-        default="ratio", description="how model outputs become the score"
+    aggregate: Literal["ratio", "logit_mean", "difference", "stack", "best"] = Field(
+        default="ratio",
+        description="how model outputs become the score; best: what told rises from falls best out "
+        "of sample",
     )
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ from pydantic import (
 )
 
 from shared.errors import BadInput, Failure
-from shared.score import ScoreFormula, ScoreKind
+from shared.score import ScoreFormula, ScoreKind, Stack
 from shared.times import iso
 
 MANIFEST = "manifest.json"
@@ -74,7 +74,26 @@ class ModelEntry(_Entry):
     sha256: Sha256
     label: str
     inputs: str = Field(pattern=r"^k?f?d?$", min_length=1)
-    algorithm: Literal["gb", "nn", "lc"]
+    algorithm: Literal["gb", "nn", "lc", "svc"]
+    opset: int
+    ml_opset: int | None = None
+    calibration: Literal["none", "platt", "isotonic"] = "none"
+
+
+class ValueEntry(_Entry):
+    """One regression: a file beside the bundle, of which neither the bundle nor the score knows.
+
+    Its output is in the unit of the label, which `definition` gives; horizon: rows after the candle
+    that the label looks at.
+    """
+
+    file: FileName
+    sha256: Sha256
+    label: str
+    horizon: int
+    definition: str
+    inputs: str = Field(pattern=r"^k?f?d?$", min_length=1)
+    algorithm: Literal["gb", "nn", "lc", "svc"]
     opset: int
     ml_opset: int | None = None
 
@@ -88,16 +107,59 @@ class LabelEntry(_Entry):
     left_out: str = Field(default="", description="why no model predicts it; empty: one does")
 
 
+class StackEntry(_Entry):
+    """One side of a stack: a weight for every model of the score."""
+
+    weights: dict[str, float]
+    bias: float
+
+    @property
+    def stack(self) -> Stack:
+        return Stack(weights=self.weights, bias=self.bias)
+
+
 class ScoreEntry(_Entry):
     """The score's formula and its parameters; shared/score.py defines what `kind` means."""
 
     kind: ScoreKind
     high: tuple[str, ...] = Field(min_length=1)
     low: tuple[str, ...] = Field(min_length=1)
+    high_stack: StackEntry | None = None
+    low_stack: StackEntry | None = None
+
+    @classmethod
+    def of(cls, formula: ScoreFormula) -> "ScoreEntry":
+        def entry(stack: Stack | None) -> StackEntry | None:
+            if stack is None:
+                return None
+            return StackEntry(weights=dict(stack.weights), bias=stack.bias)
+
+        return cls(
+            kind=formula.kind,
+            high=formula.high,
+            low=formula.low,
+            high_stack=entry(formula.high_stack),
+            low_stack=entry(formula.low_stack),
+        )
 
     @property
     def formula(self) -> ScoreFormula:
-        return ScoreFormula(kind=self.kind, high=self.high, low=self.low)
+        """
+        Raises:
+            ValueError: a stack without weights for all models, or weights without a stack.
+        """
+        return ScoreFormula(
+            kind=self.kind,
+            high=self.high,
+            low=self.low,
+            high_stack=None if self.high_stack is None else self.high_stack.stack,
+            low_stack=None if self.low_stack is None else self.low_stack.stack,
+        )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "ScoreEntry":
+        _ = self.formula
+        return self
 
 
 class Thresholds(_Entry):
@@ -139,7 +201,9 @@ class Manifest(_Entry):
 
     features: names in the order of the input columns; left_out: those that no model uses.
     features_horizon: rows of candles that the longest feature window needs.
-    models: in the order of the output columns.
+    models: in the order of the output columns. values: regressions, which no service runs.
+    made_from: what the release was made from: sha256 of the rows, versions of the libraries, the
+    config of algorithms and trainer.
     """
 
     format: Literal[1] = 1
@@ -155,6 +219,7 @@ class Manifest(_Entry):
     features_file_sha256: Sha256 | None = None
     labels: dict[str, LabelEntry]
     models: dict[str, ModelEntry] = Field(min_length=1)
+    values: dict[str, ValueEntry] = Field(default_factory=dict)
     bundle_sha256: Sha256
     score: ScoreEntry
     thresholds: Thresholds
@@ -163,6 +228,7 @@ class Manifest(_Entry):
     parity: dict[str, float | int | bool] = Field(default_factory=dict)
     runtime: Runtime
     golden: Golden
+    made_from: dict[str, Any] = Field(default_factory=dict)
 
     @cached_property
     def used(self) -> npt.NDArray[np.intp]:
@@ -188,6 +254,8 @@ class Manifest(_Entry):
             raise ValueError("a model has no side in the score")
         if unknown := {model.label for model in self.models.values()} - set(self.labels):
             raise ValueError(f"a model names an unknown label {min(unknown)!r}")
+        if twice := set(self.values) & set(self.models):
+            raise ValueError(f"{min(twice)!r} is both a model and a regression")
         if self.thresholds.sell > self.thresholds.buy:
             raise ValueError("the sell threshold is above the buy threshold")
         rows = len(self.golden.inputs)
@@ -428,6 +496,8 @@ def _read_folder(folder: Path, max_bytes: int) -> Release:
     bundle = _read_checked(folder, BUNDLE, manifest.bundle_sha256, max_bytes)
     for model in manifest.models.values():
         _read_checked(folder, model.file, model.sha256, max_bytes)
+    for value in manifest.values.values():
+        _read_checked(folder, value.file, value.sha256, max_bytes)
     return Release(folder=folder, manifest=manifest, bundle=bundle)
 
 

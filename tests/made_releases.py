@@ -25,7 +25,7 @@ from shared.releases import (
     release_id,
     write_release,
 )
-from shared.score import ScoreFormula, ScoreKind
+from shared.score import ScoreFormula, ScoreKind, Stack
 from shared.times import iso
 from trainer.export.models import TrainedModel, export_bundle, export_model
 from trainer.models.lc import Linear
@@ -74,10 +74,19 @@ def made_release(
     """A manifest and its files, not written yet."""
     models = made_models(len(features), seed, labels)
     names = [model.name for model in models]
+    stacks: list[Stack | None] = [None, None]
+    if kind is ScoreKind.STACK:
+        random = np.random.default_rng(seed)
+        stacks = [
+            Stack(weights=dict(zip(names, weights.tolist(), strict=True)), bias=0.25)
+            for weights in random.normal(size=(2, len(names)))
+        ]
     formula = ScoreFormula(
         kind=kind,
         high=tuple(n for n in names if n.startswith("high")),
         low=tuple(n for n in names if n.startswith("low")),
+        high_stack=stacks[0],
+        low_stack=stacks[1],
     )
     bundle = export_bundle(models, formula, features)
     files = {f"{model.name}.onnx": export_model(model, features) for model in models}
@@ -112,7 +121,7 @@ def made_release(
             for model in models
         },
         bundle_sha256=hashlib.sha256(bundle).hexdigest(),
-        score=ScoreEntry(kind=kind, high=formula.high, low=formula.low),
+        score=ScoreEntry.of(formula),
         thresholds=Thresholds(buy=0.15, sell=-0.15),
         training=TrainingRange(
             start_ms=0, end_ms=1, rows=1, stride=1, seed=seed, test_start_ms=1, test_rows=0

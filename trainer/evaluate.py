@@ -114,13 +114,15 @@ def measure(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueMetrics:
     """Of a model of values, out of sample. mae: in the label's unit; r2: against the mean of the
-    rows themselves; rank: Spearman's correlation with its 95 % interval; None where not defined."""
+    rows themselves; rank: Spearman's correlation with its 95 % interval; sign_auc: whether labels
+    above 0 stand above the others; None where not defined."""
 
     mae: float
     r2: float | None
     rank: float | None
     rank_low: float | None
     rank_high: float | None
+    sign_auc: float | None
     rows: int
 
     def as_dict(self) -> dict[str, float | int | None]:
@@ -142,6 +144,7 @@ def measure_values(y: FloatArray, p: FloatArray, block: int, seed: int) -> Value
         rank=rank_correlation(y, p),
         rank_low=low,
         rank_high=high,
+        sign_auc=auc(y > 0, p),
         rows=len(y),
     )
 

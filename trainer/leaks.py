@@ -31,8 +31,18 @@ from shared.klines import DEPTH_COLUMNS, KLINE_COLUMNS
 from shared.times import interval_ms
 from trainer import inputs, probes, rasters
 from trainer.evaluate import auc, permuted_blocks
-from trainer.models.cases import choose_labels, label_side, labels_to_compute
-from trainer.models.fit import Fitted, Fitter, Job, Recipe, ends_before, inputs_of, jobs_of, recipes
+from trainer.models.cases import choose_labels, labels_to_compute
+from trainer.models.fit import (
+    Fitted,
+    Fitter,
+    Job,
+    Recipe,
+    check_labels,
+    ends_before,
+    inputs_of,
+    jobs_of,
+    recipes,
+)
 from trainer.models.rows import Rows, chosen, gather, stride_for
 from trainer.probes import Finding
 from trainer.progress import Bar, Progress
@@ -90,9 +100,8 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
     for name, least in (("cuts", 1), ("walks", 0), ("days", 0.01), ("walk_rows", 3000)):
         if getattr(args, name) < least:
             raise Usage(f"--{name.replace('_', '-')}: at least {least:g}")
-    for name in settings.labels:
-        label_side(name)
     plan = recipes(settings.algorithms)
+    check_labels(plan, settings.labels)
     names = feature_names(settings)
     features = configured(settings)
     data = inputs.read(settings, args, features)

@@ -1,11 +1,40 @@
 """What the price did after each candle, to judge a score by: its return, what it touched first."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from shared.klines import KLINE_COLUMNS
+from shared.times import interval_ms
+from trainer.labels import trailing_sigma
+from trainer.rasters import Raster
+
 Floats = npt.NDArray[np.float64]
+
+
+def after(
+    rasters: Sequence[Raster],
+    symbol: npt.NDArray[np.int16],
+    open_ms: npt.NDArray[np.int64],
+    horizon: int,
+) -> tuple[Floats, Floats]:
+    """`future_return` and `first_touch` of chosen candles, (n,) each.
+
+    symbol: (n,) which of the rasters a candle is from; open_ms: (n,) when it opens.
+    """
+    returns, touch = np.empty(len(symbol)), np.empty(len(symbol))
+    for at, raster in enumerate(rasters):
+        close, high, low = (
+            raster.kline[:, KLINE_COLUMNS.index(name)] for name in ("close", "high", "low")
+        )
+        here = symbol == at
+        places = (open_ms[here] - raster.open_time_ms[0]) // interval_ms(raster.interval)
+        returns[here] = future_return(close, horizon)[places]
+        sigma = trailing_sigma(close)
+        touch[here] = first_touch(close, high, low, sigma, horizon)[places]
+    return returns, touch
 
 
 def future_return(close: Floats, horizon: int) -> Floats:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared.score import ScoreFormula, ScoreKind, score
+from shared.score import PLAIN_KINDS, ScoreFormula, ScoreKind, score
 from trainer import baselines
 from trainer.evaluate import (
     Metrics,
@@ -92,7 +92,7 @@ def assemble(
     every = [*names, *(f"{label}.{name}" for label in labels for name in baselines.NAMES)]
     outputs = {name: np.full(len(positions), np.nan) for name in every}
     train_base = {label: np.full(len(positions), np.nan) for label in labels}
-    scores = {str(one): np.full(len(positions), np.nan) for one in ScoreKind}
+    scores = {str(one): np.full(len(positions), np.nan) for one in PLAIN_KINDS}
     number = np.empty(len(positions), np.int64)
     for fold, start in zip(folds, starts, strict=False):
         here = slice(start, start + len(fold.test))
@@ -109,7 +109,7 @@ def assemble(
         }
         if sides["high"] and sides["low"]:
             said = np.column_stack([outputs[name][here] for name in models])
-            for one in ScoreKind:
+            for one in PLAIN_KINDS:
                 formula = ScoreFormula(kind=one, high=sides["high"], low=sides["low"])
                 scores[str(one)][here] = score(formula, models, said)
     sorted_scores = {name: values[order] for name, values in scores.items()}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -24,18 +25,20 @@ from shared.releases import (
     ScoreEntry,
     Thresholds,
     TrainingRange,
+    ValueEntry,
     cpu_kind,
     release_id,
 )
-from shared.score import ScoreFormula, ScoreKind
+from shared.score import ScoreFormula
 from shared.times import iso
 from trainer import rasters
-from trainer.evaluate import Metrics
+from trainer.aggregates import Aggregates
+from trainer.evaluate import Metrics, ValueMetrics
 from trainer.export import parity
 from trainer.export.graph import ML_OPSET, OPSET
 from trainer.export.models import TrainedModel, export_bundle, export_model
-from trainer.labels import SIGMA_ROWS, sigmas
-from trainer.models.cases import LABEL, label_side
+from trainer.labels import definition, is_value, side_of, spec
+from trainer.models.calibration import Isotonic, Platt
 from trainer.models.rows import Rows, span_text
 
 
@@ -43,12 +46,18 @@ from trainer.models.rows import Rows, span_text
 class Trained:
     """Fitted on all rows; metrics are those of the same recipe fitted without the test rows.
 
-    metrics: model name -> None where its test or training part has too few cases.
-    labels_left_out, labels_added: name -> why.
+    models: those of the score; values: regressions. metrics, value_metrics: name -> None where its
+    test or training part has too few cases. labels_left_out, labels_added: name -> why. compared:
+    every kind of score out of sample; formula: the one that the release gets.
     """
 
     models: list[TrainedModel]
+    values: list[TrainedModel]
     metrics: dict[str, Metrics | None]
+    value_metrics: dict[str, ValueMetrics | None]
+    formula: ScoreFormula
+    compared: Aggregates
+    notes: tuple[str, ...]
     labels_left_out: dict[str, str]
     labels_added: dict[str, str]
     stride: int
@@ -71,28 +80,31 @@ def build(
         Failure: the parity gate failed.
     """
     models = trained.models
-    formula = ScoreFormula(
-        kind=ScoreKind(settings.signaler.model.aggregate),
-        high=tuple(m.name for m in models if label_side(m.label) == "high"),
-        low=tuple(m.name for m in models if label_side(m.label) == "low"),
-    )
-    exported = {model.name: export_model(model, features.names) for model in models}
+    formula = trained.formula
+    exported = {
+        model.name: export_model(model, features.names) for model in (*models, *trained.values)
+    }
     bundle = export_bundle(models, formula, features.names)
     runner = Runner(bundle, len(features.names), [model.name for model in models])
     thresholds = Thresholds(
         buy=settings.signaler.model.buy_threshold, sell=settings.signaler.model.sell_threshold
     )
     places = np.unique(np.linspace(0, len(rows) - 1, parity.ROWS).astype(np.intp))
+    x = rows.x[places]
     passed = parity.check(
         models,
         exported,
         runner,
         formula,
         (thresholds.buy, thresholds.sell),
-        rows.x[places],
+        x,
         threads,
     )
+    if trained.values:
+        passed["largest_value_difference"] = parity.check_values(trained.values, exported, x)
     figures = {name: figures_of(found) for name, found in trained.metrics.items()}
+    values = {name: figures_of(found) for name, found in trained.value_metrics.items()}
+    horizon = settings.trainer.label_horizon
     created_s = int(time.time())
     while (settings.model_folder / "releases" / release_id(created_s, bundle)).exists():
         created_s += 1
@@ -108,8 +120,9 @@ def build(
         left_out=tuple(n for n, out in zip(features.names, rows.left_out, strict=True) if out),
         features_file_sha256=features.user_sha256,
         labels={
-            name: _label_entry(name, settings.trainer.label_horizon, trained)
+            name: _label_entry(name, horizon, trained)
             for name in (*settings.labels, *trained.labels_added)
+            if not is_value(name)
         },
         models={
             model.name: ModelEntry(
@@ -120,11 +133,26 @@ def build(
                 algorithm=model.algorithm,
                 opset=OPSET,
                 ml_opset=ML_OPSET if model.algorithm == "gb" else None,
+                calibration=_calibration(model),
             )
             for model in models
         },
+        values={
+            model.name: ValueEntry(
+                file=f"{model.name}.onnx",
+                sha256=hashlib.sha256(exported[model.name]).hexdigest(),
+                label=model.label,
+                horizon=spec(model.label, horizon).window or horizon,
+                definition=definition(model.label, horizon),
+                inputs=model.inputs,
+                algorithm=model.algorithm,
+                opset=OPSET,
+                ml_opset=ML_OPSET if model.algorithm == "gb" else None,
+            )
+            for model in trained.values
+        },
         bundle_sha256=hashlib.sha256(bundle).hexdigest(),
-        score=ScoreEntry(kind=formula.kind, high=formula.high, low=formula.low),
+        score=ScoreEntry.of(formula),
         thresholds=thresholds,
         training=TrainingRange(
             start_ms=int(rows.open_ms[0]),
@@ -135,10 +163,11 @@ def build(
             test_start_ms=trained.test_start_ms,
             test_rows=trained.test_rows,
         ),
-        metrics=figures,
+        metrics=figures | values,
         parity=passed,
         runtime=Runtime(onnxruntime=onnxruntime.__version__, cpu=cpu_kind()),
         golden=_golden(rows, runner),
+        made_from=_made_from(settings, rows),
     )
     release = Release(
         folder=settings.model_folder / "releases" / manifest.id, manifest=manifest, bundle=bundle
@@ -146,6 +175,9 @@ def build(
     Bundle(release)  # refuses what a predictor would refuse, before anything is written
     report = {
         "models": figures,
+        "values": values,
+        "score": score_report(trained),
+        "notes": list(trained.notes),
         "parity": passed,
         "training": manifest.training.model_dump(mode="json"),
         "rows": span_text(rows),
@@ -154,7 +186,7 @@ def build(
     }
     lines = [
         found.seed_line(name) if found is not None else f"{name}, not measured: too few cases"
-        for name, found in trained.metrics.items()
+        for name, found in (*trained.metrics.items(), *trained.value_metrics.items())
     ]
     files = {f"{name}.onnx": content for name, content in exported.items()}
     files[BUNDLE] = bundle
@@ -163,34 +195,60 @@ def build(
     return manifest, files
 
 
-def figures_of(found: Metrics | None) -> dict[str, float | int | None]:
+def figures_of(found: Metrics | ValueMetrics | None) -> dict[str, float | int | None]:
     if found is None:
         return {"auc": None, "auc_low": None, "auc_high": None, "rows": 0}
     return found.as_dict()
 
 
+def score_report(trained: Trained) -> dict[str, Any]:
+    """Every kind of score out of sample, the best of them, and the one of the release."""
+    compared = trained.compared
+    return {
+        "kind": str(trained.formula.kind),
+        "best": None if compared.best is None else str(compared.best),
+        "compared": {str(kind): found.as_dict() for kind, found in compared.found.items()},
+    }
+
+
+def _calibration(model: TrainedModel) -> Literal["none", "platt", "isotonic"]:
+    match model.map:
+        case Platt():
+            return "platt"
+        case Isotonic():
+            return "isotonic"
+        case _:
+            return "none"
+
+
 def _label_entry(name: str, horizon: int, trained: Trained) -> LabelEntry:
-    found = LABEL.fullmatch(name)
-    assert found is not None  # noqa: S101 - label_side has seen it
-    is_high = found[1] == "high"
-    extreme, sign = ("max(high", "+") if is_high else ("min(low", "-")
-    scale = sigmas(name)
-    if scale is None:
-        is_far, move, where = int(found[2]) >= 10, f"{int(found[2]) / 10:g} %", ""
-    else:
-        is_far, move = True, f"{scale:g} * sigma[t] * sqrt({horizon})"
-        where = (
-            ", sigma[t] = population standard deviation of ln(close[r] / close[r-1]) over "
-            f"r = t-{SIGMA_ROWS - 1} .. t"
-        )
+    side = side_of(name)
+    assert side is not None  # noqa: S101 - not a value
     why = trained.labels_added.get(name)
     return LabelEntry(
-        side=label_side(name),
-        horizon=horizon,
-        definition=f"{extreme}[t+1 .. t+{horizon}]) {'>=' if is_far is is_high else '<='} "
-        f"close[t] * (1 {sign} {move}){where}{'' if why is None else f'; {why}'}",
+        side=side,
+        horizon=spec(name, horizon).window or horizon,
+        definition=f"{definition(name, horizon)}{'' if why is None else f'; {why}'}",
         left_out=trained.labels_left_out.get(name, ""),
     )
+
+
+def _made_from(settings: Settings, rows: Rows) -> dict[str, Any]:
+    """Equal ones give equal ONNX files, on one kind of machine."""
+    rows_hash = hashlib.sha256(np.ascontiguousarray(rows.x).data)
+    for name in sorted(rows.y):
+        rows_hash.update(name.encode() + np.ascontiguousarray(rows.y[name]).tobytes())
+    rows_hash.update(rows.open_ms.tobytes())
+    return {
+        "rows_sha256": rows_hash.hexdigest(),
+        "libraries": {
+            name: metadata.version(name)
+            for name in ("lightgbm", "numpy", "onnx", "onnxruntime", "scikit-learn", "scipy")
+        },
+        "labels": list(settings.labels),
+        "algorithms": [a.model_dump(mode="json") for a in settings.algorithms],
+        "trainer": settings.trainer.model_dump(mode="json"),
+    }
 
 
 def _golden(rows: Rows, runner: Runner) -> Golden:

@@ -31,15 +31,14 @@ from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.features.configured import configured
 from shared.klines import KLINE_COLUMNS
-from shared.score import ScoreKind
+from shared.score import PLAIN_KINDS, ScoreKind
 from shared.times import interval_ms, iso
 from trainer import baselines, inputs, outcomes, rasters, splits
 from trainer.evaluate import Metrics, ValueMetrics
 from trainer.fanout import Fanout, code_version
 from trainer.folds import Files, Fold, Piece, outputs, pieces, plan_fold, work
-from trainer.labels import trailing_sigma
-from trainer.models.cases import label_side, labels_to_compute
-from trainer.models.fit import Recipe, inputs_of, recipes
+from trainer.models.cases import labels_to_compute
+from trainer.models.fit import Recipe, check_labels, inputs_of, recipes
 from trainer.models.rows import Rows, candidates
 from trainer.outofsample import NULL, SCORE_NULL, Judge, Outcomes, OutOfSample, alarms, assemble
 from trainer.progress import Progress
@@ -208,8 +207,12 @@ def _task(settings: Settings, args: argparse.Namespace) -> Task:
     plan = recipes(settings.algorithms)
     if not plan:
         raise Usage("config: algorithms: name at least one")
-    for name in settings.labels:
-        label_side(name)
+    check_labels(plan, settings.labels)
+    if settings.signaler.model.aggregate not in PLAIN_KINDS:
+        raise Usage(
+            f"signaler.model.aggregate {settings.signaler.model.aggregate}: that score is made by "
+            f"one training; a walk-forward measures {', '.join(PLAIN_KINDS)}: name one of them"
+        )
     features = configured(settings)
     data = inputs.read(settings, args, features)
     candle_ms = interval_ms(data[0].interval)
@@ -440,17 +443,9 @@ def _model_names(task: Task, folds: Sequence[Fold]) -> list[str]:
 
 
 def _outcomes(task: Task, rows: Rows) -> Outcomes:
-    horizon = task.settings.trainer.label_horizon
-    returns, touch = np.empty(len(rows)), np.empty(len(rows))
-    for symbol, raster in enumerate(task.data):
-        close, high, low = (
-            raster.kline[:, KLINE_COLUMNS.index(name)] for name in ("close", "high", "low")
-        )
-        here = rows.symbol == symbol
-        places = (rows.open_ms[here] - raster.open_time_ms[0]) // task.candle_ms
-        returns[here] = outcomes.future_return(close, horizon)[places]
-        sigma = trailing_sigma(close)
-        touch[here] = outcomes.first_touch(close, high, low, sigma, horizon)[places]
+    returns, touch = outcomes.after(
+        task.data, rows.symbol, rows.open_ms, task.settings.trainer.label_horizon
+    )
     return Outcomes(
         open_ms=rows.open_ms, symbol=rows.symbol, y=rows.y, returns=returns, touch=touch
     )

@@ -3,27 +3,31 @@
 import argparse
 import os
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from shared.config import Settings
 from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.features.configured import configured
 from shared.releases import promote, write_release
+from shared.score import ScoreFormula, ScoreKind
 from shared.times import interval_ms, iso
-from trainer import rasters
-from trainer.evaluate import Metrics, measure
+from trainer import aggregates, inputs, outcomes, rasters
+from trainer.evaluate import Metrics, ValueMetrics, measure, measure_values
 from trainer.export.models import TrainedModel
-from trainer.models.cases import choose_labels, label_side, labels_to_compute
+from trainer.labels import side_of, spec
+from trainer.models import nn, torch_nn
+from trainer.models.cases import choose_labels, labels_to_compute
 from trainer.models.fit import (
     Fitted,
     Fitter,
     Job,
     Recipe,
+    check_labels,
     ends_before,
     fit_models,
     inputs_of,
@@ -32,32 +36,17 @@ from trainer.models.fit import (
 )
 from trainer.models.rows import Rows, chosen, gather, stride_for
 from trainer.progress import Bar, Progress
-from trainer.release import Trained, build, figures_of
+from trainer.release import Trained, build, figures_of, score_report
 
 _DAY_MS = 86_400_000
 # On fewer cases than this before the test rows a measured model would say nothing.
 _FEWEST_TO_MEASURE = 10
+# job, its figures (None: no test row's label is known), its outputs on the test rows
+_Measured = tuple[Job, Metrics | ValueMetrics | None, npt.NDArray[np.float64]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--symbol", action="append", metavar="S", help="instead of the config's")
-    parser.add_argument("--interval", metavar="I", help="instead of the config's or the file's")
-    parser.add_argument(
-        "--klines",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="train on these kline files instead of the merged data",
-    )
-    parser.add_argument(
-        "--futures", nargs="+", type=Path, metavar="FILE", help="futures klines beside --klines"
-    )
-    parser.add_argument(
-        "--until",
-        type=int,
-        metavar="MS",
-        help="use no candle that opens at or after this time (epoch ms), in labels neither",
-    )
+    inputs.add_options(parser)
     parser.add_argument("--promote", action="store_true", help="make the new release live")
 
 
@@ -66,10 +55,9 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
     plan = recipes(settings.algorithms)
     if not plan:
         raise Usage("config: algorithms: name at least one")
-    for name in settings.labels:
-        label_side(name)
+    check_labels(plan, settings.labels)
     features = configured(settings)
-    data = _read(settings, args, features)
+    data = inputs.read(settings, args, features)
     threads = settings.trainer.threads or os.cpu_count() or 1
     with progress.bar("features", _rows_to_compute(settings, data, features)) as bar:
         rows = gather(
@@ -87,13 +75,14 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         progress.note(
             f"left out, without a value in more than half of the rows: {', '.join(left_out)}"
         )
-    step_ms = interval_ms(data[0].interval)
     with progress.bar("training", 2 * len(plan) * len(settings.labels), "models") as bar:
-        trained = train(rows, plan, settings, features, step_ms, threads, bar)
+        trained = train(rows, plan, settings, features, data, threads, bar)
     for name, why in trained.labels_left_out.items():
         progress.note(f"label {name} left out: {why}")
     for name, why in trained.labels_added.items():
         progress.note(f"label {name} {why}")
+    for text in trained.notes:
+        progress.note(text)
     with progress.bar("parity gate and release", 1, "releases") as bar:
         manifest, files = build(settings, features, rows, trained, data, threads)
         folder = write_release(settings.model_folder, manifest, files)
@@ -117,6 +106,9 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         "labels_added": trained.labels_added,
         "test": {"from": iso(trained.test_start_ms), "rows": trained.test_rows},
         "models": {name: figures_of(found) for name, found in trained.metrics.items()},
+        "values": {name: figures_of(found) for name, found in trained.value_metrics.items()},
+        "score": score_report(trained),
+        "notes": list(trained.notes),
         "parity": dict(manifest.parity),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -126,9 +118,15 @@ def summary(result: Mapping[str, Any]) -> str:
     aucs = [m["auc"] for m in result["models"].values() if m["auc"] is not None]
     mean = f", mean AUC {sum(aucs) / len(aucs):.3f} out of sample" if aucs else ""
     added = "".join(f", label {name} {why}" for name, why in result["labels_added"].items())
+    values = f" and {len(result['values'])} regressions" if result["values"] else ""
+    score, best = result["score"]["kind"], result["score"]["best"]
+    told = f"score {score}"
+    if best is not None:
+        auc = result["score"]["compared"][best]["auc"]
+        told += f" (best out of sample: {best}, direction AUC {auc:.3f})"
     live = "live" if result["promoted"] else "not live yet: `python -m trainer promote`"
     return (
-        f"train: {len(result['models'])} models on {result['rows']:,} rows{mean}, "
+        f"train: {len(result['models'])} models{values} on {result['rows']:,} rows{mean}, {told}, "
         f"release {result['release']} ({live}), {result['seconds']} s{added}"
     )
 
@@ -138,7 +136,7 @@ def train(
     plan: Sequence[Recipe],
     settings: Settings,
     features: FeatureSet,
-    step_ms: int,
+    data: Sequence[rasters.Raster],
     threads: int,
     bar: Bar,
 ) -> Trained:
@@ -148,9 +146,11 @@ def train(
     or beyond the first of them.
 
     Raises:
-        Failure: no label of a side is left, or an algorithm's rows hold one class only.
+        Failure: no label of a side is left, an algorithm's rows hold one class only, or the score
+            that the config asks for cannot be had from so few rows.
     """
     config = settings.trainer
+    step_ms = interval_ms(data[0].interval)
     stride = config.stride or stride_for(len(rows))
     base = chosen(rows, step_ms, stride)
     if not len(base):
@@ -161,36 +161,43 @@ def train(
     test = base[rows.open_ms[base] >= test_start_ms]
     columns = tuple(np.flatnonzero(~rows.left_out).tolist())
     fitter = Fitter.of(rows, threads, config.seed)
-    inputs = inputs_of(features)
-    bar.advance(2 * len(plan) * (len(settings.labels) - len(labels)))
+    letters = inputs_of(features)
 
-    def measured(job: Job, model: Fitted) -> tuple[Job, Metrics | None]:
-        y = rows.y[job.label]
-        after = test[~np.isnan(y[test])]
-        if not len(after):
-            return job, None
-        block = -(-config.label_horizon // stride)
-        return job, measure(y[after], model.predict(fitter.x[after]), block, config.seed)
+    def block_of(label: str) -> int:
+        window = spec(label, config.label_horizon).window or config.label_horizon
+        return -(-window // stride)
+
+    def measured(job: Job, model: Fitted) -> _Measured:
+        y, outputs = rows.y[job.label][test], model.predict(fitter.x[test])
+        known = ~np.isnan(y)
+        figures: Metrics | ValueMetrics | None = None
+        if known.any():
+            measured_by = measure_values if job.is_value else measure
+            figures = measured_by(y[known], outputs[known], block_of(job.label), config.seed)
+        return job, figures, outputs
 
     def exported(job: Job, model: Fitted) -> TrainedModel:
         return TrainedModel(
             name=job.name,
             label=job.label,
-            inputs=inputs,
+            inputs=letters,
             algorithm=job.recipe.algo,
             columns=columns,
             fitted=model,
+            is_value=job.is_value,
         )
 
-    final = jobs_of(rows, plan, labels, step_ms=step_ms, stride=stride, inputs=inputs)
+    final = jobs_of(rows, plan, labels, step_ms=step_ms, stride=stride, inputs=letters)
+    bar.advance(max(0, 2 * (len(plan) * len(settings.labels) - len(final))))
     for job in final:
         if not job.cases:
             raise Failure(
                 f"{job.name}: the {len(job.y):,} rows that its algorithm's params.length and "
-                "params.every_nth_row leave hold no two classes; let it have more"
+                "params.every_nth_row leave hold no two classes (where it stops early or is "
+                "calibrated, in both parts); let it have more"
             )
-    metrics: dict[str, Metrics | None] = {}
-    for job, figures in fit_models(
+    found: dict[str, _Measured] = {}
+    for one in fit_models(
         rows,
         fitter,
         plan,
@@ -198,23 +205,47 @@ def train(
         measured,
         step_ms=step_ms,
         stride=stride,
-        inputs=inputs,
+        inputs=letters,
         allowed=ends_before(rows, test_start_ms),
         fewest=_FEWEST_TO_MEASURE,
     ):
-        metrics[job.name] = figures
-        bar.advance(detail=job.name)
-    bar.advance(len(final) - len(metrics))
+        found[one[0].name] = one
+        bar.advance(detail=one[0].name)
+    bar.advance(len(final) - len(found))
+    in_score = {f.name: f.label for f in _ordered(final, labels, plan) if not f.is_value}
+    happened = outcomes.after(data, rows.symbol[test], rows.open_ms[test], config.label_horizon)
+    compared = aggregates.compare(
+        rows,
+        {name: found[name][2] for name in in_score if name in found},
+        test,
+        in_score,
+        *happened,
+        block=-(-config.label_horizon // stride),
+        seed=config.seed,
+    )
+    formula = _formula(settings.signaler.model.aggregate, in_score, compared)
     fitted: dict[str, TrainedModel] = {}
     for model in fitter.fit_each(final, exported):
         fitted[model.name] = model
         bar.advance(detail=model.name)
-    order = [f"{label}_{inputs}_{recipe.name}" for label in labels for recipe in plan]
+    metrics: dict[str, Metrics | None] = {}
+    value_metrics: dict[str, ValueMetrics | None] = {}
+    for job in _ordered(final, labels, plan):
+        figures = found[job.name][1] if job.name in found else None
+        if job.is_value:
+            value_metrics[job.name] = figures if isinstance(figures, ValueMetrics) else None
+        else:
+            metrics[job.name] = figures if isinstance(figures, Metrics) else None
     return Trained(
-        models=[fitted[name] for name in order],
-        metrics={name: metrics.get(name) for name in order},
+        models=[fitted[name] for name in metrics],
+        values=[fitted[name] for name in value_metrics],
+        metrics=metrics,
+        value_metrics=value_metrics,
+        formula=formula,
+        compared=compared,
         labels_left_out=choice.left_out,
         labels_added=choice.added,
+        notes=tuple(_notes(final)),
         stride=stride,
         rows=len(base),
         test_start_ms=test_start_ms,
@@ -222,44 +253,58 @@ def train(
     )
 
 
-def _read(
-    settings: Settings, args: argparse.Namespace, features: FeatureSet
-) -> list[rasters.Raster]:
-    if args.klines is not None:
-        found = [rasters.join(*pair) for pair in rasters.read_bare(args, settings)]
-    elif args.futures is not None:
-        raise Usage("--futures goes with --klines")
+def _ordered(jobs: Sequence[Job], labels: Sequence[str], plan: Sequence[Recipe]) -> list[Job]:
+    """By label, then by algorithm, as the config names them."""
+    names = [recipe.name for recipe in plan]
+    return sorted(jobs, key=lambda job: (labels.index(job.label), names.index(job.recipe.name)))
+
+
+def _formula(
+    wanted: str, in_score: Mapping[str, str], compared: aggregates.Aggregates
+) -> ScoreFormula:
+    """in_score: model -> label, in order."""
+    if wanted == "best":
+        if compared.best is None:
+            raise Failure(
+                'signaler.model.aggregate "best": the purged tail has too few rises and falls to '
+                "tell; name one, or give more candles"
+            )
+        kind = compared.best
     else:
-        interval = args.interval or settings.interval
-        symbols = args.symbol or settings.symbols
-        found = [rasters.read_merged(settings.data_folder, s, interval) for s in symbols]
-    if len({raster.interval for raster in found}) > 1:
-        intervals = ", ".join(sorted({raster.interval for raster in found}))
-        raise Usage(f"models are trained on one interval, and these are {intervals}: --interval")
-    for raster in found:
-        for source in ("futur", "depth"):
-            if source in features.sources and getattr(raster, source) is None:
-                raise Usage(
-                    f"{raster.symbol}: features read {source} rows, and there are none: download "
-                    f"and merge them, or take features_{source} out of the config"
-                )
-    if args.until is not None:
-        found = [_before(raster, args.until) for raster in found]
-    return found
-
-
-def _before(raster: rasters.Raster, until_ms: int) -> rasters.Raster:
-    stop = int(np.searchsorted(raster.open_time_ms, until_ms))
-    if not stop:
-        raise Usage(f"--until {until_ms}: {raster.symbol} has no candle before that")
-    return rasters.Raster(
-        symbol=raster.symbol,
-        interval=raster.interval,
-        open_time_ms=raster.open_time_ms[:stop],
-        kline=raster.kline[:stop],
-        futur=None if raster.futur is None else raster.futur[:stop],
-        depth=None if raster.depth is None else raster.depth[:stop],
+        kind = ScoreKind(wanted)
+    if kind is ScoreKind.STACK and compared.stacks is None:
+        raise Failure(
+            'signaler.model.aggregate "stack": the purged tail has too few cases to fit it on; use '
+            "another, or give more candles"
+        )
+    high, low = (
+        [name for name, label in in_score.items() if side_of(label) == side]
+        for side in ("high", "low")
     )
+    return aggregates.formula_of(kind, high, low, compared.stacks)
+
+
+def _notes(jobs: Sequence[Job]) -> Iterator[str]:
+    """What a person should know about how models were fitted, once per algorithm."""
+    for recipe in dict.fromkeys(job.recipe.name for job in jobs):
+        of_recipe = [job for job in jobs if job.recipe.name == recipe]
+        thinned = [job for job in of_recipe if job.thinned_from is not None]
+        if thinned:
+            most = max(job.thinned_from or 0 for job in thinned)
+            yield (
+                f"NOTE: {recipe} is fitted on {len(thinned[0].y):,} of {most:,} rows (every n-th, "
+                f"params.max_rows {thinned[0].recipe.rows.most:,}): its time grows with their "
+                "square"
+            )
+        around = of_recipe[0].recipe.around
+        if around.class_weight != "none" and around.calibrate == "none":
+            yield (
+                f"NOTE: {recipe}: balanced classes make its outputs no probabilities, and the "
+                'score takes them for such; params.calibrate "platt" makes them probabilities again'
+            )
+        own = of_recipe[0].recipe.options
+        if isinstance(own, nn.Options) and own.backend == "torch":
+            yield f"{recipe} is fitted by PyTorch on {torch_nn.device_name()}"
 
 
 def _rows_to_compute(

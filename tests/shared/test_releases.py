@@ -11,6 +11,7 @@ from shared.errors import BadInput, Failure
 from shared.releases import (
     BUNDLE,
     MANIFEST,
+    ScoreEntry,
     current_folder,
     current_id,
     history,
@@ -20,6 +21,7 @@ from shared.releases import (
     rollback,
     write_release,
 )
+from shared.score import ScoreFormula, ScoreKind, Stack
 from tests.made_releases import made_release, write
 
 
@@ -245,3 +247,71 @@ def test_readers_never_see_a_torn_switch(tmp_path: Path) -> None:
         reader.join()
     assert not faults
     assert seen == set(names)
+
+
+# --- what newer releases hold besides ------------------------------------------------------------
+
+
+def test_a_manifest_of_before_stacks_and_regressions_still_loads(release: Path) -> None:
+    path = release / MANIFEST
+    manifest = json.loads(path.read_text())
+    for name in ("values", "made_from"):
+        del manifest[name]
+    for name in ("high_stack", "low_stack"):
+        del manifest["score"][name]
+    for model in manifest["models"].values():
+        del model["calibration"]
+    path.write_text(json.dumps(manifest))
+    found = read_release(release).manifest
+    assert (found.values, found.made_from) == ({}, {})
+    assert found.score.formula.high_stack is None
+    assert {model.calibration for model in found.models.values()} == {"none"}
+
+
+def test_the_weights_of_a_stack_come_back_as_they_were() -> None:
+    weights = {"a": 0.1, "b": -1 / 3}
+    formula = ScoreFormula(
+        kind=ScoreKind.STACK,
+        high=("a",),
+        low=("b",),
+        high_stack=Stack(weights=weights, bias=0.7),
+        low_stack=Stack(weights=weights, bias=-1e-17),
+    )
+    entry = ScoreEntry.model_validate_json(ScoreEntry.of(formula).model_dump_json())
+    assert entry.formula == formula
+
+
+@pytest.mark.parametrize("side", [{}, {"high_stack": {"weights": {}, "bias": 0.0}}])
+def test_a_stack_without_its_weights_is_refused_in_one_line(
+    release: Path, side: dict[str, object]
+) -> None:
+    path = release / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["score"] |= {"kind": "stack"} | side
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match="score: a stack") as error:
+        read_release(release)
+    assert "\n" not in str(error.value)
+
+
+def test_a_regression_is_verified_like_a_model(release: Path) -> None:
+    path = release / MANIFEST
+    manifest = json.loads(path.read_text())
+    content = (release / "high_10_k_lc.onnx").read_bytes()
+    (release / "high_max_60_k_lc.onnx").write_bytes(content)
+    entry = manifest["models"]["high_10_k_lc"] | {
+        "file": "high_max_60_k_lc.onnx",
+        "label": "high_max_60",
+        "horizon": 60,
+        "definition": "percent",
+    }
+    manifest["values"] = {"high_max_60_k_lc": entry}
+    path.write_text(json.dumps(manifest))
+    assert list(read_release(release).manifest.values) == ["high_max_60_k_lc"]
+    (release / "high_max_60_k_lc.onnx").write_bytes(content[:-1])
+    with pytest.raises(BadInput, match=r"high_max_60_k_lc\.onnx is not the file"):
+        read_release(release)
+    manifest["values"] = {"high_10_k_lc": entry}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match="both a model and a regression"):
+        read_release(release)

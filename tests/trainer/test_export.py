@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from shared.bundle import Runner, check_graph, open_session
 from shared.config import Algorithm
 from shared.errors import Failure, Usage
-from shared.score import ScoreFormula, ScoreKind
+from shared.score import ScoreFormula, ScoreKind, Stack, score
 from trainer.export import parity
 from trainer.export.models import TrainedModel, export_bundle, export_model
 from trainer.models import gb, lc, nn
@@ -62,6 +62,7 @@ def fitted(algorithm: Algorithm, x: np.ndarray, y: np.ndarray, label: str) -> Tr
         algorithm=algorithm.algo,
         columns=COLUMNS,
         fitted=model,
+        is_value=job.is_value,
     )
 
 
@@ -195,6 +196,105 @@ def test_dense_models_agree_with_the_native_ones(algorithm: Algorithm) -> None:
     assert found.std() > 0.005
 
 
+SVC_ = Algorithm(name="svc", algo="svc")
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        SVC_,
+        Algorithm(name="linear", algo="svc", train={"kernel": "linear", "C": 0.1}),
+        Algorithm(
+            name="poly",
+            algo="svc",
+            params={"is_scale": False, "calibrate": "isotonic"},
+            train={"kernel": "poly", "degree": 2, "coef0": 1.0, "gamma": 0.1},
+        ),
+    ],
+    ids=lambda algorithm: algorithm.name,
+)
+def test_support_vectors_agree_with_libsvm(algorithm: Algorithm) -> None:
+    x, y = data(1200)
+    model = fitted(algorithm, x, y, "low_10")
+    held_out = data(300, 0.1, seed=1)[0]
+    found = one_by_one(model, held_out)
+    np.testing.assert_allclose(found, native(model, held_out), rtol=0, atol=1e-9)
+    assert found.std() > 0.005
+    # rows have the same bits alone and in a batch, of an odd number of vectors too
+    formula_ = ScoreFormula(kind=ScoreKind.RATIO, high=(model.name,), low=(model.name,))
+    runner = Runner(export_bundle([model], formula_, FEATURES), WIDTH, [model.name])
+    together = runner.run(held_out.astype(float)).outputs[:, 0]
+    alone = [runner.run(row[None].astype(float)).outputs[0, 0] for row in held_out]
+    assert together.tobytes() == np.array(alone).tobytes()
+
+
+@pytest.mark.parametrize("calibrate", ["platt", "isotonic"])
+@pytest.mark.parametrize("algo", ["gb", "nn", "lc"])
+def test_the_map_behind_a_model_stands_in_its_graph(algo: str, calibrate: str) -> None:
+    x, y = data(1500)
+    algorithm = Algorithm.model_validate(
+        {"name": "c", "algo": algo, "params": {"calibrate": calibrate}}
+    )
+    model = fitted(algorithm, x, y, "high_10")
+    held_out = data(300, 0.1, seed=1)[0]
+    found, expected = one_by_one(model, held_out), native(model, held_out)
+    if algo == "gb":
+        assert found.tobytes() == expected.tobytes()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    plain = model.core.raw(held_out[:, list(COLUMNS)])
+    assert np.abs(found - 1 / (1 + np.exp(-plain))).max() > 0.003  # it is a map
+
+
+def test_a_bundle_of_all_kinds_passes_the_gate() -> None:
+    x, y = data(900)
+    algorithms = [
+        Algorithm(name="iso", algo="gb", params={"calibrate": "isotonic"}),
+        GB,
+        Algorithm(name="platt", algo="gb", params={"calibrate": "platt"}),
+        SVC_,
+        Algorithm(name="nnp", algo="nn", params={"calibrate": "platt"}),
+        Algorithm(name="nni", algo="nn", params={"calibrate": "isotonic"}),
+        LC,
+    ]
+    models = [
+        fitted(algorithm, x, target, label)
+        for label, target in (("high_10", y), ("low_10", 1 - y))
+        for algorithm in algorithms
+    ]
+    content = export_bundle(models, formula(models), FEATURES)
+    check_graph(content)
+    runner = Runner(content, WIDTH, [model.name for model in models])
+    files = {model.name: export_model(model, FEATURES) for model in models}
+    held_out = data(1000, 0.1, seed=5)[0]
+    found = parity.check(models, files, runner, formula(models), (0.15, -0.15), held_out, 2)
+    assert found["trees_equal"] is True
+    assert float(found["largest_difference"]) < 1e-6
+
+
+@pytest.mark.parametrize("algo", ["gb", "nn", "lc", "svc"])
+def test_regressions_are_files_with_values_of_the_labels_unit(algo: str) -> None:
+    x, _ = data(1500, nan=0.02)
+    clean = np.nan_to_num(x.astype(float))
+    y = 300 + 50 * (clean[:, 0] + clean[:, 3]) + np.random.default_rng(3).normal(size=len(x))
+    algorithm = Algorithm.model_validate({"name": algo, "algo": algo})
+    model = fitted(algorithm, x, y, "high_max_60")
+    held_out = data(400, 0.02, seed=1)[0]
+    found, expected = one_by_one(model, held_out), native(model, held_out)
+    if algo == "gb":
+        assert found.tobytes() == expected.tobytes()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (
+        parity.check_values([model], {model.name: export_model(model, FEATURES)}, held_out) < 1e-6
+    )
+    clean = np.nan_to_num(held_out.astype(float))
+    truth = 300 + 50 * (clean[:, 0] + clean[:, 3])
+    # nn learns slowly in its few epochs; all must have found the sum
+    assert np.corrcoef(found, truth)[0, 1] > 0.8
+    other = export_model(fitted(algorithm, x, -y, "high_max_60"), FEATURES)
+    with pytest.raises(Failure, match=f"parity gate: high_max_60_k_{algo} is off"):
+        parity.check_values([model], {model.name: other}, held_out)
+
+
 def test_scaling_is_median_standardise_clip() -> None:
     x, _ = data(nan=0)
     x[:, 2] = 4.25  # constant
@@ -235,10 +335,19 @@ def trained() -> list[TrainedModel]:
 
 
 def formula(models: list[TrainedModel], kind: ScoreKind = ScoreKind.RATIO) -> ScoreFormula:
+    stacks: list[Stack | None] = [None, None]
+    if kind is ScoreKind.STACK:
+        random = np.random.default_rng(4)
+        stacks = [
+            Stack(weights={m.name: float(random.normal()) for m in models}, bias=float(bias))
+            for bias in random.normal(size=2)
+        ]
     return ScoreFormula(
         kind=kind,
         high=tuple(m.name for m in models if m.label == "high_10"),
         low=tuple(m.name for m in models if m.label == "low_10"),
+        high_stack=stacks[0],
+        low_stack=stacks[1],
     )
 
 
@@ -253,6 +362,12 @@ def test_the_bundle_passes_the_gate(trained: list[TrainedModel], kind: ScoreKind
     assert found["rows"] == 2000
     assert found["trees_equal"] is True
     assert 0 < float(found["largest_difference"]) < 1e-6
+    # and the score of the graph is that of its definition, of the graph's own outputs
+    names = [model.name for model in trained]
+    graph = runner.run(held_out[:200].astype(float))
+    theirs = score(formula(trained, kind), names, graph.outputs)
+    np.testing.assert_allclose(graph.score, theirs, rtol=0, atol=1e-14)
+    assert len(np.unique(graph.score)) > 150
 
 
 @pytest.mark.parametrize("kind", list(ScoreKind))
@@ -328,7 +443,7 @@ def test_the_number_of_workers_changes_no_model() -> None:
     jobs = [
         job_of(recipe, label, f"{label}_{recipe.name}", target)
         for recipe in plan
-        for label, target in (("a", y), ("b", 1 - y), ("c", y))
+        for label, target in (("high_10", y), ("high_15", 1 - y), ("high_20", y))
     ]
     outputs = []
     for workers in (1, 3):
@@ -337,7 +452,7 @@ def test_the_number_of_workers_changes_no_model() -> None:
         )
         outputs.append(found)
     assert outputs[0] == outputs[1]
-    assert outputs[0]["a_gb"] == outputs[0]["c_gb"] != outputs[0]["b_gb"]
+    assert outputs[0]["high_10_gb"] == outputs[0]["high_20_gb"] != outputs[0]["high_15_gb"]
 
 
 @pytest.mark.parametrize("rows", [100, 2_380, 79_000, 1_000_000])
@@ -358,7 +473,6 @@ def test_small_data_get_small_leaves_and_batches(rows: int) -> None:
         (Algorithm(name="a", algo="gb", params={"preset": "x"}), "default, seed"),
         (Algorithm(name="a", algo="gb", params={"is_scale": True}), "is_scale"),
         (Algorithm(name="a", algo="gb", train={"linear_tree": True}), "linear_tree"),
-        (Algorithm(name="a", algo="gb", train={"objective": "l2"}), "objective"),
         (Algorithm(name="a", algo="gb", train={"boosting": "rf"}), "boosting"),
         (Algorithm(name="a", algo="gb", train={"nmu_leaves": 3}), "no train.nmu_leaves"),
         (Algorithm(name="a", algo="gb", train={"max_bin": 1}), "LightGBM: .*max_bin"),
@@ -366,6 +480,39 @@ def test_small_data_get_small_leaves_and_batches(rows: int) -> None:
         (Algorithm(name="a", algo="nn", train={"activation": "gelu"}), "activation"),
         (Algorithm(name="a", algo="nn", params={"layers": []}), "layers"),
         (Algorithm(name="a", algo="nn", params={"backend": "keras"}), "sklearn, torch"),
+        (Algorithm(name="a", algo="lc", params={"early_stopping": True}), "early_stopping"),
+        (
+            Algorithm(
+                name="a",
+                algo="gb",
+                params={"early_stopping": True},
+                train={"boosting": "dart"},
+            ),
+            "no early stopping",
+        ),
+        (Algorithm(name="a", algo="gb", train={"early_stopping_rounds": 5}), "no use here"),
+        (Algorithm(name="a", algo="nn", train={"validation_fraction": 0.2}), "unknown key"),
+        (Algorithm(name="a", algo="lc", params={"calibrate": "beta"}), "platt, isotonic"),
+        (Algorithm(name="a", algo="lc", params={"tail_share": 1}), "between 0 and 1"),
+        (Algorithm(name="a", algo="lc", params={"weights": "age"}), "none, uniqueness"),
+        (Algorithm(name="a", algo="svc", params={"calibrate": "none"}), "no probabilities"),
+        (Algorithm(name="a", algo="svc", train={"probability": True}), "unknown key"),
+        (Algorithm(name="a", algo="svc", train={"kernel": "sigmoid"}), "rbf, linear, poly"),
+        (Algorithm(name="a", algo="svc", train={"epsilon": 0.1, "random_state": 1}), "not all for"),
+        (Algorithm(name="a", algo="gb", train={"objective": "poisson"}), "objective"),
+        (
+            Algorithm(
+                name="a",
+                algo="gb",
+                params={"is_regression": True},
+                train={"objective": "binary"},
+            ),
+            "not all for values",
+        ),
+        (
+            Algorithm(name="a", algo="lc", params={"calibrate": "platt"}, train={"alpha": 1.0}),
+            "for yes-or-no labels",
+        ),
     ],
 )
 def test_a_wrong_algorithm_is_refused_before_any_work(algorithm: Algorithm, says: str) -> None:
@@ -419,11 +566,12 @@ def test_predictions_do_not_depend_on_lightgbms_threads() -> None:
 
 
 def test_options_hold_what_the_config_says() -> None:
-    chosen = lc.parse(Algorithm(name="a", algo="lc", train={"C": 2.0}))
+    chosen, kinds = lc.parse(Algorithm(name="a", algo="lc", train={"C": 2.0}))
     assert chosen.train == {"C": 2.0}
-    merged, rounds = gb.parameters(
-        gb.parse(Algorithm(name="a", algo="gb", params={"preset": "seed"})), 50_000, 1, 7
-    )
+    assert kinds == {False}  # ridge has no C
+    own, kinds = gb.parse(Algorithm(name="a", algo="gb", params={"preset": "seed"}))
+    assert kinds == {False, True}
+    merged, rounds = gb.parameters(own, 50_000, 1, 7)
     assert rounds == 1500
     assert merged["max_depth"] == 1
     assert merged["min_data_in_leaf"] == 500  # 1 % of the rows

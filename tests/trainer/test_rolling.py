@@ -21,7 +21,7 @@ from shared.config import Settings
 from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.klines import KLINE_COLUMNS, KlineTable
-from shared.score import ScoreFormula, ScoreKind, score
+from shared.score import PLAIN_KINDS, ScoreFormula, ScoreKind, score
 from tests.releases import market
 from trainer import folds, inputs, rasters, rolling
 from trainer import train as train_command
@@ -159,7 +159,7 @@ def test_a_step_trains_exactly_as_train_does_with_the_candles_before(
         )
         with Progress(io.StringIO(), quiet=True).bar("training") as bar:
             plan = recipes(settings.algorithms)
-            trained = train_command.train(rows, plan, settings, features, M, 1, bar)
+            trained = train_command.train(rows, plan, settings, features, [before], 1, bar)
         values = features.batch(raster.first_index, raster.kline).astype(np.float32)
         place = (found["open_time_ms"][here] - raster.open_time_ms[0]) // M
         known = ~np.isnan(found["close"][here])
@@ -192,7 +192,7 @@ def test_figures_are_those_of_the_rows(folder: Path, result: dict[str, Any]) -> 
         assert 0 < one["clock"]["auc"] < 1
     assert report["score"]["auc_low"] < report["score"]["auc"] < report["score"]["auc_high"]
     assert len(report["score"]["deciles"]) == 10
-    assert set(report["aggregates"]) == {str(kind) for kind in ScoreKind}
+    assert set(report["aggregates"]) == {str(kind) for kind in PLAIN_KINDS}
     assert report["best_aggregate"] in report["aggregates"]
     lines = (folder / "data" / "TESTUSDT-1m-features-rolling" / "metrics.txt").read_text()
     assert [line.split(", ")[0] for line in lines.splitlines()] == MODELS

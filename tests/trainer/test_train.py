@@ -104,6 +104,108 @@ def test_a_release_has_every_model_of_every_label(folder: Path, result: dict[str
     assert manifest.symbols == ("TESTUSDT",)
 
 
+def test_every_score_is_measured_out_of_sample_and_the_best_is_named(
+    folder: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    path = str(folder / "TESTUSDT-1m.parquet")
+    config = settings(tmp_path, algorithms=["lc", "gb"], trainer={"test_share": 0.75})
+    result = run(config, "--klines", path)
+    told = result["score"]
+    assert set(told["compared"]) == {"ratio", "difference", "logit_mean", "stack"}
+    aucs = {kind: figures["auc"] for kind, figures in told["compared"].items()}
+    assert told["best"] == max(aucs, key=lambda kind: aucs[kind])
+    assert told["kind"] == "ratio"  # as the config has it
+    for figures in told["compared"].values():
+        assert 0 <= figures["auc"] <= 1
+        if figures["auc_low"] is not None:  # None: fewer rows than two windows of a label
+            assert figures["auc_low"] <= figures["auc"] <= figures["auc_high"]
+        assert -1 <= figures["rank_correlation"] <= 1
+        assert figures["cases"] >= 10
+        # the second half of the test rows
+        assert figures["rows"] == pytest.approx(result["test"]["rows"] / 2, abs=1)
+    report = json.loads((Path(result["folder"]) / "metrics.json").read_text())
+    assert report["score"] == told
+    assert f"(best out of sample: {told['best']}" in train.summary(result)
+
+
+@pytest.mark.parametrize("aggregate", ["stack", "best"])
+def test_the_score_of_the_config_is_that_of_the_release(
+    folder: Path, result: dict[str, Any], tmp_path: Path, aggregate: str
+) -> None:
+    path = str(folder / "TESTUSDT-1m.parquet")
+    keys = {"signaler": {"model": {"aggregate": aggregate}}, "algorithms": ["lc"]}
+    if aggregate == "best":
+        with pytest.raises(Failure, match="too few rises and falls"):
+            run(settings(tmp_path, **keys, trainer={"test_share": 0.04}), "--klines", path)
+    found = run(settings(tmp_path, **keys, trainer={"test_share": 0.75}), "--klines", path)
+    bundle = Bundle.load(tmp_path / "models" / "releases" / found["release"])
+    kind = found["score"]["best"] if aggregate == "best" else "stack"
+    assert bundle.manifest.score.kind == found["score"]["kind"] == kind
+    outputs = bundle.run(np.random.default_rng(0).normal(size=(40, len(NAMES))))
+    formula = bundle.manifest.score.formula
+    np.testing.assert_allclose(
+        outputs.score, score(formula, bundle.models, outputs.outputs), atol=1e-14
+    )
+
+
+def test_regressions_lie_beside_the_bundle_and_change_nothing_in_it(
+    folder: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    labels_ = ["high_10", "high_max_60", "low_10"]
+    path = str(folder / "TESTUSDT-1m.parquet")
+    found = run(settings(tmp_path, labels=labels_), "--klines", path)
+    release = read_release(tmp_path / "models" / "releases" / found["release"])
+    first = read_release(folder / "models" / "releases" / result["release"])
+    assert release.bundle == first.bundle
+    names = [f"high_max_60_k_{algo}" for algo in ("gb", "nn", "lc")]
+    assert list(release.manifest.values) == list(found["values"]) == names
+    assert list(release.manifest.models) == list(first.manifest.models)
+    assert list(release.manifest.labels) == ["high_10", "low_10"]
+    entry = release.manifest.values[names[0]]
+    assert (entry.label, entry.horizon, entry.algorithm) == ("high_max_60", 60, "gb")
+    assert entry.definition == "100 * (max(high[t+1 .. t+60]) - close[t]) / close[t]"
+    for figures in found["values"].values():
+        assert figures["mae"] > 0
+        assert set(figures) >= {"r2", "rank", "rank_low", "rank_high", "sign_auc"}
+    lines = (release.folder / "metrics.txt").read_text().splitlines()
+    assert [line.split(", ")[0] for line in lines] == [*result["models"], *names]
+    assert "3 regressions" in train.summary(found)
+    assert set(release.manifest.metrics) == {*result["models"], *names}
+
+
+def test_support_vectors_train_on_a_sample_and_say_so_loudly(
+    folder: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    algorithm = {"name": "svc", "algo": "svc", "params": {"max_rows": 500}}
+    heard = io.StringIO()
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    args = parser.parse_args(["--klines", str(folder / "TESTUSDT-1m.parquet")])
+    found = train.run(settings(tmp_path, algorithms=[algorithm]), args, Progress(heard))
+    assert list(found["models"]) == ["high_10_k_svc", "low_10_k_svc"]
+    (note,) = found["notes"]
+    assert "NOTE: svc is fitted on " in note
+    assert note in heard.getvalue()
+    manifest = Bundle.load(tmp_path / "models" / "releases" / found["release"]).manifest
+    assert {model.calibration for model in manifest.models.values()} == {"platt"}
+    assert {model.algorithm for model in manifest.models.values()} == {"svc"}
+
+
+def test_the_manifest_says_what_the_release_was_made_from(
+    folder: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    made = read_release(folder / "models" / "releases" / result["release"]).manifest.made_from
+    assert made["trainer"]["seed"] == 7
+    assert [a["name"] for a in made["algorithms"]] == ["gb", "nn", "lc"]
+    assert set(made["libraries"]) >= {"lightgbm", "scikit-learn", "onnx"}
+    table = candles(5000)
+    table.values[4000, 3] *= 1.0001
+    path = write(tmp_path / "TESTUSDT-1m.parquet", table)
+    found = run(settings(tmp_path, algorithms=["lc"]), "--klines", str(path))
+    other = read_release(tmp_path / "models" / "releases" / found["release"]).manifest.made_from
+    assert other["rows_sha256"] != made["rows_sha256"]
+
+
 def test_figures_are_out_of_sample_with_their_interval(
     folder: Path, result: dict[str, Any]
 ) -> None:
@@ -128,6 +230,10 @@ def test_the_same_data_gives_the_same_bytes(folder: Path, result: dict[str, Any]
     )
     assert first.bundle == second.bundle
     assert first.manifest.models == second.manifest.models
+    for name in first.manifest.models:
+        files = [(r.folder / f"{name}.onnx").read_bytes() for r in (first, second)]
+        assert files[0] == files[1]
+    assert first.manifest.made_from["rows_sha256"] == second.manifest.made_from["rows_sha256"]
     assert first.manifest.metrics == second.manifest.metrics
 
 
@@ -244,7 +350,7 @@ def test_a_label_with_few_cases_is_left_out_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "options", "says"),
     [
-        ({"labels": ["high_max_180", "low_10"]}, (), "no yes-or-no label"),
+        ({"labels": ["high_mxa", "low_10"]}, (), "no label 'high_mxa'"),
         ({"algorithms": [{"name": "x", "algo": "gb", "params": {"leaves": 3}}]}, (), "leaves"),
         ({"features_kline": ["close_bogus"]}, (), "close_bogus"),
         ({}, ("--until", "5"), "no candle before"),
@@ -343,7 +449,7 @@ def test_every_4000_real_candles_have_a_label_of_either_side(
     added: list[str] = []
     for place in (*places, *hardest):
         choice = choose(table.rows(place, place + 4000), config)
-        assert {cases.label_side(name) for name in choice.kept} == {"high", "low"}
+        assert {labels.side_of(name) for name in choice.kept} == {"high", "low"}
         fixed = [name for name in config.labels if name not in choice.left_out]
         assert choice.kept == [*fixed, *choice.added]
         for side_ in ("high", "low"):

@@ -8,6 +8,7 @@ from trainer.export.graph import Graph
 from trainer.models.lc import Linear
 from trainer.models.nn import Network
 from trainer.models.scaling import CLIP, Scaling
+from trainer.models.svc import Vectors
 
 _ACTIVATION = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid"}
 
@@ -78,3 +79,31 @@ def add_networks(graph: Graph, scaled: str, models: Sequence[Network]) -> str:
         x = graph.add("Transpose", x, perm=[1, 2, 0])
         x = graph.add("Reshape", x, graph.constant([-1, count], np.int64))
     return x
+
+
+def add_vectors(graph: Graph, scaled: str, model: Vectors) -> str:
+    """Decision values of a support-vector machine, (n, 1) double.
+
+    The squared distance of rbf as libsvm has it, `x.x + v.v - 2 x.v`: one product for all vectors.
+    """
+    across = model.vectors.T
+    if model.kernel == "linear":
+        kernel = graph.add("MatMul", scaled, graph.constant(across, np.float64))
+    elif model.kernel == "poly":
+        products = graph.add("MatMul", scaled, graph.constant(model.gamma * across, np.float64))
+        base = graph.add("Add", products, graph.constant(model.coef0, np.float64))
+        kernel = graph.add("Pow", base, graph.constant(float(model.degree), np.float64))
+    else:
+        twice = graph.constant(2.0 * model.gamma * across, np.float64)
+        own = graph.constant(-model.gamma * (model.vectors**2).sum(axis=1), np.float64)
+        squares = graph.add(
+            "ReduceSum",
+            graph.add("Mul", scaled, scaled),
+            graph.constant([1], np.int64),
+            keepdims=1,
+        )
+        of_rows = graph.add("Mul", squares, graph.constant(model.gamma, np.float64))
+        minus = graph.add("Sub", graph.add("Gemm", scaled, twice, own), of_rows)
+        kernel = graph.each("Exp", minus, len(model.vectors))
+    weights = graph.constant(model.weights[:, None], np.float64)
+    return graph.add("Gemm", kernel, weights, graph.constant([model.bias], np.float64))

@@ -46,7 +46,9 @@ def add_trees(graph: Graph, model: Boosting, features: str, columns: Sequence[in
         Failure: the booster has something that the graph cannot say.
     """
     dump = model.booster.dump_model()
-    slope = _logistic_slope(dump)
+    if dump["num_tree_per_iteration"] != 1 or dump["average_output"]:
+        raise Failure("LightGBM: only one sum of trees can be exported")
+    slope = 1.0 if model.is_value else _logistic_slope(dump)
     arrays = _Arrays()
     for tree in dump["tree_info"]:
         _add_tree(arrays, tree["tree_structure"], columns)
@@ -76,8 +78,6 @@ def add_trees(graph: Graph, model: Boosting, features: str, columns: Sequence[in
 
 def _logistic_slope(dump: Mapping[str, Any]) -> float:
     """`s` of `1 / (1 + exp(-s * raw))`."""
-    if dump["num_tree_per_iteration"] != 1 or dump["average_output"]:
-        raise Failure("LightGBM: only one sum of trees can be exported")
     kind, *settings = str(dump["objective"]).split()
     if kind == "cross_entropy":
         return 1.0

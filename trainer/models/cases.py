@@ -1,19 +1,16 @@
 """Which labels are trained on: those with enough cases, or one that follows the volatility."""
 
-import re
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.config import Settings
-from shared.errors import Failure, Usage
-from trainer.labels import SCALED_LABELS
+from shared.errors import Failure
+from trainer.labels import SCALED_LABELS, is_value, side_of
 from trainer.models.rows import Rows
 
 FEWEST_CASES = 50
-LABEL = re.compile(r"(high|low)(?:_(\d\d)|v(?:_(?!000)\d{3})?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +31,7 @@ def labels_to_compute(settings: Settings) -> tuple[str, ...]:
 
 
 def choose_labels(rows: Rows, base: npt.NDArray[np.intp], settings: Settings) -> Choice:
-    """Labels with enough cases of both classes among the rows `base`.
+    """Labels with enough cases of both classes (values: enough rows) among the rows `base`.
 
     A side of which the config has labels, but none with enough cases, gets the rarest label of
     SCALED_LABELS that has, unless the config forbids it.
@@ -46,15 +43,16 @@ def choose_labels(rows: Rows, base: npt.NDArray[np.intp], settings: Settings) ->
     left_out: dict[str, str] = {}
     added: dict[str, str] = {}
     for name in settings.labels:
-        too_few = _too_few_cases(rows.y[name][base])
+        y = rows.y[name][base]
+        too_few = _too_few_values(y) if is_value(name) else _too_few_cases(y)
         if too_few is None:
             kept.append(name)
         else:
             left_out[name] = too_few
     for side in ("high", "low"):
-        if any(label_side(name) == side for name in kept):
+        if any(side_of(name) == side for name in kept):
             continue
-        reasons = [f"{n}: {why}" for n, why in left_out.items() if label_side(n) == side]
+        reasons = [f"{n}: {why}" for n, why in left_out.items() if side_of(n) == side]
         if not reasons:
             raise Failure(f"no {side} label to train: the config lists none in `labels`")
         spare = SCALED_LABELS[side] if settings.trainer.calm_labels else ()
@@ -73,6 +71,13 @@ def choose_labels(rows: Rows, base: npt.NDArray[np.intp], settings: Settings) ->
     return Choice(kept=kept, left_out=left_out, added=added)
 
 
+def _too_few_values(y: npt.NDArray[np.float64]) -> str | None:
+    known = y[~np.isnan(y)]
+    if len(known) < FEWEST_CASES:
+        return f"{len(known):,} rows have a value, and {FEWEST_CASES} are needed"
+    return None if np.ptp(known) else f"it is {known[0]:g} in all {len(known):,} rows"
+
+
 def _too_few_cases(y: npt.NDArray[np.float64]) -> str | None:
     """Why a label cannot be trained on; None: it can."""
     known = y[~np.isnan(y)]
@@ -82,12 +87,3 @@ def _too_few_cases(y: npt.NDArray[np.float64]) -> str | None:
     return (
         f"{true:,} of {len(known):,} rows are cases, and {FEWEST_CASES} of either class are needed"
     )
-
-
-def label_side(name: str) -> Literal["high", "low"]:
-    """The side that a label speaks for; `high_01 .. 04` (no rise above) speak for a fall."""
-    found = LABEL.fullmatch(name)
-    if found is None:
-        raise Usage(f"config: labels: {name!r} is no yes-or-no label such as high_10 or lowv")
-    is_far = found[2] is None or int(found[2]) >= 10
-    return "high" if (found[1] == "high") is is_far else "low"

@@ -19,6 +19,8 @@ from shared.config import Algorithm
 from shared.errors import Failure
 from trainer.models import options
 
+FloatArray = npt.NDArray[np.float64]
+
 # Small trees and no class weights: more capacity lost AUC and log-loss out of sample, and weights
 # make the outputs no probabilities.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -82,9 +84,20 @@ _REFUSED = [
     "num_machines",
     "device",
     "device_type",
-    "early_stopping_round",
+    "early_stopping_round",  # params.early_stopping: on a purged tail
+    "early_stopping_rounds",
+    "early_stopping",
+    "n_iter_no_change",
+    "reg_sqrt",
     "input_model",
 ]
+_CLASSIFY = frozenset({"binary", "cross_entropy", "xentropy"})
+# Those whose prediction is the plain sum of the leaves.
+_REGRESS = frozenset(
+    {"regression", "regression_l1", "l1", "l2", "mae", "mse", "huber", "fair", "quantile", "mape"}
+)
+# Arguments that speak of two classes.
+_OF_CLASSES = frozenset({"is_unbalance", "unbalance", "scale_pos_weight", "sigmoid"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +113,14 @@ class Boosting:
     """A fitted booster over the columns that it was given."""
 
     booster: lightgbm.Booster
+    slope: float = 1.0  # LightGBM's `sigmoid`: the logit is slope times the sum of the leaves
+    is_value: bool = False
 
-    def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    def raw(self, x: npt.NDArray[np.float32]) -> FloatArray:
+        found = np.asarray(self.booster.predict(x, num_threads=1, raw_score=True), np.float64)
+        return found if self.slope == 1.0 else self.slope * found
+
+    def predict(self, x: npt.NDArray[np.float32]) -> FloatArray:
         return np.asarray(self.booster.predict(x, num_threads=1), np.float64)
 
 
@@ -121,30 +140,51 @@ _LOG = _Log()
 lightgbm.register_logger(_LOG)
 
 
-def parse(algorithm: Algorithm) -> Options:
-    """Raises Usage where the config is wrong."""
-    options.check_names(
-        algorithm, "params", algorithm.params, ("preset", "is_scale", *options.ROW_PARAMS)
-    )
+def parse(algorithm: Algorithm) -> tuple[Options, frozenset[bool]]:
+    """The options, and for which kinds of labels they are (`options.kinds`).
+
+    Raises:
+        Usage: the config is wrong.
+    """
+    own = ("preset", "is_scale", "early_stopping", "patience")
+    options.check_names(algorithm, "params", algorithm.params, (*own, *options.COMMON_PARAMS))
     if options.flag(algorithm, "is_scale", False):
         raise options.refused(algorithm, "trees need no scaling: remove params.is_scale")
     for name in algorithm.train:
         if name in _REFUSED:
             raise options.refused(algorithm, f"train.{name} cannot be exported or has no use here")
-    objective = algorithm.train.get("objective", "binary")
-    if objective not in {"binary", "cross_entropy", "xentropy"}:
-        raise options.refused(algorithm, "train.objective must be binary or cross_entropy")
-    if algorithm.train.get("boosting", "gbdt") not in {"gbdt", "goss", "dart"}:
+    boosting = algorithm.train.get("boosting", "gbdt")
+    if boosting not in {"gbdt", "goss", "dart"}:
         raise options.refused(algorithm, "train.boosting must be gbdt, goss or dart")
+    if boosting == "dart" and algorithm.params.get("early_stopping"):
+        raise options.refused(algorithm, "dart changes earlier trees: it has no early stopping")
     preset = options.choice(algorithm, "preset", "default", tuple(PRESETS))
     chosen = Options(preset=preset, train=dict(algorithm.train))
-    _try(algorithm, chosen)
-    return chosen
+    kinds = _kinds(algorithm)
+    for is_value in sorted(kinds):
+        _try(algorithm, chosen, is_value)
+    return chosen, kinds
 
 
-def _try(algorithm: Algorithm, chosen: Options) -> None:
+def _kinds(algorithm: Algorithm) -> frozenset[bool]:
+    objective = algorithm.train.get("objective")
+    if objective is not None and objective not in _CLASSIFY | _REGRESS:
+        raise options.refused(
+            algorithm,
+            "train.objective must be binary or cross_entropy, and for values one of "
+            f"{', '.join(sorted(_REGRESS))}",
+        )
+    found = {False, True}
+    if objective in _CLASSIFY or _OF_CLASSES.intersection(algorithm.train):
+        found.discard(True)
+    if objective in _REGRESS:
+        found.discard(False)
+    return options.checked_kinds(algorithm, frozenset(found))
+
+
+def _try(algorithm: Algorithm, chosen: Options, is_value: bool) -> None:
     """One round on next to nothing: LightGBM itself says what it does not accept."""
-    merged, _ = parameters(chosen, 64, 1, 0)
+    merged, _ = parameters(chosen, 64, 1, 0, is_value)
     merged["verbosity"] = 0
     _LOG.texts.clear()
     x = np.linspace(0, 1, 64)[:, None]
@@ -179,9 +219,14 @@ def leaf_rows(rows: int) -> int:
     return min(300, max(20, rows // 250))
 
 
-def parameters(chosen: Options, rows: int, threads: int, seed: int) -> tuple[dict[str, Any], int]:
+def parameters(
+    chosen: Options, rows: int, threads: int, seed: int, is_value: bool = False
+) -> tuple[dict[str, Any], int]:
     """LightGBM's parameters and the number of rounds."""
     merged: dict[str, Any] = {**PRESETS[chosen.preset]}
+    if is_value:
+        merged["objective"] = "regression"
+        merged.pop("is_unbalance", None)
     if any(name in chosen.train for name in _ROUNDS):
         del merged["num_boost_round"]
     merged |= chosen.train
@@ -210,19 +255,60 @@ class Trainer:
         self._seed = seed
         self._binned: dict[str, lightgbm.Dataset] = {}
 
-    def fit(self, chosen: Options, y: npt.NDArray[np.float64], name: str) -> Boosting:
-        """y: (n,) 0 or 1.
+    def fit(
+        self,
+        chosen: Options,
+        y: FloatArray,
+        name: str,
+        *,
+        weights: FloatArray | None = None,
+        is_value: bool = False,
+        rounds: int | None = None,
+    ) -> Boosting:
+        """y: (n,) 0 or 1, or values; rounds: instead of those of the config.
 
         Raises:
             Failure: LightGBM refused the parameters; the text is its own.
         """
-        parameters_, rounds = parameters(chosen, len(y), self._threads, self._seed)
-        try:
-            dataset = self._dataset(parameters_).set_label(y)
-            booster = lightgbm.train(parameters_, dataset, rounds)
-        except lightgbm.basic.LightGBMError as error:
-            raise Failure(f"{name}: LightGBM: {' '.join(str(error).split())}") from None
-        return Boosting(booster=booster)
+        merged, configured = parameters(chosen, len(y), self._threads, self._seed, is_value)
+        with _refusals(name):
+            dataset = self._dataset(merged).set_label(y).set_weight(weights)
+            booster = lightgbm.train(merged, dataset, rounds or configured)
+        return Boosting(
+            booster=booster,
+            slope=1.0 if is_value else float(merged.get("sigmoid", 1.0)),
+            is_value=is_value,
+        )
+
+    def best_rounds(
+        self,
+        chosen: Options,
+        y: FloatArray,
+        name: str,
+        tail: npt.NDArray[np.float32],
+        tail_y: FloatArray,
+        patience: int,
+        *,
+        weights: FloatArray | None = None,
+        is_value: bool = False,
+    ) -> int:
+        """The number of rounds, up to the config's, with the least loss on the tail.
+
+        Raises:
+            Failure: LightGBM refused the parameters; the text is its own.
+        """
+        merged, configured = parameters(chosen, len(y), self._threads, self._seed, is_value)
+        with _refusals(name):
+            dataset = self._dataset(merged).set_label(y).set_weight(weights)
+            watched = lightgbm.Dataset(tail, tail_y, reference=dataset, params=dict(merged))
+            booster = lightgbm.train(
+                merged,
+                dataset,
+                configured,
+                valid_sets=[watched],
+                callbacks=[lightgbm.early_stopping(patience, verbose=False)],
+            )
+        return max(1, int(booster.best_iteration))
 
     def _dataset(self, parameters_: Mapping[str, Any]) -> lightgbm.Dataset:
         key = repr(sorted(parameters_.items(), key=lambda item: item[0]))
@@ -231,3 +317,11 @@ class Trainer:
             dataset = lightgbm.Dataset(self._x, params=dict(parameters_), free_raw_data=False)
             self._binned[key] = dataset.set_label(np.zeros(len(self._x))).construct()
         return self._binned[key]
+
+
+@contextlib.contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    try:
+        yield
+    except lightgbm.basic.LightGBMError as error:
+        raise Failure(f"{name}: LightGBM: {' '.join(str(error).split())}") from None

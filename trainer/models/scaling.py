@@ -1,12 +1,14 @@
 """What stands before a model that needs numbers of one size: fill, standardise, clip."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 CLIP = 5.0
+_BLOCK_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +43,17 @@ class Scaling:
                 scale[column] = spread
         return cls(median=median, mean=mean, scale=scale, is_identity=is_identity)
 
-    def apply(self, x: npt.NDArray[np.float32]) -> FloatArray:
-        """(n, n_columns) float64 without NaN."""
-        filled = np.where(np.isnan(x), self.median, x.astype(np.float64))
-        if self.is_identity:
-            return filled
-        filled -= self.mean
-        filled /= self.scale
-        return np.asarray(np.clip(filled, -CLIP, CLIP, out=filled))
+    def apply(
+        self, x: npt.NDArray[np.float32], dtype: npt.DTypeLike = np.float64
+    ) -> npt.NDArray[Any]:
+        """(n, n_columns) without NaN, computed in double; block by block, for the memory's sake."""
+        out = np.empty(x.shape, dtype)
+        for start in range(0, len(x), _BLOCK_ROWS):
+            block = x[start : start + _BLOCK_ROWS]
+            filled = np.where(np.isnan(block), self.median, block.astype(np.float64))
+            if not self.is_identity:
+                filled -= self.mean
+                filled /= self.scale
+                np.clip(filled, -CLIP, CLIP, out=filled)
+            out[start : start + _BLOCK_ROWS] = filled
+        return out
