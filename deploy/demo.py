@@ -25,6 +25,7 @@ from deploy.screen import Screen, View
 from deploy.supervisor import Program, Supervisor, service
 from deploy.tally import MAKERS, STAGES, Tally, Window, tally
 from deploy.valkey import HOST, EmbeddedValkey, check_free, free_port
+from deploy.warm import is_warm
 from deploy.workdir import Workdir, free_workdir
 from shared.bus import Bus, id_ms
 from shared.config import PREFIX, SECRETS
@@ -221,6 +222,8 @@ class _Demo:
         await self._server.wait_ready()
         async with Observer(self._server.local_url) as observer:
             async with asyncio.TaskGroup() as tasks:
+                if not is_warm():
+                    await self._warm(environment)
                 training = tasks.create_task(self._train(the_plan, environment))
                 for name in SERVICES[1:]:
                     await self._supervisor.start(service(name, environment=environment))
@@ -275,16 +278,21 @@ class _Demo:
     def _environment(self, the_plan: Plan) -> dict[str, str]:
         """Ours without the user's live config, and the settings of this run."""
         hidden = {f"{PREFIX}CONFIG", f"{PREFIX}SYMBOL", f"{PREFIX}INSTANCE"}
-        if f"{PREFIX}TELEGRAM_URL" not in os.environ:  # a replay must not write to a live channel
+        if f"{PREFIX}TELEGRAM_URL" not in map(
+            str.upper, os.environ
+        ):  # a replay must not write to a live channel
             secrets = {f"{PREFIX}{name.upper()}" for name in SECRETS}
             hidden |= secrets | {f"{name}_FILE" for name in secrets} | {f"{PREFIX}TELEGRAM_CHAT_ID"}
-        found = {name: value for name, value in os.environ.items() if name not in hidden}
+        ours: dict[str, str] = {}
         for name, value in self._settings(the_plan).items():
             pairs = value.items() if isinstance(value, dict) else (("", value),)
             for inner, one in pairs:
                 variable = PREFIX + name.upper() + (f"__{inner.upper()}" if inner else "")
-                found[variable] = one if isinstance(one, str) else json.dumps(one)
-        return found
+                ours[variable] = one if isinstance(one, str) else json.dumps(one)
+        hidden |= set(ours)
+        # The config reads variables in any case.
+        theirs = {name: text for name, text in os.environ.items() if name.upper() not in hidden}
+        return theirs | ours
 
     def _write_config(self, environment: Mapping[str, str]) -> None:
         """So that `itb streams -c work/demo/config.json` and the like find this run."""
@@ -300,6 +308,16 @@ class _Demo:
         config["binance_ws_url"] = f"ws://{HOST}:{self._port}"
         text = json.dumps(config, indent=2) + "\n"
         (self._workdir.path / "config.json").write_text(text, encoding="utf-8")
+
+    async def _warm(self, environment: Mapping[str, str]) -> None:
+        """Compiles the feature kernels, once on this machine. Where that does not work the trainer
+        and the featurizer compile for themselves, and say what is wrong."""
+        self._screen.say("compiling the feature kernels, once on this machine")
+        line = (sys.executable, "-m", "deploy.warm")
+        process = await self._supervisor.run(
+            Program(name="warm", command=line, environment=environment)
+        )
+        await process.wait()
 
     async def _start_market(self, the_plan: Plan, environment: Mapping[str, str]) -> None:
         """Simulator and collector. At speed max the market stands still until it is told to go on;

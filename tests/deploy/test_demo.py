@@ -17,6 +17,13 @@ import psutil
 import pytest
 import redis
 
+from deploy.demo import Options, Plan, _Demo
+from deploy.screen import Screen
+from deploy.supervisor import Supervisor
+from deploy.tally import Window
+from deploy.valkey import EmbeddedValkey
+from deploy.workdir import Workdir
+from shared.config import load
 from shared.klinefiles import write_columns
 from shared.klines import KLINE_COLUMNS
 from simulator import synthetic
@@ -192,6 +199,39 @@ def test_a_killed_process_loses_and_doubles_nothing(
     assert result["lost"] == result["doubled"] == 0
     assert result["klines"] == result["signals"] == _BARS
     assert sum(result["restarts"].values()) == 1
+
+
+def test_a_replay_never_sees_the_users_live_settings_in_whatever_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("ITB_")]:
+        monkeypatch.delenv(name)
+    live = {
+        "itb_telegram_bot_token": "12:live",
+        "Itb_Telegram_Chat_Id": "@live",
+        "itb_api_secret_file": "/run/live",
+        "itb_redis_url": "redis://live",
+        "itb_collector__follow": "false",
+        "itb_symbol": "LIVEUSDT",
+        "itb_labels": '["high_10", "low_10"]',
+    }
+    for name, value in live.items():
+        monkeypatch.setenv(name, value)
+    workdir = Workdir(tmp_path / "work")
+    server = EmbeddedValkey(folder=tmp_path, port=1, say=print)
+    demo = _Demo(Options(port=1), Screen(), workdir, Supervisor(tmp_path, print), server)
+    window = Window(symbol="TESTUSDT", interval="1m", first_ms=0, last_ms=0, step_ms=_STEP_MS)
+    plan = Plan(
+        files=(), window=window, history=1, until_ms=0, candles=1, speed="max", longest_gap_s=0
+    )
+    found = demo._environment(plan)
+    workdir.release()
+    assert {name for name in found if name.lower().startswith("itb_")} & set(live) == {"itb_labels"}
+    monkeypatch.setattr(os, "environ", found)
+    settings = load()
+    assert settings.telegram_bot_token is settings.telegram_chat_id is settings.api_secret is None
+    assert (settings.symbols, settings.labels) == (("TESTUSDT",), ("high_10", "low_10"))
+    assert settings.collector.follow
 
 
 @pytest.mark.parametrize(
