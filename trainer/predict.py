@@ -36,7 +36,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
     bundle = Bundle.load(_folder(settings, args.release), settings.limits.model_bytes)
     if bundle.note:
         progress.note(bundle.note)
-    features = _features(bundle.manifest, settings)
+    features = features_of(bundle.manifest, settings)
     threads = settings.trainer.threads or os.cpu_count() or 1
     outputs = []
     for read, raster, out in rasters.selected(settings, args, "predictions"):
@@ -148,7 +148,12 @@ def _folder(settings: Settings, release: str | None) -> Path:
     return folder
 
 
-def _features(manifest: Manifest, settings: Settings) -> FeatureSet:
+def features_of(manifest: Manifest, settings: Settings) -> FeatureSet:
+    """The features that a release was trained on.
+
+    Raises:
+        Failure: it was trained with another file of user features than the config's.
+    """
     file = settings.features_file if manifest.features_file_sha256 is not None else None
     features = FeatureSet.of(manifest.features, file)
     if features.user_sha256 != manifest.features_file_sha256:

@@ -13,10 +13,10 @@ from shared.config import Settings
 from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.features.configured import configured
-from shared.releases import promote, write_release
+from shared.releases import write_release
 from shared.score import ScoreFormula, ScoreKind
 from shared.times import interval_ms, iso
-from trainer import aggregates, inputs, outcomes, rasters
+from trainer import aggregates, inputs, outcomes, promote, rasters
 from trainer.evaluate import Metrics, ValueMetrics, measure, measure_values
 from trainer.export.models import TrainedModel
 from trainer.labels import side_of, spec
@@ -88,7 +88,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         folder = write_release(settings.model_folder, manifest, files)
         bar.advance()
     if args.promote:
-        promote(settings.model_folder, manifest.id)
+        promote.newest(settings, manifest.id, data, progress)
     return {
         "command": "train",
         "release": manifest.id,

@@ -19,7 +19,7 @@ from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
 from shared.releases import current_id, list_releases, read_release
 from shared.score import score, side
 from tests.releases import market
-from trainer import labels, predict, promote, rasters, rollback, train
+from trainer import labels, predict, rasters, train
 from trainer.models import cases
 from trainer.models import rows as training_rows
 from trainer.models.fit import Fitter, Job
@@ -687,34 +687,6 @@ def test_predict_refuses_other_intervals_and_releases(
         run(settings(folder), "--release", "nothing", command=predict)
     with pytest.raises(Failure, match="no release is live"):
         run(settings(tmp_path), command=predict)
-
-
-def test_promote_verifies_and_rollback_returns(tmp_path: Path) -> None:
-    config = settings(tmp_path, algorithms=["lc"])
-    path = str(write(tmp_path / "TESTUSDT-1m.parquet", candles(3500)))
-    with pytest.raises(Failure, match="no release to promote"):
-        run(config, command=promote)
-    first = run(config, "--klines", path)["release"]
-    second = run(config, "--klines", path)["release"]
-    assert first < second
-    assert run(config, first, command=promote)["release"] == first
-    broken = tmp_path / "models" / "releases" / second / "bundle.onnx"
-    content = broken.read_bytes()
-    broken.write_bytes(content[:-1])
-    with pytest.raises(BadInput, match=r"bundle\.onnx is not the file"):
-        run(config, command=promote)
-    assert current_id(tmp_path / "models") == first
-    broken.write_bytes(content)
-    assert run(config, command=promote) == {
-        "command": "promote",
-        "release": second,
-        "previous": first,
-    }
-    assert run(config, command=rollback)["release"] == first
-    with pytest.raises(Failure, match="no earlier release"):
-        run(config, command=rollback)
-    with pytest.raises(Failure, match="no release 'x'"):
-        run(config, "x", command=promote)
 
 
 # --- real candles --------------------------------------------------------------------------------
