@@ -61,6 +61,7 @@ def _mapping(value: Any) -> Any:
 
 
 NamedPlaces = Annotated[dict[str, str], BeforeValidator(_mapping)]
+Space = Annotated[dict[str, dict[str, Any]], BeforeValidator(_mapping)]
 
 
 class _Section(BaseModel):
@@ -338,6 +339,17 @@ class Rolling(_Section):
         time = datetime.fromisoformat(self.start)
         return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
+class Tune(_Section):
+    trials: int = Field(default=40, ge=1, description="trials of each study, all runs together")
+    folds: int = Field(default=3, ge=1, le=50, description="walk-forward folds of a trial")
+    holdout_share: float = Field(
+        default=0.2, gt=0, lt=0.9, description="last part of the time that no trial sees"
+    )
+    space: Space = Field(
+        default_factory=dict,
+        description="per kind (gb, nn, lc, labels) what is tried; default: trainer/tune.py's",
+    )
+
 
 class Trainer(_Section):
     train_days: float = Field(default=548, gt=0, description="trailing days that are trained on")
@@ -359,6 +371,7 @@ class Trainer(_Section):
     rolling: Rolling = Field(default_factory=Rolling)
     signals: SignalSearch = Field(default_factory=SignalSearch)
     backtest: Backtest = Field(default_factory=Backtest)
+    tune: Tune = Field(default_factory=Tune)
 
 
 class Limits(_Section):

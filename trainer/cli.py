@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "leaks": ("trainer.leaks", "look for look-ahead in features, labels and the way of training"),
     "signals": ("trainer.signals", "search thresholds over out-of-sample scores"),
     "backtest": ("trainer.backtest", "run the trading rules over out-of-sample scores"),
+    "tune": ("trainer.tune", "search model and label parameters, out of sample"),
     "releases": ("trainer.releases", "list the releases, and which one is live"),
     "promote": ("trainer.promote", "make a release live"),
     "rollback": ("trainer.rollback", "make the release before live again"),
