@@ -13,7 +13,7 @@ from shared import klinefiles
 from shared.errors import Failure
 from shared.klines import KLINE_COLUMNS, KlineTable
 from shared.releases import current_id, promote, read_release
-from tests.trainer.test_promote import candles, known, run, settings
+from tests.trainer.test_promote import candles, run, settings
 from trainer import challenge, rasters, train
 from trainer.challenge import Period, Shown, judge
 from trainer.cli import main
@@ -149,6 +149,12 @@ def saved(path: Path, table: KlineTable) -> str:
     return str(path)
 
 
+def known(folder: Path) -> list[str]:
+    """Champion and challenger: ids of one second do not sort in the order of their making."""
+    releases = (folder / "models" / "releases").iterdir()
+    return [path.name for path in sorted(releases, key=lambda path: path.stat().st_mtime_ns)]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A champion of the first 2,500 candles, live; a challenger of 3,500; files of 3,500, 4,500."""
@@ -174,7 +180,7 @@ def challenged(folder: Path, file: str, *options: str, **keys: Any) -> dict[str,
     trainer = {"threads": 2, "label_horizon": HORIZON, "test_share": 0.4} | keys
     config = settings(folder, trainer=trainer)
     path = str(folder / f"TESTUSDT-1m-{file}.parquet")
-    return run(config, "--challenge", "--klines", path, *options)
+    return run(config, known(folder)[1], "--challenge", "--klines", path, *options)
 
 
 def test_both_run_on_what_came_after_both_trainings(folder: Path) -> None:
@@ -245,7 +251,7 @@ def test_without_a_champion_or_candles_there_is_no_challenge(
 ) -> None:
     monkeypatch.setenv("ITB_MODEL_FOLDER", str(folder / "models"))
     monkeypatch.setenv("ITB_DATA_FOLDER", str(tmp_path / "nothing"))
-    assert main(["promote", "--challenge"]) == 1
+    assert main(["promote", known(folder)[1], "--challenge"]) == 1
     assert "no candles to compare on" in capsys.readouterr().err
     (folder / "models" / "current").unlink()
     assert main(["promote", "--challenge"]) == 1
