@@ -339,6 +339,7 @@ class Rolling(_Section):
         time = datetime.fromisoformat(self.start)
         return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
+
 class Tune(_Section):
     trials: int = Field(default=40, ge=1, description="trials of each study, all runs together")
     folds: int = Field(default=3, ge=1, le=50, description="walk-forward folds of a trial")

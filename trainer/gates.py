@@ -5,7 +5,8 @@
 * sanity: on recent candles there is a score, it is not constant, every output is a probability; the
   test rows lie where they must; no model ranks what happens next nearly perfectly, which no market
   allows (`TOO_GOOD`);
-* leak: the features of a candle have the same bits when the candles after it are taken away.
+* leak: the features of a candle have the same bits when the candles after it are taken away, and a
+  user's own features know nothing but their window (`trainer leaks --quick` says more).
 
 A model without skill is no fault: it is said, and goes live. AUCs above the largest that an honest
 evaluation of BTCUSDT has shown (`ALARMS`) are said as well.
@@ -14,6 +15,7 @@ evaluation of BTCUSDT has shown (`ALARMS`) are said as well.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ from shared.features import FeatureSet
 from shared.klines import KLINE_COLUMNS
 from shared.releases import Manifest
 from shared.times import interval_ms, iso
+from trainer import probes
 from trainer.features import feature_blocks
 from trainer.predict import valid_rows
 from trainer.rasters import Raster
@@ -62,12 +65,13 @@ def check(
     candles: Sequence[Raster],
     *,
     nan_share: float,
+    features_file: Path | None = None,
     threads: int = 1,
 ) -> list[Finding]:
     """All that speaks against a release, by its manifest and on the last of the candles.
 
     candles: of the release's interval, with every source that its features read; none: only what
-    needs no candles is checked, and a finding says so.
+    needs no candles is checked, and a finding says so. features_file: of the user's own features.
     """
     found = [*_parity(bundle.manifest), *_metrics(bundle.manifest)]
     if not candles:
@@ -78,6 +82,8 @@ def check(
         found += _sanity(bundle, raster.symbol, values, valid, threads)
         found += _files(bundle, values[valid])
         found += leaks(features, raster)
+        if features_file is not None:
+            found += own_leaks(features, raster, features_file)
     return found
 
 
@@ -108,6 +114,23 @@ def leaks(features: FeatureSet, raster: Raster, seed: int = 0) -> list[Finding]:
             refuses=True,
         )
         for name, row in found.items()
+    ]
+
+
+def own_leaks(features: FeatureSet, raster: Raster, file: Path, seed: int = 0) -> list[Finding]:
+    """Functions of the user's file that know more than their window: the quick probes of
+    `trainer leaks`, on the last of the candles."""
+    names = probes.of_file(file, features.names)
+    start = max(0, len(raster) - _LEAK_ROWS - (features.lookback - 1))
+    tail = raster.rows(start, len(raster))
+    first = features.lookback - 1
+    if not names or len(tail) - first < 2:
+        return []
+    horizon = min(_LEAK_ROWS // 4, len(tail) - first - 1)
+    cuts = probes.cuts(tail, first, horizon, 2, seed)
+    found = probes.user_features(tail, file, names, cuts, seed, lambda: None)
+    return [
+        Finding(gate="leak", text=f"{finding} ({raster.symbol})", refuses=True) for finding in found
     ]
 
 

@@ -101,7 +101,12 @@ def checked(
     threads = settings.trainer.threads or os.cpu_count() or 1
     with progress.bar("gates", 1, "releases") as bar:
         found = gates.check(
-            bundle, features, candles, nan_share=settings.limits.nan_share, threads=threads
+            bundle,
+            features,
+            candles,
+            nan_share=settings.limits.nan_share,
+            features_file=settings.features_file,
+            threads=threads,
         )
         bar.advance()
     warnings = [str(finding) for finding in found if not finding.refuses]

@@ -273,6 +273,25 @@ def test_a_user_feature_with_a_memory_is_refused(tmp_path: Path) -> None:
     assert [finding.text.split()[0] for finding in found] == ["calls"]
 
 
+def test_a_user_feature_that_reads_the_next_row_is_named_with_the_row(tmp_path: Path) -> None:
+    raster = rasters.join(candles(2600))
+    np.save(tmp_path / "close.npy", raster.kline[:, 3])
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\nfrom shared.features import feature\n\n"
+        f"close = np.load({str(tmp_path / 'close.npy')!r})\n\n"
+        "@feature(lookback=2)\ndef honest(rows):\n    return float(rows[-1, 3] - rows[0, 3])\n\n"
+        "@feature(lookback=2)\ndef tomorrow(rows):\n"
+        "    at = int(np.flatnonzero(close == rows[-1, 3])[0])\n"
+        "    return float(close[min(at + 1, len(close) - 1)] / rows[-1, 3])\n"
+    )
+    features = FeatureSet.of(("close_5", "honest", "tomorrow"), file)
+    found = gates.own_leaks(features, raster, file)
+    assert len(found) == 1
+    assert found[0].refuses
+    assert found[0].text.startswith("feature 'tomorrow' at 20")
+
+
 def test_train_writes_but_does_not_promote_what_a_gate_refuses(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
