@@ -255,7 +255,6 @@ def _contender(
         for what, then, now in (
             ("features", manifest.features, again.manifest.features),
             ("seed", manifest.training.seed, again.manifest.training.seed),
-            ("score", manifest.score.kind, again.manifest.score.kind),
             ("algorithms", _algorithms(manifest), _algorithms(again.manifest)),
             ("label horizon", _horizon(manifest), _horizon(again.manifest)),
         ):

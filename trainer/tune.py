@@ -1,7 +1,8 @@
 """`trainer tune`: searches model and label parameters out of sample, with Optuna.
 
-One study per kind: `gb`, `nn`, `lc` (the parameters of one algorithm, labels as configured) and
-`labels` (horizon and threshold, algorithms as configured); `trainer.tune.space` says what is tried:
+One study per kind: `gb`, `nn`, `lc`, `svc` (the parameters of one algorithm, labels as configured)
+and `labels` (horizon and threshold, algorithms as configured). `trainer.tune.space` says what is
+tried:
 
     "gb": {"train.num_leaves": [3, 31],                      whole numbers
            "train.learning_rate": [0.01, 0.2, "log"],        numbers, by their logarithm
@@ -46,12 +47,11 @@ from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.features.configured import configured
 from shared.klinefiles import is_running
-from shared.score import ScoreFormula, ScoreKind, score
+from shared.score import PLAIN_KINDS, ScoreFormula, ScoreKind, score
 from shared.times import interval_ms, iso
 from trainer import inputs
 from trainer.evaluate import auc
-from trainer.labels import trailing_sigma
-from trainer.models.cases import label_side
+from trainer.labels import is_value, side_of, trailing_sigma
 from trainer.models.fit import Fitter, ends_before, fit_models, inputs_of, predictions, recipes
 from trainer.models.rows import Rows, chosen, gather, stride_for
 from trainer.outcomes import first_touch
@@ -60,9 +60,9 @@ from trainer.rasters import CLOSE, Raster
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
-Kind = Literal["gb", "nn", "lc", "labels"]
+Kind = Literal["gb", "nn", "lc", "svc", "labels"]
 
-KINDS: tuple[Kind, ...] = ("gb", "nn", "lc", "labels")
+KINDS: tuple[Kind, ...] = ("gb", "nn", "lc", "svc", "labels")
 # What a threshold stands for: percent (`high_15`) or hundredths of sigma (`highv_100`).
 _DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "gb": {
@@ -79,6 +79,7 @@ _DEFAULT_SPACE: dict[str, dict[str, Any]] = {
         "train.max_iter": [2, 15, "log"],
     },
     "lc": {"train.C": [1e-4, 10.0, "log"]},
+    "svc": {"train.C": [1e-2, 10.0, "log"]},
     "labels": {
         "horizon": {"choices": [60, 120, 180, 240, 360]},
         "threshold": {"choices": ["10", "15", "20", "v_075", "v_100", "v", "v_150"]},
@@ -112,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--what",
         nargs="+",
         metavar="KIND",
-        help="gb, nn, lc, labels; default: the config's algorithms, then labels",
+        help="gb, nn, lc, svc, labels; default: the config's algorithms, then labels",
     )
     parser.add_argument("--trials", type=int, metavar="N", help="of each study, all runs together")
     parser.add_argument(
@@ -129,12 +130,10 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
     if trials < 1:
         raise Usage(f"--trials {trials}: at least one")
     kinds = kinds_of(settings, args.what)
-    for name in settings.labels:
-        label_side(name)
+    if not yes_or_no(settings.labels):
+        raise Usage("config: labels: none is a yes-or-no label such as high_10; tune needs one")
     features = configured(settings)
     data = inputs.read(settings, args, features)
-    if "labels" in kinds and len(data) > 1:
-        raise Usage("labels are tuned on one symbol: give one --symbol, or --what gb nn lc")
     for kind in kinds:
         check_space(settings, kind)
     url = args.storage or _default_storage(settings, data)
@@ -209,6 +208,11 @@ def kinds_of(settings: Settings, given: Sequence[str] | None) -> list[Kind]:
 def space_of(settings: Settings, kind: Kind) -> dict[str, Any]:
     """name -> range, of the config or the default."""
     return dict(settings.trainer.tune.space.get(kind, _DEFAULT_SPACE[kind]))
+
+
+def yes_or_no(labels: Sequence[str]) -> tuple[str, ...]:
+    """Those that are no values; a score is made of them, and a log-loss is theirs."""
+    return tuple(name for name in labels if not is_value(name))
 
 
 def check_space(settings: Settings, kind: Kind) -> None:
@@ -306,12 +310,13 @@ def labels_of(settings: Settings, values: Mapping[str, Any]) -> tuple[tuple[str,
         raise Usage(f"config: trainer.tune.space.labels.horizon: {horizon!r} is no number of rows")
     threshold = values.get("threshold")
     if threshold is None:
-        return settings.labels, horizon
+        return yes_or_no(settings.labels), horizon
     text = str(threshold)
     joint = "" if text.startswith("v") else "_"
     labels = tuple(f"{side}{joint}{text}" for side in ("high", "low"))
     for name in labels:
-        label_side(name)
+        if side_of(name) is None:
+            raise Usage(f"config: trainer.tune.space.labels.threshold: {text!r}: no label {name!r}")
     return labels, horizon
 
 
@@ -330,7 +335,8 @@ class Bench:
         self._progress = progress
         self._step_ms = interval_ms(data[0].interval)
         self._threads = settings.trainer.threads or os.cpu_count() or 1
-        self.rows = self._gather(settings.labels, settings.trainer.label_horizon)
+        self._labels = yes_or_no(settings.labels)
+        self.rows = self._gather(self._labels, settings.trainer.label_horizon)
         self._fitter = Fitter.of(self.rows, self._threads, settings.trainer.seed)
         self.plan = plan_of(
             self.rows, settings.trainer.tune.folds, settings.trainer.tune.holdout_share
@@ -351,7 +357,7 @@ class Bench:
             fitter = Fitter.of(rows, self._threads, self.settings.trainer.seed)
             algorithms = self.settings.algorithms
         else:
-            labels, rows, fitter = self.settings.labels, self.rows, self._fitter
+            labels, rows, fitter = self._labels, self.rows, self._fitter
             algorithms = algorithms_of(self.settings, kind, values)
         worth = self._of_score if kind == "labels" else self._of_outputs
         stride = self.settings.trainer.stride or stride_for(len(rows))
@@ -432,23 +438,26 @@ class Bench:
         """AUC of the score between rises and falls of one sigma of the configured horizon."""
         names = list(outputs)
         sides = {
-            name: label_side(next(one for one in labels if name.startswith(f"{one}_")))
+            name: side_of(next(one for one in labels if name.startswith(f"{one}_")))
             for name in names
         }
+        kind = self.settings.signaler.model.aggregate
         formula = ScoreFormula(
-            kind=ScoreKind(self.settings.signaler.model.aggregate),
+            # A stack, or a choice of the best, would need outputs out of sample of its own.
+            kind=ScoreKind(kind) if kind in PLAIN_KINDS else ScoreKind.LOGIT_MEAN,
             high=tuple(name for name in names if sides[name] == "high"),
             low=tuple(name for name in names if sides[name] == "low"),
         )
         if not formula.high or not formula.low:
             return None
         said = score(formula, names, np.column_stack([outputs[name] for name in names]))
-        raster = self._data[0]
         horizon = self.settings.trainer.label_horizon
-        close = raster.kline[:, CLOSE]
-        first = first_touch(
-            close, raster.kline[:, 1], raster.kline[:, 2], trailing_sigma(close), horizon
-        )[rows.index[test] - raster.first_index]
+        first = np.full(len(test), np.nan)
+        for at, raster in enumerate(self._data):
+            here = rows.symbol[test] == at
+            close, high, low = raster.kline[:, CLOSE], raster.kline[:, 1], raster.kline[:, 2]
+            touched = first_touch(close, high, low, trailing_sigma(close), horizon)
+            first[here] = touched[rows.index[test][here] - raster.first_index]
         looked_at = rows.open_ms[test] + horizon * self._step_ms
         known = (np.abs(first) == 1) & ~np.isnan(said) & (looked_at < limit_ms)
         return auc(first[known] > 0, said[known]) if known.any() else None
@@ -649,7 +658,7 @@ def merged_config(settings: Settings, studies: Sequence[Mapping[str, Any]]) -> d
     """Top-level config keys with the best values in place; nothing where nothing was better."""
     best = {study["what"]: study["best"]["values"] for study in studies if study["best"]}
     found: dict[str, Any] = {}
-    if any(kind in best for kind in ("gb", "nn", "lc")):
+    if set(best) - {"labels"}:
         entries = []
         for algorithm in settings.algorithms:
             kind: Kind = algorithm.algo

@@ -296,7 +296,10 @@ def test_two_processes_at_once_share_the_trials(tmp_path: Path, file: Path) -> N
 
 
 WRONG: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
-    "kind": (lambda a, b: tuned(a, b, "--what", "xgb"), "--what xgb: known are gb, nn, lc, labels"),
+    "kind": (
+        lambda a, b: tuned(a, b, "--what", "xgb"),
+        "--what xgb: known are gb, nn, lc, svc, labels",
+    ),
     "algorithm": (lambda a, b: tuned(a, b, "--what", "gb"), "has no algorithm of that kind"),
     "range": (
         lambda a, b: tuned(a, b, tune={"space": {"lc": {"train.C": [5, 1]}}}),
@@ -312,11 +315,11 @@ WRONG: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     ),
     "kind of space": (
         lambda a, b: tuned(a, b, tune={"space": {"svm": {"train.C": [1, 5]}}}),
-        "'svm' is none of gb, nn, lc, labels",
+        "'svm' is none of gb, nn, lc, svc, labels",
     ),
     "label": (
         lambda a, b: tuned(a, b, tune={"space": {"labels": {"threshold": {"choices": ["x9"]}}}}),
-        "'high_x9' is no",
+        "no label 'high_x9'",
     ),
     "trials": (lambda a, b: tuned(a, b, "--trials", "0"), "--trials 0: at least one"),
     "storage": (lambda a, b: tuned(a, b, "--storage", "here.db"), "give a URL such as sqlite"),
