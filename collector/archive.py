@@ -23,6 +23,9 @@ from shared.events import Kline
 from shared.klinefiles import add_klines, kline_months, klines_folder, month_bounds, read_history
 from shared.klines import KlineTable
 
+_MOST_ROWS = 12_000
+_MOST_LINES = 10_000
+
 
 class Archive:
     """The folder of one series. Rows and remarks gather in memory until `flush`."""
@@ -82,9 +85,15 @@ class Archive:
         return rows, lines
 
     def give_back(self, rows: Sequence[Kline], lines: Sequence[str]) -> None:
-        """A flush failed: newer rows and lines stay in front."""
+        """A flush failed: newer rows and lines stay in front.
+
+        While the folder cannot be written the oldest go, beyond what a week brings: rows are still
+        on the bus and come back with the next start, remarks were told.
+        """
         self.rows = {row.open_time_ms: row for row in rows} | self.rows
-        self._lines = [*lines, *self._lines]
+        for open_time_ms in sorted(self.rows)[: max(0, len(self.rows) - _MOST_ROWS)]:
+            del self.rows[open_time_ms]
+        self._lines = [*lines, *self._lines][-_MOST_LINES:]
 
     def flush(self, rows: Sequence[Kline], lines: Sequence[str]) -> None:
         """Writes to disk; for a thread.

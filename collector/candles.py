@@ -191,6 +191,12 @@ class Candles:
             return None
         return max(0, (now_ms - self.next_ms) // self.step_ms)
 
+    def ahead(self, now_ms: int | None) -> int:
+        """Candles by which the stream ends after the market's time: somebody else wrote those."""
+        if self.next_ms is None or now_ms is None:
+            return 0
+        return max(0, (self.next_ms - now_ms) // self.step_ms)
+
     # -- the stream ---------------------------------------------------------------------------
 
     def update(self, update: KlineUpdate, received_us: int, now_ms: int | None) -> None:

@@ -19,9 +19,10 @@ import aiohttp
 
 from collector.archive import Archive
 from collector.book import depth_values
-from collector.candles import Ask, Candles, Origin, Remark, Row
+from collector.candles import Ask, Candles, Origin, Remark, Row, iso_or_number
 from collector.clock import MarketClock
 from collector.feed import Feed
+from collector.lateness import Lateness
 from shared.binance import (
     FUTURES,
     PAGE,
@@ -62,6 +63,7 @@ _FLUSH_S = 300.0
 _HOLD_S = 15.0  # a pong is never held back for longer; the exchange gives up after 60 s
 _AT_ONCE = 8  # REST calls under way
 _FUNDING_S = 1_800.0
+_ARCHIVE_TOLD_S = 3_600.0
 _QUIETEST_S = 2.0
 _NOTICES = 1_000
 _SEED_LOOKBACK = 1_440  # rows, of the seed's features of klines, futures and depth
@@ -124,6 +126,8 @@ class Market:
         self.counts: Counter[str] = Counter()
         self.history_rows = history_rows(settings)
         self.told_short: set[str] = set()  # series whose history is told to be short
+        self.told_ahead: set[str] = set()  # .. to end in the future
+        self.lateness = Lateness()
         self.notices: deque[tuple[Level, str, str]] = deque(maxlen=_NOTICES)
         self.dirty: set[Series] = set()  # may have rows to write
         self.wake = asyncio.Event()  # the writer has something to do
@@ -143,6 +147,7 @@ class Market:
             for s in self.series
         }
         self._quiet = Quiet()
+        self._archive_quiet = Quiet(_ARCHIVE_TOLD_S)
         attempts = Attempts()
         for place in self.places:
             self._add_feeds(place, http, attempts)
@@ -307,7 +312,10 @@ class Market:
                 await asyncio.to_thread(archive.flush, rows, lines)
             except (Failure, BadInput, OSError) as error:
                 archive.give_back(rows, lines)
-                self.trouble("archive", f"the archive is not written: {error}")
+                self.counts["archive"] += 1
+                if self._archive_quiet.allows(series.source.key) is not None:
+                    text = f"the archive of {series.source.key} is not written: {error}"
+                    self.notices.append((Level.WARNING, "archive", text))
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -570,7 +578,12 @@ async def _keep_house(session: Session, market: Market) -> None:
             level, code, text = market.notices[0]
             await session.notice(level, code, text)
             market.notices.popleft()
-        _report(session, market)
+        ahead = _report(session, market)
+        if ahead is not None:
+            # Nothing is written now that could show that somebody has mended it.
+            last = await session.bus.last_id(ahead.source)
+            if last is None or id_ms(last) + ahead.candles.step_ms != ahead.candles.next_ms:
+                raise OutOfSync(f"{ahead.source.key} was mended")
         market.wake.set()
         await asyncio.sleep(_TICK_S)
 
@@ -594,14 +607,18 @@ async def _tell(session: Session, series: Series, remarks: list[Remark]) -> None
         await session.bus.write(*writes)
 
 
-def _report(session: Session, market: Market) -> None:
-    """What the heartbeat tells (FAULTS R10)."""
+def _report(session: Session, market: Market) -> Series | None:
+    """What the heartbeat tells (FAULTS R10). Returns a series that ends in the future, if any."""
     at_us = now_us()
     counts: Counter[str] = Counter(market.counts)
     behind, late = 0, ""
+    ahead: Series | None = None
     for series in market.series:
         counts.update(series.candles.counts)
-        lag = series.candles.behind(series.place.clock.now_ms(at_us))
+        now_ms = series.place.clock.now_ms(at_us)
+        if series.candles.ahead(now_ms) >= 2:
+            ahead = series
+        lag = series.candles.behind(now_ms)
         if lag is None or lag >= 2:
             late = late or series.source.key
         behind = max(behind, lag or 0)
@@ -615,10 +632,32 @@ def _report(session: Session, market: Market) -> None:
     names = ("gaps", "repaired", "late", "repeated", "refused", "future", "revisions", "corrected")
     facts |= {name: counts[name] for name in names}
     session.health.facts.update(facts)
-    if late:
+    if ahead is not None:
+        key = ahead.source.key
+        session.health.not_ready(f"{key} ends in the market's future")
+        if key not in market.told_ahead:
+            market.told_ahead.add(key)
+            market.notices.append((Level.ALERT, "future_entries", _ahead_text(ahead)))
+    elif late:
         session.health.not_ready(f"{late} is {behind} candles behind the market")
     else:
         session.health.is_ready()
+    market.notices.extend(market.lateness.look(late, behind, time.monotonic()))
+    return ahead
+
+
+def _ahead_text(series: Series) -> str:
+    source = series.source
+    last_ms = (series.candles.next_ms or 0) - series.candles.step_ms
+    derived = [
+        f"'{stream.key(source.symbol, source.interval)}'"
+        for stream in (FEATURE, PREDICTION, SIGNAL)
+    ]
+    return (
+        f"{source.key} ends with {iso_or_number(last_ms)}, in the market's future: nothing can be "
+        "written before that time. To begin again from the exchange's history delete it, and what "
+        f"was made of it: redis-cli DEL '{source.key}' {' '.join(derived)}"
+    )
 
 
 async def _complete_archive(session: Session, market: Market) -> None:

@@ -64,6 +64,18 @@ def test_what_could_not_be_written_is_kept(tmp_path: Path) -> None:
     assert len(archive.take()[0]) == 2
 
 
+def test_what_is_kept_for_a_folder_that_never_comes_back_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.archive._MOST_ROWS", 3)
+    monkeypatch.setattr("collector.archive._MOST_LINES", 2)
+    archive = Archive(tmp_path, "BTCUSDT", "1m", futures=False)
+    rows = truth(count=5)
+    archive.add(rows[3:])
+    archive.give_back(rows[:3], ["1", "2", "3"])
+    assert archive.take() == (rows[2:], ["2", "3"]), "the newest stay"
+
+
 def test_futures_have_a_folder_of_their_own(tmp_path: Path) -> None:
     archive = Archive(tmp_path, "BTCUSDT", "1m", futures=True)
     archive.add(truth(count=2))

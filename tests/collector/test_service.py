@@ -448,6 +448,48 @@ async def test_c10_a_difference_to_what_another_wrote_is_an_alert(rig: Rig) -> N
     assert next(n for n in rig.notices() if n.code == "diverged").level == "alert"
 
 
+async def test_a_foreign_entry_of_the_future_is_told_and_never_called_ready(rig: Rig) -> None:
+    """Nothing could be written before it, for however long: it must not look healthy."""
+    async with rig.collecting() as collector:
+        await rig.until_written(NEXT - 1)
+        await rig.until(lambda: collector.health.ready)
+        future = truth()[NEXT + 90]
+        async with Bus.session(rig.valkey.url, service="other") as bus:
+            source = Source(KLINE, SYMBOL, "1m")
+            await bus.write(Write(source=source, event=future, open_time_ms=future.open_time_ms))
+        await rig.advance(1)
+        await rig.until(lambda: "future_entries" in rig.codes())
+        await rig.until(lambda: "in the market's future" in collector.health.reason)
+        (told,) = (n for n in rig.notices() if n.code == "future_entries")
+        assert told.level == "alert"
+        keys = [
+            f"'{kind}:{{{SYMBOL}}}:1m'" for kind in ("kline", "feature", "prediction", "signal")
+        ]
+        assert f"redis-cli DEL {' '.join(keys)}" in told.text
+        rig.redis.delete(*(key.strip("'") for key in keys))
+        await rig.until_written(NEXT)
+        await rig.until(lambda: collector.health.ready)
+    check_i1(rig, NEXT)
+
+
+async def test_an_archive_that_cannot_be_written_is_told_to_people(rig: Rig) -> None:
+    (rig.folder / "data").mkdir()
+    (rig.folder / "data" / "BTCUSDT-1m-klines").write_text("in the way")
+    async with rig.collecting() as collector:
+        await rig.until_written(NEXT - 1)
+        for _ in range(3):
+            await collector.market.flush()
+        await rig.until(lambda: "archive" in rig.codes())
+        archive = collector.market.series[0].archive
+        assert archive is not None
+        assert len(archive.rows) == HISTORY
+        (told,) = (n for n in rig.notices() if n.code == "archive")
+        assert (told.level, "is not written" in told.text) == ("warning", True)
+        (rig.folder / "data" / "BTCUSDT-1m-klines").unlink()
+        await collector.market.flush()
+        assert len(archive.rows) == 0
+
+
 # -- lock-step ------------------------------------------------------------------------------------
 
 
