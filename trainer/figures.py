@@ -146,15 +146,6 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surface:
-    """values: (buy, sell), NaN = no such point. marks: name -> (buy, sell) threshold."""
-
-    title: str
-    values: Floats
-    marks: Mapping[str, tuple[float, float]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """times: (n,) epoch ms; values: (n,), NaN = none."""
 
@@ -360,46 +351,41 @@ def steps(
 
 
 @_styled
-def surfaces(buy: Floats, sell: Floats, panels: Sequence[Surface], unit: str) -> Figure:
-    """A map of values for each panel, all on one scale with white at 0.
+def surface(
+    buy: Floats,
+    sell: Floats,
+    values: Floats,
+    marks: Mapping[str, tuple[float, float]],
+    unit: str,
+) -> Figure:
+    """A map of values, white at 0.
 
-    buy, sell: (n,), (m,) the thresholds in rising order, evenly spaced.
+    buy, sell: (n,), (m,) the thresholds in rising order, evenly spaced. values: (n, m), NaN = none.
+    marks: name -> (buy, sell), at most three.
     """
-    wide = len(panels) > 1
-    figure = Figure(figsize=(_WIDE if wide else _NARROW, 3.4), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    known = np.concatenate([panel.values.ravel() for panel in panels])
-    most = float(np.nanmax(np.abs(known))) if np.isfinite(known).any() else 1.0
-    scale = TwoSlopeNorm(0, -(most or 1.0), most or 1.0)
-    extent = (*_cell_edges(sell), *_cell_edges(buy))
-    image: Any = None
-    names = list(dict.fromkeys(name for panel in panels for name in panel.marks))
-    for axes, panel in zip(grid, panels, strict=True):
-        # purple is gain, orange is loss: told apart by every common kind of colour blindness
-        image = axes.imshow(
-            panel.values,
-            cmap="PuOr",
-            norm=scale,
-            origin="lower",
-            extent=extent,
-            aspect="auto",
-            interpolation="nearest",
-        )
-        for name, (buy_at, sell_at) in panel.marks.items():
-            # black on a white halo, so that it shows on every colour of the map
-            shape = _PLACES[names.index(name) % len(_PLACES)]
-            for style in ({"mec": "#ffffff", "mew": 3.6}, {"mec": "#101418", "mew": 1.5}):
-                axes.plot(sell_at, buy_at, mfc="none", clip_on=False, zorder=3, **shape, **style)
-        axes.set(xlabel="sell threshold (score)", title=panel.title)
-        axes.grid(visible=False)
-    grid[0].set_ylabel("buy threshold (score)")
-    bar = figure.colorbar(image, ax=list(grid), shrink=0.95, pad=0.02)
+    figure, axes = _axes(height=3.4)
+    most = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
+    # purple is gain, orange is loss: told apart by every common kind of colour blindness
+    image = axes.imshow(
+        values,
+        cmap="PuOr",
+        norm=TwoSlopeNorm(0, -(most or 1.0), most or 1.0),
+        origin="lower",
+        extent=(*_cell_edges(sell), *_cell_edges(buy)),
+        aspect="auto",
+        interpolation="nearest",
+    )
+    keys = []
+    for (name, (buy_at, sell_at)), shape in zip(marks.items(), _PLACES, strict=False):
+        # black on a white halo, so that it shows on every colour of the map
+        for style in ({"mec": "#ffffff", "mew": 3.6}, {"mec": "#101418", "mew": 1.5}):
+            axes.plot(sell_at, buy_at, mfc="none", clip_on=False, zorder=3, **shape, **style)
+        keys.append(_key(name, mfc="none", mec=INK, mew=1.5, **shape))
+    axes.set(xlabel="sell threshold (score)", ylabel="buy threshold (score)")
+    axes.grid(visible=False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.95, pad=0.02)
     bar.set_label(unit)
     bar.outline.set_visible(False)
-    keys = []
-    for at, name in enumerate(names):
-        shape = _PLACES[at % len(_PLACES)]
-        keys.append(_key(name, mfc="none", mec=INK, mew=1.5, **shape))
     _legend_below(figure, keys)
     return figure
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+_PROSE = 40  # characters; a longer cell is broken into lines
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
@@ -176,7 +178,10 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _left(table: Table, column: int) -> str:
-    return ' class="text"' if column == 0 or column in table.texts else ""
+    if column != 0 and column not in table.texts:
+        return ""
+    is_prose = any(len(row[column]) > _PROSE for row in table.rows)
+    return ' class="text prose"' if is_prose else ' class="text"'
 
 
 _STYLE = """
@@ -245,9 +250,9 @@ caption { text-align: left; font-weight: 600; padding: 0 0 0.4rem; }
 th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid var(--rule);
   white-space: nowrap; vertical-align: top; }
 th.text, td.text, th[scope=row] { text-align: left; }
-td.text { white-space: normal; min-width: 8rem; max-width: 44rem; }
+td.prose { white-space: normal; min-width: 14rem; max-width: 44rem; }
 thead th { border-bottom: 2px solid var(--faint); font-weight: 600; white-space: normal;
-  vertical-align: bottom; }
+  min-width: 4.6rem; vertical-align: bottom; }
 caption span { display: block; max-width: min(46rem, calc(100vw - 2.5rem)); }
 th[scope=row] { font-weight: 500; }
 th:first-child, td:first-child { padding-left: 0.1rem; }

@@ -134,22 +134,15 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
         "x",
         "y",
     ),
-    "surface": lambda: figures.surfaces(
+    "surface": lambda: figures.surface(
         np.array([0.1, 0.2]),
         np.array([-0.2, -0.1]),
-        [
-            figures.Surface(
-                title="t", values=np.array([[1.0, NAN], [-2.0, 0.0]]), marks={"chosen": (0.1, -0.2)}
-            ),
-            figures.Surface(title="u", values=np.full((2, 2), NAN), marks={}),
-        ],
+        np.array([[1.0, NAN], [-2.0, 0.0]]),
+        {"best": (0.1, -0.2), "robust": (0.1, -0.2)},
         "%",
     ),
-    "surface of one point": lambda: figures.surfaces(
-        np.array([0.1]),
-        np.array([-0.2]),
-        [figures.Surface(title="t", values=np.array([[0.0]]), marks={})],
-        "%",
+    "surface of one point": lambda: figures.surface(
+        np.array([0.1]), np.array([-0.2]), np.array([[NAN]]), {}, "%"
     ),
     "equity": lambda: figures.equity(
         [line([NAN, 100, 120, 60, 90]), line([NAN] * 5), line([5.0] * 5)], wide=True
@@ -203,7 +196,7 @@ def test_a_figure_is_one_piece_of_svg_that_asks_for_nothing(name: str) -> None:
     assert "font:" not in text
 
 
-@pytest.mark.parametrize("name", ["reliability", "surface"])
+@pytest.mark.parametrize("name", ["bars", "surface of one point"])
 def test_a_figure_has_the_same_bytes_again(name: str) -> None:
     one, two = (figures.svg(DRAWINGS[name](), "fig", "") for _ in range(2))
     assert one == two

@@ -20,7 +20,7 @@ from shared.times import iso
 from tests.browser import browser
 from tests.made_releases import made_release
 from tests.releases import M, market
-from trainer import rasters, report
+from trainer import figures, rasters, report
 from trainer.progress import Progress
 
 ROWS = 3000
@@ -132,6 +132,9 @@ def rolling_metrics(**changes: Any) -> dict[str, Any]:
             for label in ("high_10", "low_10")
         },
         "score": score | {"deciles": [decile] * 10},
+        "aggregate": "ratio",
+        "best_aggregate": "logit_mean",
+        "aggregates": {"ratio": score, "logit_mean": score | {"auc": 0.573, "auc_high": 0.61}},
         "folds": {
             str(n): {"models": {name: {"auc": 0.6 + 0.02 * n} for name in MODELS}, "score": score}
             for n in (0, 1)
@@ -280,7 +283,13 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(full: Path) -> dict[str, Any]:
-    return run(full, "--png", str(full / "png"), rows=60)
+    return run(full, rows=60)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are put together, but not written out: for tests of the words around them."""
+    monkeypatch.setattr(figures, "svg", lambda figure, name, label: "<svg></svg>")
 
 
 class Document(HTMLParser):
@@ -380,6 +389,11 @@ def test_figures_of_the_measured_stand_in_the_tables(result: dict[str, Any]) -> 
     assert {"0.612", "0.600 .. 0.620", "0.470 .. 0.540", "0.580"} <= words  # the folds
     assert {"2.10 %", "12.0 %", "1.20"} <= words  # calibration
     assert {"-1.5", "-4.0 .. +1.0", "45.0 %"} <= words  # deciles
+    assert {"0.573", "0.510 .. 0.610"} <= words  # formulas
+    assert any(
+        "Best out of sample: logit_mean; these rows were scored by ratio. Their intervals" in one
+        for one in words
+    )
     assert "2023-04-01 00:00" in words
     assert {"12.3", "45.6 %", "0.97", "-1.25", "-3.1 %"} <= words  # the pairs of thresholds
     assert {"99.9", "77.7", "12.34", "0.040 %", "1.75", "11.1 %"} <= words  # the account
@@ -391,30 +405,40 @@ def test_figures_of_the_measured_stand_in_the_tables(result: dict[str, Any]) -> 
     assert "20 of 40 gained after costs" in text
 
 
-def test_every_figure_is_a_png_too(full: Path, result: dict[str, Any]) -> None:
-    names = sorted(path.stem for path in (full / "png").iterdir())
-    assert names == [
-        "auc-tail",
-        "btcusdt-auc-folds",
-        "btcusdt-calibration",
-        "btcusdt-deciles",
-        "btcusdt-equity",
-        "btcusdt-gaps",
-        "btcusdt-importance",
-        "btcusdt-score",
-        "btcusdt-signals",
-        "btcusdt-surface-return",
-        "btcusdt-surface-sharpe",
-        "btcusdt-trades",
-    ]
-    assert result["figures"] == len(names)
-    assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in (full / "png").iterdir())
+def test_every_figure_is_a_png_too_and_the_page_is_the_same_bytes(tmp_path: Path) -> None:
+    write_release_to(tmp_path)
+    write_merged(tmp_path)
+    found = run(tmp_path, rows=30)
+    page = found["wrote"].read_bytes()
+    folder = tmp_path / "png"
+    found = run(tmp_path, "--png", str(folder), rows=30)
+    assert found["wrote"].read_bytes() == page
+    names = sorted(path.stem for path in folder.iterdir())
+    assert names == ["auc-tail", "btcusdt-gaps", "btcusdt-importance"]
+    assert found["figures"] == len(names)
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in folder.iterdir())
 
 
-def test_the_same_evidence_gives_the_same_bytes(full: Path, result: dict[str, Any]) -> None:
-    out = full / "again.html"
-    run(full, "--out", str(out), rows=60)
-    assert out.read_bytes() == result["wrote"].read_bytes()
+def test_every_section_has_its_figures(result: dict[str, Any]) -> None:
+    text, page = read(result["wrote"])
+    titles = " ".join(words for words in page.words if words.startswith(("AUC", "BTCUSDT: ")))
+    for title in (
+        "AUC on the purged tail",
+        "AUC over 2 folds",
+        "said and happened",
+        "AUC lost when a group is shuffled",
+        "distribution of the score",
+        "what followed, by tenth of the score",
+        "net return of each pair, long only",
+        "Sharpe ratio of each pair, long only",
+        "gain and drawdown",
+        "signals over the last 960 scored candles",
+        "the last 40 trades of the backtest",
+        "missing candles",
+    ):
+        assert title in titles
+    assert len(page.all("figure")) == result["figures"] == 12
+    assert len(text) < 1_000_000
 
 
 def test_importance_is_of_the_groups_in_use_and_says_when_it_is_in_sample(
@@ -425,6 +449,7 @@ def test_importance_is_of_the_groups_in_use_and_says_when_it_is_in_sample(
     assert not any("In-sample" in line for line in result["warnings"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rows_that_were_trained_on_are_called_in_sample(tmp_path: Path) -> None:
     training = TrainingRange(
         start_ms=0, end_ms=2**42, rows=9, stride=1, seed=1, test_start_ms=0, test_rows=9
@@ -436,6 +461,7 @@ def test_rows_that_were_trained_on_are_called_in_sample(tmp_path: Path) -> None:
     assert any(line.startswith("Few rows: ") for line in found["warnings"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_where_nothing_was_measured_the_page_says_which_command_gives_it(tmp_path: Path) -> None:
     write_release_to(tmp_path, metrics={})
     found = run(tmp_path, rows=30)
@@ -447,6 +473,7 @@ def test_where_nothing_was_measured_the_page_says_which_command_gives_it(tmp_pat
     assert any("No walk-forward evaluation" in line for line in found["warnings"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_warnings_name_what_is_too_good_or_no_better_than_the_clock(tmp_path: Path) -> None:
     figures = {"auc": 0.93, "auc_low": 0.92, "auc_high": 0.94, "base_rate": 0.1, "rows": 9}
     weak = {"auc": 0.52, "auc_low": 0.4, "auc_high": 0.6, "base_rate": 0.1, "rows": 9}
@@ -471,6 +498,7 @@ def test_warnings_name_what_is_too_good_or_no_better_than_the_clock(tmp_path: Pa
     assert "fold 3 from 2023-05-01T00:00:00Z was left out: too few cases" in lines
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_lucky_overfitted_or_losing_thresholds_are_warned_of(tmp_path: Path) -> None:
     write_release_to(tmp_path)
     write_rolling(tmp_path)
@@ -499,6 +527,7 @@ def test_lucky_overfitted_or_losing_thresholds_are_warned_of(tmp_path: Path) -> 
     assert "the threshold search ran on other scores" not in lines
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_thresholds_and_trades_that_came_to_nothing_are_shown_as_such(tmp_path: Path) -> None:
     write_release_to(tmp_path)
     write_merged(tmp_path)
@@ -514,6 +543,7 @@ def test_thresholds_and_trades_that_came_to_nothing_are_shown_as_such(tmp_path: 
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_folds_of_other_models_are_not_this_releases(tmp_path: Path) -> None:
     manifest, files = made_release(labels=("high_10", "low_10", "low_20"))
     write_release(tmp_path / "models", manifest, files)
@@ -524,6 +554,7 @@ def test_folds_of_other_models_are_not_this_releases(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_data_without_a_gap_and_with_many(tmp_path: Path) -> None:
     write_release_to(tmp_path)
     write_merged(tmp_path, gap=None)
@@ -536,6 +567,7 @@ def test_data_without_a_gap_and_with_many(tmp_path: Path) -> None:
     assert "300" in words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_live_release_is_reported_else_the_newest_else_the_one_named(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="no release; run `python -m trainer train`"):
         run(tmp_path)
@@ -551,6 +583,39 @@ def test_the_live_release_is_reported_else_the_newest_else_the_one_named(tmp_pat
         run(tmp_path, "--release", "x")
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_every_symbol_of_a_release_has_its_own_parts(tmp_path: Path) -> None:
+    write_release_to(tmp_path, symbols=("BTCUSDT", "ETHUSDT"))
+    write_merged(tmp_path)
+    write_rolling(tmp_path)
+    found = run(tmp_path)
+    text = " ".join(read(found["wrote"])[1].words)
+    assert "BTCUSDT: folds" in text
+    assert "ETHUSDT: folds" not in text
+    for command in ("rolling", "signals", "backtest", "merge"):
+        assert any(
+            "ETHUSDT" in line and f"`python -m trainer {command}`" in line
+            for line in found["missing"]
+        )
+    found = run(tmp_path, "--symbol", "ETHUSDT")
+    assert found["symbols"] == ["ETHUSDT"]
+    assert "BTCUSDT: folds" not in " ".join(read(found["wrote"])[1].words)
+
+
+def test_bare_files_stand_in_for_the_merged_data(tmp_path: Path) -> None:
+    write_release_to(tmp_path)
+    path = tmp_path / "BTCUSDT-1m.parquet"
+    klinefiles.write_columns(path, market(2200), {})
+    found = run(tmp_path, "--klines", str(path), rows=30)
+    assert set(found["importance"]["BTCUSDT"]) == {"close", "volume", "span"}
+    assert "no candle is missing among 2,200" in " ".join(read(found["wrote"])[1].words)
+    other = tmp_path / "ETHUSDT-1m.parquet"
+    klinefiles.write_columns(other, market(50), {})
+    with pytest.raises(Usage, match=r"ETHUSDT 1m, and release .* is of BTCUSDT 1m"):
+        run(tmp_path, "--klines", str(other))
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_wrong_options_are_told_in_one_line(tmp_path: Path) -> None:
     write_release_to(tmp_path)
     for options, words in (
@@ -565,6 +630,7 @@ def test_wrong_options_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", None])
+@pytest.mark.usefixtures("undrawn")
 def test_a_damaged_file_is_named_not_left_out(tmp_path: Path, content: str | None) -> None:
     write_release_to(tmp_path)
     path = write_rolling(tmp_path) / "metrics.json"

@@ -67,6 +67,7 @@ def scores(evidence: Evidence, draft: Draft) -> Section:
                 "would never signal."
             )
         parts += _direction(one, mapping(one.rolling.metrics, "score"), horizon, draft)
+        parts += _formulas(one, one.rolling.metrics)
     return Section(
         id="score",
         title="Score",
@@ -157,6 +158,48 @@ def _direction(
             f"{one.symbol}: the score does not tell up from down: its AUC of {value:.3f} is not "
             f"above what a score without knowledge reaches by luck ({high:.3f})."
         )
+
+
+def _formulas(one: SymbolEvidence, metrics: Mapping[str, Any]) -> Iterator[Table | str]:
+    """The ways to fold the outputs into a score, side by side."""
+    found = mapping(metrics, "aggregates")
+    if not found:
+        return
+    yield Table(
+        caption=f"{one.symbol}: formulas of the score",
+        columns=(
+            "formula",
+            "AUC of direction",
+            "95 % interval",
+            "band without knowledge",
+            "rank correlation",
+            "95 % interval",
+        ),
+        rows=[
+            (
+                name,
+                number(each.get("auc")),
+                interval(each.get("auc_low"), each.get("auc_high")),
+                interval(each.get("null_low"), each.get("null_high")),
+                number(each.get("rank")),
+                interval(each.get("rank_low"), each.get("rank_high")),
+            )
+            for name, each in found.items()
+        ],
+    )
+    best, used = metrics.get("best_aggregate"), metrics.get("aggregate")
+    if best is not None:
+        yield (
+            f"Best out of sample: {best}; these rows were scored by {used}."
+            + (" Their intervals overlap: no formula is shown to be better." * _overlap(found))
+        )
+
+
+def _overlap(found: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether all intervals of the AUC share a value."""
+    lows = [or_nan(each.get("auc_low")) for each in found.values()]
+    highs = [or_nan(each.get("auc_high")) for each in found.values()]
+    return max(lows) <= min(highs)
 
 
 def candles(evidence: Evidence, draft: Draft) -> Section:

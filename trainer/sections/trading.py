@@ -77,19 +77,19 @@ def _surface_parts(
     if buy[0] <= own.buy <= buy[-1] and sell[0] <= own.sell <= sell[-1]:
         marks["this release"] = (own.buy, own.sell)
 
-    def panel(column: str, factor: float) -> figures.Surface:
+    def drawn(column: str, factor: float, unit: str) -> Figure:
         values = np.full((len(buy), len(sell)), np.nan)
         rows = np.searchsorted(buy, grid["buy"][here])
         values[rows, np.searchsorted(sell, grid["sell"][here])] = factor * grid[column][here]
         values[~np.isfinite(values)] = np.nan
-        return figures.Surface(title="", values=values, marks=marks)
+        return figures.surface(buy, sell, values, marks, unit)
 
     words = _DIRECTION_WORDS[direction]
     gained = float(np.mean(grid["total_return"][here] > 0))
     yield draft.picture(
         f"{symbol}-surface-return",
         f"{symbol}: net return of each pair, {words}",
-        lambda: figures.surfaces(buy, sell, [panel("total_return", 100.0)], "net return (%)"),
+        lambda: drawn("total_return", 100.0, "net return (%)"),
         f"{percent(gained)} of {int(here.sum()):,} pairs gained after costs. A plateau is worth "
         "more than a peak: the robust pair is the best median among neighbours.",
         "what the best pair will earn: it was picked after the fact, among many.",
@@ -97,7 +97,7 @@ def _surface_parts(
     yield draft.picture(
         f"{symbol}-surface-sharpe",
         f"{symbol}: Sharpe ratio of each pair, {words}",
-        lambda: figures.surfaces(buy, sell, [panel("sharpe", 1.0)], "Sharpe ratio (a year)"),
+        lambda: drawn("sharpe", 1.0, "Sharpe ratio (a year)"),
         f"The best of this many pairs without any skill would show "
         f"{number(found.get('expected_best_sharpe'), 2)}; the best here shows "
         f"{number(best.get('sharpe') if best else None, 2)}.",
