@@ -1,4 +1,5 @@
-"""The featurizer: `kline` (and, where features read them, `fkline` and `depth`) to `feature`."""
+"""The featurizer: `kline` (and, where features read them, `fkline`, `depth` and another symbol's
+`kline`) to `feature`."""
 
 import asyncio
 import time
@@ -52,7 +53,8 @@ class _Companions:
         self._session = session
         self._futures = "futur" in features.sources
         self._depth = "depth" in features.sources
-        self.needed = self._futures or self._depth
+        self._other = session.settings.features_other if "other" in features.sources else None
+        self.needed = self._futures or self._depth or self._other is not None
 
     async def fetch(self, core: Core, entries: Sequence[Entry[Any]]) -> list[Entry[Any]]:
         """Hands the rows over; returns the entries that could not be read."""
@@ -66,6 +68,11 @@ class _Companions:
                     core.futures[entry.time_ms] = np.array(entry.event.row())
                 else:
                     unread.append(entry)
+        if self._other is not None:
+            other = Source(KLINE, self._other, interval)
+            for entry in await self._rows(other, entries):
+                if isinstance(entry.event, Kline):
+                    core.other[entry.time_ms] = np.array(entry.event.row())
         if self._depth:
             depth = Source(DEPTH, symbol, interval)
             for entry in await self._rows(depth, entries):

@@ -21,14 +21,16 @@ _NO_KLINE = (math.nan,) * len(KLINE_COLUMNS)
 class FeatureWindow:
     """The state behind one symbol's feature stream (a `shared.stage.Core`).
 
-    Rows of the futures and depth series are handed over in `futures` and `depth`, by open time,
-    before the candles that they belong to; a minute without one is a row of NaN.
+    Rows of the futures and depth series and of the other symbol's candles are handed over in
+    `futures`, `depth` and `other`, by open time, before the candles that they belong to; a minute
+    without one is a row of NaN.
     """
 
     def __init__(self, features: FeatureSet, source: Source[Any]) -> None:
         self.history = features.lookback
         self.futures: dict[int, Row] = {}
         self.depth: dict[int, Row] = {}
+        self.other: dict[int, Row] = {}
         self.source = source
         self._features = features
         self._window = features.window()
@@ -51,6 +53,7 @@ class FeatureWindow:
             kline,
             _rows(self.futures, times, len(KLINE_COLUMNS)),
             _rows(self.depth, times, len(DEPTH_COLUMNS)),
+            _rows(self.other, times, len(KLINE_COLUMNS)),
         )
         self._rows = count
 
@@ -82,6 +85,7 @@ class FeatureWindow:
             kline,
             self.futures.pop(time_ms, None),
             self.depth.pop(time_ms, None),
+            self.other.pop(time_ms, None),
         )
 
 

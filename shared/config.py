@@ -434,6 +434,10 @@ class Settings(BaseSettings):
     features_kline: Names | None = Field(default=None, description="default: the seed's 51")
     features_futur: Names = Field(default=(), description="f_ features; the seed's 38: ['seed']")
     features_depth: Names = Field(default=(), description="book features; its 33: ['seed']")
+    features_other: str | None = Field(
+        default=None,
+        description="one of `symbols`: whose candles CORREL, RCORREL, BETA and o_ features read",
+    )
     features_file: Path | None = Field(default=None, description="Python file of your features")
     instance: str | None = Field(default=None, description="default: the service's name")
 

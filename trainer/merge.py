@@ -28,6 +28,8 @@ from trainer.progress import Progress
 Floats = npt.NDArray[np.float64]
 
 FUNDING_COLUMN = "funding_rate"
+OTHER_PREFIX = "o"
+"""Of the columns that CORREL, BETA and o_ features read: those of the config's features_other."""
 _GAPS_SHOWN = 10
 _CSV_ROWS = 100_000
 # The longest time between two settlements. A rate older than that is not the current one.
@@ -110,6 +112,8 @@ def sources_of(settings: Settings, args: argparse.Namespace) -> dict[str, str]:
         Usage: not of the form PREFIX=SYMBOL, or a prefix that is taken.
     """
     found = dict(settings.trainer.merge.sources)
+    if settings.features_other is not None:
+        found[OTHER_PREFIX] = settings.features_other
     for text in args.source:
         name, _, given = text.partition("=")
         if not given:
@@ -249,7 +253,7 @@ def _others(
     found: dict[str, KlineTable] = {}
     first, last = int(klines.open_time_ms[0]), int(klines.open_time_ms[-1])
     for prefix, place in sources.items():
-        if place == klines.symbol:
+        if place == klines.symbol and prefix != OTHER_PREFIX:
             continue  # of several symbols, that one has its own columns already
         if place.endswith(klinefiles.SUFFIXES):
             tables = klinefiles.read_klines([place], interval=klines.interval)

@@ -442,6 +442,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--futures", nargs="+", type=Path, metavar="FILE", help="futures klines beside --klines"
     )
+    parser.add_argument(
+        "--other",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="another symbol's klines beside --klines, for features that compare with it",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.parquet", help="write this one file")
 
 
@@ -457,8 +464,8 @@ def selected(
     if args.out is not None and args.out.suffix != ".parquet":
         raise Usage(f"--out {args.out}: the file is written as parquet, so name it .parquet")
     if args.klines is None:
-        if args.futures is not None:
-            raise Usage("--futures goes with --klines")
+        if args.futures is not None or args.other is not None:
+            raise Usage("--futures and --other go with --klines")
         interval = args.interval or settings.interval
         symbols = args.symbol or settings.symbols
         _one_if_out(args, [f"{symbol} {interval}" for symbol in symbols])
@@ -469,9 +476,16 @@ def selected(
         return
     tables = read_bare(args, settings)
     _one_if_out(args, [f"{table.symbol} {table.interval}" for table, _ in tables])
+    others = {}
+    if args.other is not None:
+        found = klinefiles.read_klines(args.other, interval=args.interval)
+        if len(found) != 1:
+            raise Usage("--other takes the files of one symbol and interval")
+        others = {OTHER_COLUMNS[0].partition("_")[0]: found[0]}
     for table, futures in tables:
-        raster = join(table, futures)
-        yield [*args.klines, *(args.futures or ())], raster, _output(settings, args, raster, kind)
+        raster = join(table, futures, others=others)
+        read = [*args.klines, *(args.futures or ()), *(args.other or ())]
+        yield read, raster, _output(settings, args, raster, kind)
 
 
 def read_bare(

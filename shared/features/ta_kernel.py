@@ -359,9 +359,10 @@ def _flow_share(flow, volume, p0, m, rows, r, n):
 
 
 @part
-def _vwap_distance(close, volume, p0, m, rows, r, n):
+def _vwap_distance(close, volume, p0, m, rows, r, n, total):
+    """From the centred sum where the difference is small, beside the sum of terms of one sign."""
     for b in range(m):
-        r[b] = n[b] = 0.0
+        r[b] = n[b] = total[b] = 0.0
     for k in range(rows):
         oldest = p0 + 1 - rows + k
         for b in range(m):
@@ -369,9 +370,9 @@ def _vwap_distance(close, volume, p0, m, rows, r, n):
             both = x == x and v == v
             r[_at(b)] += (x - close[_at(p0 + b)]) * v if both else 0.0
             n[_at(b)] += v if both else 0.0
+            total[_at(b)] += x * v if both else 0.0
     for b in range(m):
-        rest = r[b] / n[b]
-        r[b] = -100.0 * rest / (close[p0 + b] + rest)
+        r[b] = -100.0 * (r[b] / n[b]) / (total[b] / n[b])
 
 
 @part
@@ -591,7 +592,7 @@ def _compute(slot, series, p0, m, index, state, c, r, acc):
     elif kind == FLOW_SHARE:
         _flow_share(y, z, p0, m, w, r, n)
     elif kind == VWAP_DISTANCE:
-        _vwap_distance(y, z, p0, m, w, r, n)
+        _vwap_distance(y, z, p0, m, w, r, n, acc[1])
     elif kind == VOLATILITY:
         _volatility(y, p0, m, w, r, n)
     elif kind == RANK:

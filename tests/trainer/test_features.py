@@ -12,7 +12,7 @@ import pytest
 from shared import klinefiles
 from shared.features import DEPTH_33, FUTUR_38, KLINE_51, FeatureSet
 from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
-from tests.shared.features import oracle
+from tests.shared.features import candles, oracle
 from trainer import features, rasters
 from trainer.cli import main
 
@@ -194,3 +194,62 @@ def test_files_of_two_symbols_do_not_go_into_one(
     code = main(["features", "--klines", *files, "--out", str(tmp_path / "out.parquet")])
     assert code == 2
     assert "A 1m, B 1m" in capsys.readouterr().err
+
+
+def test_another_symbols_candles_come_from_its_files_or_through_merge(
+    tmp_path: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(2)
+    count = 200
+    start = klinefiles.month_bounds("2021-05")[1] - 100 * MINUTE
+    times = start + MINUTE * np.arange(count, dtype=np.int64)
+    tables = {
+        symbol: KlineTable(
+            symbol=symbol,
+            interval="1m",
+            open_time_ms=times,
+            values=candles.calm(random, count),
+        )
+        for symbol in ("BTCUSDT", "ETHUSDT")
+    }
+    tables["ETHUSDT"] = tables["ETHUSDT"].rows(20, 190)  # begins later, ends earlier
+    btc, eth = tables["BTCUSDT"].values, np.full((count, 9), np.nan)
+    eth[20:190] = tables["ETHUSDT"].values
+    names = ["close_CORREL_20", "close_BETA_20", "o_close_SMA_5", "time_of_day"]
+    chosen = FeatureSet.of(names, interval_ms=MINUTE)
+    truth = chosen.batch(start // MINUTE, btc, None, None, eth)
+    assert np.isfinite(truth[150]).all()
+
+    files = {}
+    for symbol, table in tables.items():
+        klinefiles.add_klines(klinefiles.klines_folder(data_folder, symbol, "1m"), table)
+        files[symbol] = tmp_path / f"{symbol}-1m.parquet"
+        columns = {"open_time": table.open_time_ms}
+        columns |= {name: table.column(name) for name in KLINE_COLUMNS}
+        klinefiles.write_columns(files[symbol], columns)
+    out = tmp_path / "out.parquet"
+    given = ["--klines", files["BTCUSDT"], "--features", *names, "--out", out]
+    run("features", *given, "--other", files["ETHUSDT"], capsys=capsys)
+    found = pq.read_table(out)
+    assert np.column_stack([found[name] for name in names]).tobytes() == truth.tobytes()
+    assert main(["features", *map(str, given)]) == 2
+    assert "features read other rows; give --other" in capsys.readouterr().err
+
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {
+                "symbols": ["BTCUSDT", "ETHUSDT"],
+                "features_kline": names,
+                "features_other": "ETHUSDT",
+            }
+        )
+    )
+    run("merge", "-c", config, capsys=capsys)
+    run("features", "-c", config, capsys=capsys)
+    found = rasters.read_months(data_folder / "BTCUSDT-1m-features")
+    assert np.column_stack([found[name] for name in names]).tobytes() == truth.tobytes()
+    own = rasters.read_months(data_folder / "ETHUSDT-1m-features")
+    correlation = own["close_CORREL_20"]
+    assert np.isnan(correlation[:19]).all()
+    assert (np.abs(correlation[19:] - 1.0) < 1e-15).all()
