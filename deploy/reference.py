@@ -30,6 +30,7 @@ _EXAMPLES: dict[str, Any] = {
     "algorithms": ["gb", "lc"],
     "features_kline": ["close_5", "close_60", "volume_60"],
     "features_futur": ["seed"],
+    "features_other": "ETHUSDT",
     "features_depth": ["seed"],
     "features_file": "my_features.py",
     "instance": "collector-2",

@@ -74,14 +74,9 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
 
 def check_sources(features: FeatureSet, raster: rasters.Raster) -> None:
     """Raises: Usage: the features read a source that there is no row of."""
-    there = {
-        "futur": raster.futur is not None,
-        "depth": raster.depth is not None,
-        "other": raster.has_other,
-    }
-    for source, remedy in _REMEDIES.items():
-        if source in features.sources and not there[source]:
-            raise Usage(f"{raster.symbol}: features read {source} rows; give {remedy}")
+    source = raster.lacks(features.sources)
+    if source is not None:
+        raise Usage(f"{raster.symbol}: features read {source} rows; give {_REMEDIES[source]}")
 
 
 def summary(result: Mapping[str, Any]) -> str:

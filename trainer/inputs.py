@@ -55,12 +55,12 @@ def read(
         intervals = ", ".join(sorted({raster.interval for raster in found}))
         raise Usage(f"models are trained on one interval, and these are {intervals}: --interval")
     for raster in found:
-        for source in ("futur", "depth"):
-            if source in features.sources and getattr(raster, source) is None:
-                raise Usage(
-                    f"{raster.symbol}: features read {source} rows, and there are none: download "
-                    f"and merge them, or take features_{source} out of the config"
-                )
+        source = raster.lacks(features.sources)
+        if source is not None:
+            raise Usage(
+                f"{raster.symbol}: features read {source} rows, and there are none: download "
+                f"and merge them, or take features_{source} out of the config"
+            )
     return found if args.until is None else [before(raster, args.until) for raster in found]
 
 

@@ -200,7 +200,7 @@ def _structure(
     path = settings.features_file
     own = probes.of_file(path, names)
     built_in = [name for name in names if name not in own]
-    kernel = FeatureSet.of(built_in) if built_in else None
+    kernel = FeatureSet.of(built_in, interval_ms=settings.step_ms) if built_in else None
     horizon = settings.trainer.label_horizon
     lookback = configured(settings).lookback
     findings: list[Finding] = []
@@ -310,6 +310,7 @@ def random_walk(interval: str, rows: int, horizon: int, seed: int) -> rasters.Ra
         kline=klines(),
         futur=klines(),
         depth=random.lognormal(0, 0.5, (rows, len(DEPTH_COLUMNS))),
+        extra=dict(zip(rasters.OTHER_COLUMNS, klines().T, strict=True)),
     )
 
 

@@ -19,6 +19,7 @@ from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.klines import KLINE_COLUMNS
 from shared.releases import Manifest, current_folder
+from shared.times import interval_ms
 from trainer import rasters
 from trainer.progress import Bar, Progress
 
@@ -95,9 +96,7 @@ def scores(
         warm = max(0, first - (features.lookback - 1))
         values = features.batch(
             raster.first_index + warm,
-            kline=raster.kline[warm:end],
-            futur=None if raster.futur is None else raster.futur[warm:end],
-            depth=None if raster.depth is None else raster.depth[warm:end],
+            **raster.inputs(warm, end),
             workers=threads,
         )[first - warm :]
         close = raster.kline[first:end, KLINE_COLUMNS.index("close")]
@@ -155,7 +154,7 @@ def features_of(manifest: Manifest, settings: Settings) -> FeatureSet:
         Failure: it was trained with another file of user features than the config's.
     """
     file = settings.features_file if manifest.features_file_sha256 is not None else None
-    features = FeatureSet.of(manifest.features, file)
+    features = FeatureSet.of(manifest.features, file, interval_ms=interval_ms(manifest.interval))
     if features.user_sha256 != manifest.features_file_sha256:
         raise Failure(
             f"release {manifest.id} was trained with another features_file: its sha256 is "

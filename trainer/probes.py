@@ -128,15 +128,12 @@ def features(
         def computed(
             first: int, stop: int, changed: bool, cut: int = cut, judged: slice = judged
         ) -> Floats:
+            inputs: dict[str, Any] = {**raster.inputs(first, stop)}
             sources: dict[str, Any] = {
                 name: None
-                if (values := getattr(raster, name)) is None
-                else (
-                    another_future(values[first:stop], cut - first, seed + cut)
-                    if changed
-                    else values[first:stop]
-                )
-                for name in ("kline", "futur", "depth")
+                if values is None
+                else (another_future(values, cut - first, seed + cut) if changed else values)
+                for name, values in inputs.items()
             }
             whole = chosen.batch(raster.first_index + first, **sources)
             return np.ascontiguousarray(whole[judged.start - first : judged.stop - first])

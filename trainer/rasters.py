@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -90,6 +90,16 @@ class Raster:
             depth=None if self.depth is None else self.depth[start:stop],
             extra={name: column[start:stop] for name, column in self.extra.items()},
         )
+
+    def lacks(self, sources: Collection[str]) -> str | None:
+        """One of these sources of features ("futur", "depth", "other") that is not there."""
+        there = {
+            "futur": self.futur is not None,
+            "depth": self.depth is not None,
+            "other": self.has_other,
+        }
+        missing = (name for name in there if name in sources and not there[name])
+        return next(missing, None)
 
     @property
     def has_other(self) -> bool:

@@ -22,6 +22,7 @@ from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.klines import KLINE_COLUMNS
 from shared.releases import Manifest, current_folder, list_releases
+from shared.times import interval_ms
 from trainer import evidence, labels, page, predict, rasters, sections
 from trainer.importance import groups, permuted
 from trainer.progress import Progress
@@ -254,9 +255,9 @@ def _feature_rows(
         return np.empty((0, len(features.names))), np.empty(0)
     start = max(0, int(kept[0]) - features.lookback + 1)
     part = raster.rows(start, int(kept[-1]) + 1)
-    values = features.batch(
-        part.first_index, kline=part.kline, futur=part.futur, depth=part.depth, workers=threads
-    )[kept - start]
+    values = features.batch(part.first_index, **part.inputs(0, len(part)), workers=threads)[
+        kept - start
+    ]
     return values, raster.kline[kept, KLINE_COLUMNS.index("close")]
 
 
@@ -276,7 +277,7 @@ def _truth(
 
 def _features(manifest: Manifest, settings: Settings) -> FeatureSet:
     file = settings.features_file if manifest.features_file_sha256 is not None else None
-    features = FeatureSet.of(manifest.features, file)
+    features = FeatureSet.of(manifest.features, file, interval_ms=interval_ms(manifest.interval))
     if features.user_sha256 != manifest.features_file_sha256:
         raise Failure(
             f"release {manifest.id} was trained with another features_file: its sha256 is "

@@ -216,9 +216,7 @@ def _gather_one(
         warm = max(0, start - (features.lookback - 1))
         values = features.batch(
             raster.first_index + warm,
-            kline=raster.kline[warm:stop],
-            futur=None if raster.futur is None else raster.futur[warm:stop],
-            depth=None if raster.depth is None else raster.depth[warm:stop],
+            **raster.inputs(warm, stop),
             workers=workers,
         )
         here = keep[(keep >= start - first) & (keep < stop - first)]
