@@ -474,7 +474,7 @@ def selected(
     if args.out is not None and args.out.suffix != ".parquet":
         raise Usage(f"--out {args.out}: the file is written as parquet, so name it .parquet")
     if args.klines is None:
-        if args.futures is not None or args.other is not None:
+        if args.futures is not None or _other(args) is not None:
             raise Usage("--futures and --other go with --klines")
         interval = args.interval or settings.interval
         symbols = args.symbol or settings.symbols
@@ -487,15 +487,21 @@ def selected(
     tables = read_bare(args, settings)
     _one_if_out(args, [f"{table.symbol} {table.interval}" for table, _ in tables])
     others = {}
-    if args.other is not None:
-        found = klinefiles.read_klines(args.other, interval=args.interval)
+    if _other(args) is not None:
+        found = klinefiles.read_klines(_other(args) or (), interval=args.interval)
         if len(found) != 1:
             raise Usage("--other takes the files of one symbol and interval")
         others = {OTHER_COLUMNS[0].partition("_")[0]: found[0]}
     for table, futures in tables:
         raster = join(table, futures, others=others)
-        read = [*args.klines, *(args.futures or ()), *(args.other or ())]
+        read = [*args.klines, *(args.futures or ()), *(_other(args) or ())]
         yield read, raster, _output(settings, args, raster, kind)
+
+
+def _other(args: argparse.Namespace) -> list[Path] | None:
+    """--other, which not every command has."""
+    found: list[Path] | None = getattr(args, "other", None)
+    return found
 
 
 def read_bare(
