@@ -238,6 +238,45 @@ def _unzip(archive: bytes, name: str) -> list[tuple[str, bytes]]:
     return [(name, texts[0][1])] if len(texts) == 1 else texts
 
 
+def read_zipped_columns(
+    archive: bytes, name: str, wanted: Mapping[str, str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Columns of the one csv, with a header, in a zip of the bulk archive that holds no candles.
+
+    wanted: column -> "int64", "float64", or "seconds": `2025-05-19 11:07:31` as epoch ms (int64).
+
+    Raises:
+        BadInput: damaged, a column is missing, or a cell is empty or not what it must be.
+    """
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import csv  # noqa: PLC0415
+
+    kinds = {"int64": pa.int64(), "float64": pa.float64(), "seconds": pa.timestamp("s")}
+    members = _unzip(archive, name)
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(members[0][1]),
+            convert_options=csv.ConvertOptions(
+                include_columns=list(wanted),
+                column_types={column: kinds[kind] for column, kind in wanted.items()},
+            ),
+        )
+    except (pa.ArrowException, KeyError) as error:
+        raise BadInput(f"{name}: not the csv that it should be: {_line(error)}") from None
+    found: dict[str, npt.NDArray[Any]] = {}
+    for column, kind in wanted.items():
+        cells = table[column]
+        if cells.null_count:
+            raise BadInput(f"{name}: {cells.null_count} empty cells in column {column}")
+        if kind == "seconds":
+            found[column] = _numpy(cells.cast(pa.int64()), np.int64) * 1000
+        else:
+            found[column] = _numpy(cells, np.int64 if kind == "int64" else np.float64)
+        if kind == "float64" and not np.isfinite(found[column]).all():
+            raise BadInput(f"{name}: column {column} holds what is no finite number")
+    return found
+
+
 def _columns_of(header: Sequence[str], name: str) -> dict[str, int]:
     """Position of each column we know, by any of its names.
 
@@ -669,6 +708,15 @@ def month_bounds(month: str) -> tuple[int, int]:
     start = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
     end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
     return int(start.timestamp()) * 1000, int(end.timestamp()) * 1000
+
+
+def months_between(start_ms: int, end_ms: int) -> list[str]:
+    """The months that have a moment of start_ms <= t < end_ms."""
+    months = []
+    while start_ms < end_ms:
+        months.append(month_of(start_ms))
+        start_ms = month_bounds(months[-1])[1]
+    return months
 
 
 def kline_months(folder: Path) -> list[str]:

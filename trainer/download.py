@@ -5,20 +5,19 @@ A month that is missing comes as a monthly zip, else as daily zips, each checked
 REST does not have either never existed, and is said. Months are written whole, so that a download
 that is killed goes on where it stopped; a month that was looked through is marked and not asked for
 again. A candle counts as closed once the exchange has a later one: true of a replayed market, too.
+With futures come the USD-M candles and the funding rates (`trainer/funding.py`), with --depth the
+archive of order-book levels (`trainer/bookdepth.py`).
 """
 
 import argparse
 import asyncio
-import contextlib
-import hashlib
-import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
@@ -27,56 +26,22 @@ import numpy.typing as npt
 from shared import klinefiles
 from shared.config import Settings
 from shared.errors import BadInput, Failure, Rejected, Unavailable, Usage
-from shared.klines import KlineTable
+from shared.klines import KLINE_COLUMNS, KlineTable
 from shared.times import floor_ms, interval_ms, iso
-from trainer import rasters
+from trainer import bookdepth, funding, rasters
+from trainer.binance import PAGE, Archive, Market, Rest, Sleep, each, futures, spot
+from trainer.csvfiles import write_csv
 from trainer.progress import Bar, Progress
 
 Times = npt.NDArray[np.int64]
-Sleep = Callable[[float], Awaitable[None]]
 
-PAGE = 1000
 _DAY_MS = 86_400_000
-_TRIES = 6
-_LONGEST_WAIT_S = 300  # a ban of more is for a person to wait out
 _FLUSH_ROWS = 20 * PAGE
 _MONTHS_AT_ONCE = 4
 _COMPLETE_FROM = "complete_from_ms"
 _RANGES_SHOWN = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Market:
-    """Where one kind of candle is found."""
-
-    name: str
-    rest_url: str
-    klines_path: str
-    archive_path: str
-    weight_per_minute: int
-    klines_weight: int
-
-
-def spot(rest_url: str) -> Market:
-    return Market(
-        name="spot",
-        rest_url=rest_url,
-        klines_path="/api/v3/klines",
-        archive_path="spot",
-        weight_per_minute=6000,
-        klines_weight=2,
-    )
-
-
-def futures(rest_url: str) -> Market:
-    return Market(
-        name="futures",
-        rest_url=rest_url,
-        klines_path="/fapi/v1/klines",
-        archive_path="futures/um",
-        weight_per_minute=2400,
-        klines_weight=5,
-    )
+# Monthly spot files that differ from the daily ones and from REST, which agree: binance.md 13.
+_WRONG_MONTHS = frozenset({"2020-12", "2021-09"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,177 +74,6 @@ class Report:
             "missing_ranges": [{"from": iso(start), "rows": rows} for start, rows in longest],
             "wrote": [self.folder],
         }
-
-
-class Rest:
-    """One exchange's REST: inside its request weight, patient with what passes.
-
-    budget: share of the weight per minute that we may use.
-    """
-
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        market: Market,
-        *,
-        budget: float,
-        sleep: Sleep = asyncio.sleep,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self.market = market
-        self._session = session
-        self._allowed = market.weight_per_minute * budget
-        self._sleep = sleep
-        self._now = now
-        self._turn = asyncio.Lock()
-        self._not_before = 0.0
-        self._used = 0.0
-        self._minute = 0
-
-    async def get(self, path: str, weight: int, **parameters: str | int) -> Any:
-        """The reply's JSON.
-
-        Raises:
-            Unavailable: still no good reply after some tries.
-            Rejected: the exchange refuses the request itself.
-            Failure: it has banned this address for long.
-        """
-        url = self.market.rest_url.rstrip("/") + path
-        reason = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                await self._sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
-            async with self._turn:
-                await self._keep_budget(weight)
-            try:
-                async with self._session.get(url, params=parameters) as response:
-                    status = response.status
-                    self._note_weight(response.headers.get("X-MBX-USED-WEIGHT-1M"))
-                    if status in (418, 429):
-                        reason = f"HTTP {status}"
-                        self._hold_back(response)
-                        continue
-                    reply = await response.json(content_type=None)
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                reason = str(error) or type(error).__name__
-                continue
-            if status == 200:
-                return reply
-            text = reply.get("msg", "") if isinstance(reply, dict) else ""
-            reason = f"HTTP {status} {text}".strip()
-            if status < 500 and status != 408:
-                raise Rejected(f"{url}: {reason}")
-        raise Unavailable(f"{url}: no good reply after {_TRIES} tries ({reason})")
-
-    async def klines(self, symbol: str, interval: str, **parameters: int) -> list[Any]:
-        """Rows, oldest first; `parameters` as the exchange has them: startTime, endTime, limit."""
-        rows = await self.get(
-            self.market.klines_path,
-            self.market.klines_weight,
-            symbol=symbol,
-            interval=interval,
-            **parameters,
-        )
-        if not isinstance(rows, list):
-            raise Unavailable(f"{self.market.rest_url}: klines are not a list")
-        return rows
-
-    async def _keep_budget(self, weight: int) -> None:
-        """Waits until there is weight left; the exchange counts per clock minute."""
-        now = self._now()
-        if now < self._not_before:
-            await self._sleep(self._not_before - now)
-            now = self._now()
-        if int(now // 60) != self._minute:
-            self._minute, self._used = int(now // 60), 0.0
-        if self._used + weight > self._allowed and self._used:
-            await self._sleep(60 - now % 60 + 0.5)
-            self._minute, self._used = int(self._now() // 60), 0.0
-        self._used += weight
-
-    def _note_weight(self, used: str | None) -> None:
-        with contextlib.suppress(TypeError, ValueError):
-            self._used = max(self._used, float(used or ""))
-
-    def _hold_back(self, response: aiohttp.ClientResponse) -> None:
-        """No request before the time that the exchange names."""
-        try:
-            wait_s = float(response.headers.get("Retry-After", "60"))
-        except ValueError:
-            wait_s = 60.0
-        if wait_s > _LONGEST_WAIT_S:
-            raise Failure(
-                f"{self.market.rest_url}: refuses requests for {wait_s:.0f} s (HTTP "
-                f"{response.status}); run the download again after that"
-            )
-        self._not_before = self._now() + wait_s
-
-
-class Archive:
-    """The bulk archive, until it cannot be reached."""
-
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        url: str,
-        note: Callable[[str], None],
-        *,
-        sleep: Sleep = asyncio.sleep,
-    ) -> None:
-        self._session = session
-        self._url = url.rstrip("/")
-        self._note = note
-        self._sleep = sleep
-        self.usable = bool(url)
-
-    async def klines(
-        self, market: Market, symbol: str, interval: str, date: str
-    ) -> KlineTable | None:
-        """The candles of one month (`2021-05`) or day (`2021-05-19`); None: REST must do."""
-        period = "monthly" if len(date) == len("2021-05") else "daily"
-        name = f"{symbol}-{interval}-{date}.zip"
-        path = f"data/{market.archive_path}/{period}/klines/{symbol}/{interval}/{name}"
-        url = f"{self._url}/{quote(path)}"
-        for attempt in range(2):
-            checksum = await self._get(f"{url}.CHECKSUM")
-            archive = await self._get(url) if checksum is not None else None
-            if checksum is None or archive is None:
-                return None
-            words = checksum.decode(errors="replace").split()
-            if words and hashlib.sha256(archive).hexdigest() == words[0].lower():
-                try:
-                    return await asyncio.to_thread(
-                        klinefiles.read_zip, archive, name, symbol=symbol, interval=interval
-                    )
-                except BadInput as error:
-                    self._note(f"{error}: taken from REST instead")
-                    return None
-            if attempt == 0:  # files are replaced now and then: both may be of different days
-                await self._sleep(1.0)
-        self._note(f"{url}: does not match its checksum: taken from REST instead")
-        return None
-
-    async def _get(self, url: str) -> bytes | None:
-        """None: not there, or the archive cannot be reached, which is said once."""
-        reason = ""
-        for attempt in range(3):
-            if not self.usable:
-                return None
-            if attempt:
-                await self._sleep(0.5 * 2**attempt)
-            try:
-                async with self._session.get(url) as response:
-                    if response.status == 404:
-                        return None
-                    if response.status == 200:
-                        return await response.read()
-                    reason = f"HTTP {response.status}"
-            except (aiohttp.ClientError, TimeoutError) as error:
-                reason = str(error) or type(error).__name__
-        if self.usable:
-            self.usable = False
-            self._note(f"the bulk archive {self._url} cannot be reached ({reason}): REST only")
-        return None
 
 
 # --- one symbol ----------------------------------------------------------------------------------
@@ -330,9 +124,9 @@ class History:
                 f"{symbol} ({market}): no closed candle between {iso(start_ms)} and {iso(end_ms)}"
             )
         self.report.first_ms, self.report.end_ms = start_ms, end_ms
-        months = months_between(start_ms, end_ms)
+        months = klinefiles.months_between(start_ms, end_ms)
         with progress.bar(f"{symbol} {self._interval} {market}", len(months), "months") as bar:
-            await _each(
+            await each(
                 months, lambda month: self._month(month, start_ms, end_ms, bar), _MONTHS_AT_ONCE
             )
         await asyncio.to_thread(self._look_through, start_ms, end_ms)
@@ -342,11 +136,14 @@ class History:
         month_start, month_end = klinefiles.month_bounds(month)
         start_ms, end_ms = max(start_ms, month_start), min(end_ms, month_end)
         path = self._folder / f"{month}.parquet"
-        metadata = await asyncio.to_thread(klinefiles.read_metadata, path)
-        if int(metadata.get(_COMPLETE_FROM, month_end)) <= start_ms:
-            bar.advance(detail=month)
-            return
-        before = await asyncio.to_thread(self._read, start_ms, end_ms)
+        try:
+            metadata = await asyncio.to_thread(klinefiles.read_metadata, path)
+            if int(metadata.get(_COMPLETE_FROM, month_end)) <= start_ms:
+                bar.advance(detail=month)
+                return
+            before = await asyncio.to_thread(self._read, start_ms, end_ms)
+        except BadInput as error:
+            raise BadInput(f"{error}; remove the file and run the download again") from None
         table = await self._from_archive(before, month, start_ms, end_ms)
         if len(table) > len(before):
             await asyncio.to_thread(klinefiles.add_klines, self._folder, table)
@@ -361,7 +158,8 @@ class History:
         """The month's zip, or the zips of days: where that is fewer requests than REST."""
         if len(self._missing(table, start_ms, end_ms)) <= PAGE:
             return table
-        if end_ms == klinefiles.month_bounds(month)[1]:
+        is_wrong = self._rest.market.name == "spot" and month in _WRONG_MONTHS
+        if end_ms == klinefiles.month_bounds(month)[1] and not is_wrong:
             table = await self._add_zip(table, month, start_ms, end_ms)
         for day_ms in range(floor_ms(start_ms, _DAY_MS), end_ms - _DAY_MS + 1, _DAY_MS):
             if not self._archive.usable:
@@ -443,7 +241,7 @@ class History:
                 klinefiles.write_month(self._folder, month, table, metadata)
 
     def _look_through(self, start_ms: int, end_ms: int) -> None:
-        for month in months_between(start_ms, end_ms):
+        for month in klinefiles.months_between(start_ms, end_ms):
             first_ms, next_ms = klinefiles.month_bounds(month)
             table = self._read(max(start_ms, first_ms), min(end_ms, next_ms))
             self.report.rows += len(table)
@@ -457,15 +255,6 @@ class History:
                     self.report.missing.append((hole_start, rows))
 
 
-def months_between(start_ms: int, end_ms: int) -> list[str]:
-    """The months that have a moment of start_ms <= t < end_ms."""
-    months = []
-    while start_ms < end_ms:
-        months.append(klinefiles.month_of(start_ms))
-        start_ms = klinefiles.month_bounds(months[-1])[1]
-    return months
-
-
 def _ranges(times: Times, step_ms: int, reach: int) -> list[tuple[int, int]]:
     """[start, end) around the times; those less than `reach` steps apart share one."""
     if not len(times):
@@ -474,78 +263,6 @@ def _ranges(times: Times, step_ms: int, reach: int) -> list[tuple[int, int]]:
     starts = times[np.concatenate([[0], cuts + 1])]
     ends = times[np.concatenate([cuts, [len(times) - 1]])] + step_ms
     return list(zip(starts.tolist(), ends.tolist(), strict=True))
-
-
-async def _each(items: list[str], work: Callable[[str], Awaitable[None]], at_once: int) -> None:
-    """Works through all items, some at once; the first failure stops the rest."""
-    waiting = iter(items)
-
-    async def worker() -> None:
-        for item in waiting:
-            await work(item)
-
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(at_once):
-                tasks.create_task(worker())
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
-
-
-# --- funding -------------------------------------------------------------------------------------
-
-
-def funding_folder(data_folder: Path, symbol: str) -> Path:
-    """Monthly files of funding_time_ms (to the minute), funding_rate, mark_price."""
-    return data_folder / f"{symbol}-funding"
-
-
-async def complete_funding(
-    rest: Rest, folder: Path, symbol: str, start_ms: int, end_ms: int
-) -> dict[str, Any]:
-    """Funding rates from `start_ms` on; whole months that are there are not asked for again."""
-    months = klinefiles.kline_months(folder)
-    held: dict[str, dict[int, tuple[float, float]]] = {}
-    from_ms = start_ms
-    if months and klinefiles.month_bounds(months[0])[0] <= start_ms:
-        from_ms = max(start_ms, klinefiles.month_bounds(months[-1])[0])
-    rows = 0
-    while from_ms < end_ms:
-        page = await rest.get(
-            "/fapi/v1/fundingRate",
-            1,
-            symbol=symbol,
-            startTime=from_ms,
-            endTime=end_ms - 1,
-            limit=PAGE,
-        )
-        if not page:
-            break
-        try:
-            for row in page:
-                # The exchange stamps a few milliseconds late.
-                time_ms = floor_ms(int(row["fundingTime"]) + 30_000, 60_000)
-                values = (float(row["fundingRate"]), float(row.get("markPrice") or "nan"))
-                held.setdefault(klinefiles.month_of(time_ms), {})[time_ms] = values
-            from_ms = int(page[-1]["fundingTime"]) + 1
-        except (TypeError, KeyError, ValueError):
-            raise Unavailable(f"{rest.market.rest_url}: no funding rates in the reply") from None
-    for month, found in held.items():
-        rates = found
-        path = folder / f"{month}.parquet"
-        if path.exists():
-            old = klinefiles.read_columns(path)
-            stored = zip(old["funding_rate"].tolist(), old["mark_price"].tolist(), strict=True)
-            rates = dict(zip(old["funding_time_ms"].tolist(), stored, strict=True)) | found
-        times = sorted(rates)
-        columns = {
-            "funding_time_ms": np.array(times, np.int64),
-            "funding_rate": np.array([rates[time_ms][0] for time_ms in times]),
-            "mark_price": np.array([rates[time_ms][1] for time_ms in times]),
-        }
-        await asyncio.to_thread(klinefiles.write_columns, path, columns)
-        rows += len(times)
-    return {"symbol": symbol, "rows": rows, "wrote": [folder]}
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -565,7 +282,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="USD-M klines and funding as well; default where the config uses futures",
     )
+    parser.add_argument(
+        "--depth",
+        action="store_true",
+        help="the archive of USD-M order-book levels at whole percents as well (no features of it)",
+    )
     parser.add_argument("--no-archive", action="store_true", help="REST only")
+    parser.add_argument("--csv", action="store_true", help="write each as one csv file as well")
 
 
 def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
@@ -587,6 +310,8 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
             or bool(settings.features_futur)
             or settings.collector.futures,
             with_archive=not args.no_archive,
+            with_depth=args.depth,
+            with_csv=args.csv,
         )
     )
 
@@ -601,6 +326,8 @@ async def download(
     end_ms: int | None = None,
     with_futures: bool = False,
     with_archive: bool = True,
+    with_depth: bool = False,
+    with_csv: bool = False,
     sleep: Sleep = asyncio.sleep,
     now: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
@@ -612,12 +339,16 @@ async def download(
         Failure: the exchange cannot be reached, or does not know the symbol.
     """
     days = settings.trainer.train_days + 31
+    if with_depth and not with_archive:
+        raise Usage("--depth comes from the archive alone: leave out --no-archive")
     markets = [spot(settings.binance_rest_url)]
     if with_futures:
         markets.append(futures(settings.futures_rest_url))
     timeout = aiohttp.ClientTimeout(total=300, sock_connect=10, sock_read=30)
     outputs: list[dict[str, Any]] = []
-    funding: list[dict[str, Any]] = []
+    rates: list[dict[str, Any]] = []
+    books: list[dict[str, Any]] = []
+    spans: dict[str, tuple[int, int]] = {}
     async with aiohttp.ClientSession(timeout=timeout, trust_env=True) as session:
         for market in markets:
             url = archive_for(settings, market, progress) if with_archive else ""
@@ -630,13 +361,40 @@ async def download(
                 history = History(rest, archive, folder, symbol, interval)
                 report = await history.complete(start_ms, end_ms, days, progress)
                 outputs.append(report.plain())
+                spans[symbol] = (report.first_ms, report.end_ms)
                 if report.missing:
                     progress.note(_missing_sentence(report))
-                if market.name == "futures":
-                    folder = funding_folder(settings.data_folder, symbol)
-                    funding.append(
-                        await complete_funding(rest, folder, symbol, report.first_ms, report.end_ms)
+                if with_csv:
+                    outputs[-1]["wrote"].append(
+                        await asyncio.to_thread(_write_csv, report, progress)
                     )
+                if market.name == "futures":
+                    folder = funding.folder_of(settings.data_folder, symbol)
+                    found = await funding.complete(
+                        rest, archive, folder, symbol, report.first_ms, report.end_ms
+                    )
+                    if found["missing"]:
+                        progress.note(funding.missing_sentence(found))
+                    if with_csv:
+                        found["wrote"].append(await asyncio.to_thread(_csv_of, folder, progress))
+                    rates.append(found)
+        if with_depth:
+            market = futures(settings.futures_rest_url)
+            url = archive_for(settings, market, progress)
+            if not url:
+                raise Usage(
+                    "--depth comes from the archive alone, and there is none for this exchange; "
+                    "set archive_url"
+                )
+            archive = Archive(session, url, progress.note, sleep=sleep)
+            for symbol in symbols:
+                folder = bookdepth.folder_of(settings.data_folder, symbol)
+                found = await bookdepth.complete(
+                    archive, folder, symbol, *spans[symbol], progress, progress.note
+                )
+                if with_csv and found["rows"]:
+                    found["wrote"].append(await asyncio.to_thread(_csv_of, folder, progress))
+                books.append(found)
     result: dict[str, Any] = {
         "command": "download",
         "rows": sum(output["rows"] for output in outputs),
@@ -644,7 +402,31 @@ async def download(
         "missing": sum(output["missing"] for output in outputs),
         "outputs": outputs,
     }
-    return result | ({"funding": funding} if funding else {})
+    return result | ({"funding": rates} if rates else {}) | ({"depth": books} if books else {})
+
+
+def _csv_of(folder: Path, progress: Progress) -> Path:
+    """One csv file beside a monthly folder, of all its months."""
+    months = [
+        klinefiles.read_columns(folder / f"{month}.parquet")
+        for month in klinefiles.kline_months(folder)
+    ]
+    path = folder.with_name(f"{folder.name}.csv")
+    if months:
+        columns = {name: np.concatenate([month[name] for month in months]) for name in months[0]}
+        write_csv(path, columns, progress)
+    return path
+
+
+def _write_csv(report: Report, progress: Progress) -> Path:
+    """One csv file beside the monthly folder of some candles."""
+    table = klinefiles.read_history(report.folder, symbol=report.symbol, interval=report.interval)
+    columns: dict[str, npt.NDArray[Any]] = {"open_time_ms": table.open_time_ms}
+    columns |= {name: table.column(name) for name in KLINE_COLUMNS}
+    columns["close_time_ms"] = table.open_time_ms + (table.step_ms - 1)
+    path = report.folder.with_name(f"{report.folder.name}.csv")
+    write_csv(path, columns, progress)
+    return path
 
 
 def summary(result: Mapping[str, Any]) -> str:

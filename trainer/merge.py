@@ -21,8 +21,8 @@ from shared.config import Settings
 from shared.errors import BadInput, Failure, Usage
 from shared.klines import DEPTH_COLUMNS, KlineTable
 from shared.times import interval_ms, iso
-from trainer import rasters
-from trainer.download import funding_folder
+from trainer import funding, rasters
+from trainer.csvfiles import write_csv
 from trainer.progress import Progress
 
 Floats = npt.NDArray[np.float64]
@@ -31,9 +31,6 @@ FUNDING_COLUMN = "funding_rate"
 OTHER_PREFIX = "o"
 """Of the columns that CORREL, BETA and o_ features read: those of the config's features_other."""
 _GAPS_SHOWN = 10
-_CSV_ROWS = 100_000
-# The longest time between two settlements. A rate older than that is not the current one.
-_FUNDING_HOLDS_MS = 8 * 3_600_000
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
 
@@ -70,7 +67,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         wrote = [folder]
         if args.csv:
             wrote.append(folder.with_name(f"{folder.name}.csv"))
-            _write_csv(wrote[-1], raster, progress)
+            write_csv(wrote[-1], raster.columns(), progress)
         for name, found in gaps.items():
             if found:
                 progress.note(_sentence(raster, name, found, gap_report))
@@ -209,7 +206,7 @@ def _of_folders(
     if book:
         read.append(folder)
         depth = (book["open_time_ms"], np.column_stack([book[name] for name in DEPTH_COLUMNS]))
-    folder = funding_folder(settings.data_folder, symbol)
+    folder = funding.folder_of(settings.data_folder, symbol)
     months = [
         klinefiles.read_columns(folder / f"{month}.parquet", ["funding_time_ms", "funding_rate"])
         for month in klinefiles.kline_months(folder)
@@ -238,7 +235,7 @@ def last_funding(
     open_time_ms: (n,), times_ms and rates: (m,) in order of time. Result: (n,).
     """
     last = np.searchsorted(times_ms, open_time_ms, side="right") - 1
-    known = (last >= 0) & (open_time_ms - times_ms[np.maximum(last, 0)] <= _FUNDING_HOLDS_MS)
+    known = (last >= 0) & (open_time_ms - times_ms[np.maximum(last, 0)] <= funding.LONGEST_MS)
     return np.where(known, rates[np.maximum(last, 0)], np.nan)
 
 
@@ -275,28 +272,3 @@ def _others(
                 f"`python -m trainer download --symbol {place}` first"
             )
     return found
-
-
-def _write_csv(path: Path, raster: rasters.Raster, progress: Progress) -> None:
-    """Shortest digits that read back as the same double; an empty cell is NaN."""
-    import pyarrow as pa  # noqa: PLC0415 - slow to import
-    import pyarrow.compute as pc  # noqa: PLC0415
-    from pyarrow import csv  # noqa: PLC0415
-
-    table = klinefiles.arrow_table(raster.columns(), {})
-    for at, name in enumerate(table.column_names):
-        if pa.types.is_floating(table[name].type):
-            nothing = pa.scalar(None, pa.float64())
-            cells = pc.if_else(pc.is_nan(table[name]), nothing, table[name])
-            table = table.set_column(at, name, cells)
-    with (
-        klinefiles.replacing(path) as unfinished,
-        csv.CSVWriter(
-            unfinished, table.schema, write_options=csv.WriteOptions(quoting_header="none")
-        ) as writer,
-        progress.bar(f"writing {path.name}", table.num_rows) as bar,
-    ):
-        for start in range(0, table.num_rows, _CSV_ROWS):
-            part = table.slice(start, _CSV_ROWS)
-            writer.write_table(part)
-            bar.advance(part.num_rows)

@@ -56,11 +56,16 @@ def zipped(
             cells[0] = int(str(cells[0])) * 1000
             cells[6] = int(str(cells[6])) * 1000 + 999
         lines.append(",".join(str(cell) for cell in cells))
+    return packed(name, "\n".join(lines) + "\n")
+
+
+def packed(name: str, text: str) -> bytes:
+    """A zip with one csv, as the archive has them."""
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
         member = zipfile.ZipInfo(name.removesuffix(".zip") + ".csv", (2025, 1, 1, 0, 0, 0))
         member.compress_type = zipfile.ZIP_DEFLATED
-        archive.writestr(member, "\n".join(lines) + "\n")
+        archive.writestr(member, text)
     return held.getvalue()
 
 
@@ -69,6 +74,8 @@ class FakeBinance:
     """What it has and how it misbehaves; `requests` is what it was asked, in order.
 
     spot, futures: all candles there are, by symbol; the newest one counts as still open.
+    funding: settlements (time, rate) that REST has, funding_zips: that the monthly archive has.
+    books: symbol -> day -> the csv of its order-book levels.
     unpublished: archive files (by name) that are not there. damaged: whose zip is cut short, though
     the checksum fits. mismatched: whose checksum is of other bytes.
     rest_faults: taken one per REST request: a status, or "html", or "garbage".
@@ -78,6 +85,8 @@ class FakeBinance:
     spot: dict[str, KlineTable] = field(default_factory=dict)
     futures: dict[str, KlineTable] = field(default_factory=dict)
     funding: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    funding_zips: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    books: dict[str, dict[str, str]] = field(default_factory=dict)
     unpublished: set[str] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)
     mismatched: set[str] = field(default_factory=set)
@@ -95,31 +104,52 @@ class FakeBinance:
     def asked_zips(self) -> list[str]:
         return [request.rsplit("/", 1)[1] for request in self.requests if request.endswith(".zip")]
 
-    async def file(self, request: web.Request) -> web.Response:
-        self.requests.append(request.path)
-        if self.archive_status != 200:
-            return web.Response(status=self.archive_status, text="<html>no</html>")
-        name = request.path.rsplit("/", 1)[1].removesuffix(".CHECKSUM")
+    def content(self, path: str, name: str) -> bytes | None:
+        """An archive file; None: there is no such file."""
         symbol, interval, date = name.removesuffix(".zip").split("-", 2)
-        held = self.futures if f"/{_FUTURES_PREFIX}/" in request.path else self.spot
-        if symbol not in held or held[symbol].interval != interval or name in self.unpublished:
-            return web.Response(status=404)
+        held = self.futures if f"/{_FUTURES_PREFIX}/" in path else self.spot
+        if interval == "fundingRate":
+            return self.funding_zip(symbol, date, name)
+        if interval == "bookDepth":
+            text = self.books.get(symbol, {}).get(date)
+            return None if text is None else packed(name, text)
+        if symbol not in held or held[symbol].interval != interval:
+            return None
         start, end = month_bounds(date[:7])
         if len(date) > 7:
             start += (int(date[8:]) - 1) * _DAY_MS
             end = start + _DAY_MS
         table = held[symbol]
         if end > int(table.open_time_ms[-1]):  # published once it is over
-            return web.Response(status=404)
+            return None
         part = table.between(start, end)
         if not len(part):
-            return web.Response(status=404)
-        data = zipped(
+            return None
+        return zipped(
             part,
             name,
             header=held is self.futures,
             microseconds=date >= "2025" and held is self.spot,
         )
+
+    def funding_zip(self, symbol: str, month: str, name: str) -> bytes | None:
+        start, end = month_bounds(month)
+        rows = [r for r in self.funding_zips.get(symbol, []) if start <= r[0] < end]
+        if not rows:
+            return None
+        lines = ["calc_time,funding_interval_hours,last_funding_rate"]
+        lines += [f"{time_ms},8,{rate}" for time_ms, rate in rows]
+        return packed(name, "\n".join(lines) + "\n")
+
+    async def file(self, request: web.Request) -> web.Response:
+        self.requests.append(request.path)
+        if self.archive_status != 200:
+            return web.Response(status=self.archive_status, text="<html>no</html>")
+        name = request.path.rsplit("/", 1)[1].removesuffix(".CHECKSUM")
+        found = None if name in self.unpublished else self.content(request.path, name)
+        if found is None:
+            return web.Response(status=404)
+        data = found
         if name in self.damaged:
             data = data[: len(data) // 2]
         if request.path.endswith(".CHECKSUM"):

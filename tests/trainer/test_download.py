@@ -11,10 +11,10 @@ import pytest
 
 from shared import klinefiles
 from shared.config import Settings
-from shared.errors import Failure, Unavailable
+from shared.errors import Failure, Unavailable, Usage
 from shared.klines import KlineTable
 from tests.fakes.archive import FakeBinance, serving
-from trainer import download, rasters
+from trainer import bookdepth, download, funding, rasters
 from trainer.progress import Progress
 
 MINUTE = 60_000
@@ -329,12 +329,250 @@ async def test_several_symbols_and_the_futures_with_funding(fetch: Any, tmp_path
     folder = rasters.futures_folder(tmp_path, "BTCUSDT", "1m")
     found = klinefiles.read_history(folder, symbol="BTCUSDT", interval="1m")
     assert same(found, perpetual.rows(0, len(perpetual) - 1))
-    funding = klinefiles.read_columns(
-        download.funding_folder(tmp_path, "BTCUSDT") / "2025-02.parquet"
+    stored_rates = klinefiles.read_columns(
+        funding.folder_of(tmp_path, "BTCUSDT") / "2025-02.parquet"
     )
-    assert funding["funding_time_ms"].tolist() == [time_ms - 7 for time_ms, _ in rates]
-    assert funding["funding_rate"].tolist() == [float(rate) for _, rate in rates]
+    assert stored_rates["funding_time_ms"].tolist() == [time_ms - 7 for time_ms, _ in rates]
+    assert stored_rates["funding_rate"].tolist() == [float(rate) for _, rate in rates]
     assert len(result["outputs"]) == 4
+
+
+HOUR = 3_600_000
+
+
+def settlements(days: range, *, late_ms: int = 7) -> list[tuple[int, str]]:
+    """Three a day, each with a rate that tells its time, stamped some milliseconds late."""
+    return [
+        (START + day * DAY + hour * HOUR + late_ms, f"0.{day + 50:03}{hour:02}")
+        for day in days
+        for hour in (0, 8, 16)
+    ]
+
+
+def stored_rates(tmp_path: Path) -> dict[int, float]:
+    folder = funding.folder_of(tmp_path, "BTCUSDT")
+    found: dict[int, float] = {}
+    for month in klinefiles.kline_months(folder):
+        columns = klinefiles.read_columns(folder / f"{month}.parquet")
+        found |= dict(
+            zip(columns["funding_time_ms"].tolist(), columns["funding_rate"].tolist(), strict=True)
+        )
+    return found
+
+
+def exact(rates: list[tuple[int, str]]) -> dict[int, float]:
+    return {time_ms - 7: float(rate) for time_ms, rate in rates}
+
+
+async def test_funding_comes_from_the_archive_its_holes_and_its_tail_from_rest(
+    fetch: Any, tmp_path: Path
+) -> None:
+    perpetual = candles(35, interval="1h", step=HOUR)  # 31 January to 7 March
+    rates = settlements(range(35))
+    archived = [rate for rate in rates if rate[0] < START + 29 * DAY]  # January and February
+    holed = archived[:20] + archived[22:]
+    fake = FakeBinance(
+        spot={"BTCUSDT": perpetual},
+        futures={"BTCUSDT": perpetual},
+        funding={"BTCUSDT": rates},
+        funding_zips={"BTCUSDT": holed},
+    )
+    async with serving(fake):
+        result, _ = await fetch(fake, interval="1h", with_futures=True)
+        # The newest candle is open: what settles in it is not asked for, and nothing later is.
+        assert stored_rates(tmp_path) == exact(rates)
+        asked = [request for request in fake.requests if "fundingRate" in request]
+        zips = [request for request in asked if request.endswith(".zip")]
+        assert [request.rsplit("-", 2)[1:] for request in zips] == [
+            ["2025", "01.zip"],
+            ["2025", "02.zip"],
+        ]
+        queries = [request for request in asked if "startTime" in request]
+        assert len(queries) == 2  # the hole and March
+        assert result["funding"][0]["missing"] == 0
+        fake.requests.clear()
+        result, _ = await fetch(fake, interval="1h", with_futures=True)
+        assert result["funding"][0]["new"] == 0
+        again = [request for request in fake.requests if "fundingRate" in request]
+        assert len(again) == 1  # the month that is not over
+
+
+async def test_settlements_that_nobody_has_are_said_and_not_asked_for_again(
+    fetch: Any, tmp_path: Path
+) -> None:
+    perpetual = candles(35, interval="1h", step=HOUR)
+    rates = settlements(range(35))
+    holed = rates[:20] + rates[23:]  # one whole day of February
+    fake = FakeBinance(
+        spot={"BTCUSDT": perpetual},
+        futures={"BTCUSDT": perpetual},
+        funding={"BTCUSDT": holed},
+        funding_zips={"BTCUSDT": holed},
+    )
+    async with serving(fake):
+        result, notes = await fetch(fake, interval="1h", with_futures=True)
+        found = result["funding"][0]
+        after = klinefiles.iso(rates[19][0] - 7)
+        assert found["missing"] == 1
+        assert found["missing_ranges"] == [{"after": after, "hours": 32.0}]
+        assert any("32 hours after " + after in line for line in notes)
+        fake.requests.clear()
+        await fetch(fake, interval="1h", with_futures=True)
+    assert len([request for request in fake.requests if "fundingRate" in request]) == 1
+    assert stored_rates(tmp_path) == exact(holed)
+
+
+@pytest.mark.parametrize("fault", ["damaged", "mismatched"])
+async def test_a_bad_funding_zip_is_replaced_by_rest(
+    fetch: Any, tmp_path: Path, fault: str
+) -> None:
+    perpetual = candles(35, interval="1h", step=HOUR)
+    rates = settlements(range(35))
+    bad: dict[str, Any] = {fault: {"BTCUSDT-fundingRate-2025-02.zip"}}
+    fake = FakeBinance(
+        spot={"BTCUSDT": perpetual},
+        futures={"BTCUSDT": perpetual},
+        funding={"BTCUSDT": rates},
+        funding_zips={"BTCUSDT": [(time_ms, "0.5") for time_ms, _ in rates[3:]]},
+        **bad,
+    )
+    async with serving(fake):
+        _, notes = await fetch(fake, interval="1h", with_futures=True)
+    assert stored_rates(tmp_path) == exact(rates)
+    assert len([line for line in notes if "BTCUSDT-fundingRate-2025-02.zip" in line]) == 1
+
+
+def book(day: int, *, snapshots: int = 4, sign: str = "") -> tuple[str, str]:
+    """(day, csv) of order-book levels, in the archive's form."""
+    date = klinefiles.iso(START + day * DAY)[:10]
+    lines = ["timestamp,percentage,depth,notional"]
+    for at in range(snapshots):
+        for level in (-5, -1, 1, 5):
+            lines.append(
+                f"{date} 0{at}:00:0{at},{level}{sign},{day * 100 + at}.25,{level * 1000}.5"
+            )
+    return date, "\n".join(lines) + "\n"
+
+
+def expected_book(days: list[int]) -> list[tuple[int, float, float, float]]:
+    return [
+        (START + day * DAY + at * (HOUR + 1000), level, day * 100 + at + 0.25, level * 1000 + side)
+        for day in days
+        for at in range(4)
+        for level, side in ((-5.0, -0.5), (-1.0, -0.5), (1.0, 0.5), (5.0, 0.5))
+    ]
+
+
+def stored_book(tmp_path: Path) -> list[tuple[int, float, float, float]]:
+    folder = bookdepth.folder_of(tmp_path, "BTCUSDT")
+    rows: list[tuple[int, float, float, float]] = []
+    for month in klinefiles.kline_months(folder):
+        columns = klinefiles.read_columns(folder / f"{month}.parquet")
+        assert list(columns) == ["time_ms", "percentage", "depth", "notional"]
+        rows += zip(*(column.tolist() for column in columns.values()), strict=True)
+    return rows
+
+
+async def test_order_book_levels_are_kept_as_they_are_and_go_on_where_they_stopped(
+    fetch: Any, tmp_path: Path
+) -> None:
+    whole = candles(20, interval="1h", step=HOUR)
+    days = [day for day in range(19) if day not in (3, 17)]
+    books = dict(book(day, sign=".00" if day > 9 else "") for day in days)
+    late = dict([book(17)])
+    fake = FakeBinance(spot={"BTCUSDT": whole}, books={"BTCUSDT": dict(books)})
+    async with serving(fake):
+        result, notes = await fetch(fake, interval="1h", with_depth=True)
+        assert stored_book(tmp_path) == expected_book(days)
+        found = result["depth"][0]
+        assert (found["rows"], found["new"]) == (16 * len(days), 16 * len(days))
+        assert found["missing"] == [klinefiles.iso(START + day * DAY)[:10] for day in (3, 17)]
+        assert any("nothing of 2 of 19 days" in line for line in notes)
+        fake.requests.clear()
+        fake.books["BTCUSDT"] |= late
+        result, _ = await fetch(fake, interval="1h", with_depth=True)
+    # The day that is long over is not asked for again, the one of yesterday is.
+    assert fake.asked_zips() == [f"BTCUSDT-bookDepth-{next(iter(late))}.zip"]
+    assert stored_book(tmp_path) == expected_book(sorted([*days, 17]))
+    assert not list(klinefiles.klines_folder(tmp_path, "BTCUSDT", "1h").glob("*depth*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("timestamp,percentage,depth\n2025-01-31 00:00:00,1,2\n", "not the csv that it should be"),
+        ("timestamp,percentage,depth,notional\nyesterday,1,2,3\n", "not the csv that it should"),
+        ("timestamp,percentage,depth,notional\n2025-02-01 00:00:00,1,2,3\n", "of another day"),
+        ("timestamp,percentage,depth,notional\n2025-01-31 00:00:00,1,,3\n", "1 empty cells"),
+        ("timestamp,percentage,depth,notional\n2025-01-31 00:00:00,1,inf,3\n", "no finite number"),
+        ("timestamp,percentage,depth,notional\n", "of another day, or none"),
+    ],
+)
+async def test_a_bad_file_of_levels_is_said_and_left_out(
+    fetch: Any, tmp_path: Path, text: str, reason: str
+) -> None:
+    whole = candles(3, interval="1h", step=HOUR)
+    books = {"2025-01-31": text} | dict([book(1)])
+    async with serving(FakeBinance(spot={"BTCUSDT": whole}, books={"BTCUSDT": books})) as fake:
+        _, notes = await fetch(fake, interval="1h", with_depth=True)
+    assert stored_book(tmp_path) == expected_book([1])
+    assert any("BTCUSDT-bookDepth-2025-01-31.zip" in line and reason in line for line in notes)
+
+
+async def test_levels_without_an_archive_are_refused(fetch: Any) -> None:
+    whole = candles(2, interval="1h", step=HOUR)
+    async with serving(FakeBinance(spot={"BTCUSDT": whole})) as fake:
+        with pytest.raises(Usage, match="from the archive alone"):
+            await fetch(fake, interval="1h", with_depth=True, with_archive=False)
+        with pytest.raises(Usage, match="from the archive alone"):
+            await fetch(fake, interval="1h", with_depth=True, archive_url="")
+
+
+async def test_months_that_are_wrong_in_the_archive_come_by_days(
+    fetch: Any, tmp_path: Path
+) -> None:
+    start, end = klinefiles.month_bounds("2021-09")
+    whole = candles(4, start=end - 2 * DAY)
+    async with serving(FakeBinance(spot={"BTCUSDT": whole})) as fake:
+        await fetch(fake, start_ms=start)
+    assert "BTCUSDT-1m-2021-09.zip" not in fake.asked_zips()
+    assert "BTCUSDT-1m-2021-09-29.zip" in fake.asked_zips()
+    assert same(stored(tmp_path), whole.rows(0, len(whole) - 1))
+
+
+async def test_everything_is_written_as_csv_where_asked_for(fetch: Any, tmp_path: Path) -> None:
+    whole = candles(3, interval="1h", step=HOUR)
+    rates = settlements(range(3))
+    fake = FakeBinance(
+        spot={"BTCUSDT": whole},
+        futures={"BTCUSDT": whole},
+        funding={"BTCUSDT": rates},
+        books={"BTCUSDT": dict([book(0)])},
+    )
+    async with serving(fake):
+        result, _ = await fetch(
+            fake, interval="1h", with_futures=True, with_depth=True, with_csv=True
+        )
+    for name in ("BTCUSDT-1h-klines.csv", "BTCUSDT-1h-futures-klines.csv"):
+        table = klinefiles.read_klines([tmp_path / name], interval="1h")[0]
+        assert same(table, whole.rows(0, len(whole) - 1))
+    lines = (tmp_path / "BTCUSDT-funding.csv").read_text().splitlines()
+    assert lines[0] == "funding_time_ms,funding_rate,mark_price"
+    assert lines[1:] == [f"{t},{rate!r}," for t, rate in exact(rates).items()]
+    lines = (tmp_path / "BTCUSDT-bookdepth.csv").read_text().splitlines()
+    assert [tuple(map(float, line.split(","))) for line in lines[1:]] == expected_book([0])
+    assert str(tmp_path / "BTCUSDT-1h-klines.csv") in map(str, result["outputs"][0]["wrote"])
+
+
+async def test_a_damaged_month_on_disk_is_one_line_with_the_remedy(
+    fetch: Any, tmp_path: Path
+) -> None:
+    folder = klinefiles.klines_folder(tmp_path, "BTCUSDT", "1m")
+    folder.mkdir(parents=True)
+    (folder / "2025-01.parquet").write_bytes(b"PAR1 and no more")
+    async with serving(FakeBinance(spot={"BTCUSDT": candles(2)})) as fake:
+        with pytest.raises(Failure, match=r"2025-01\.parquet: damaged.*remove the file and run"):
+            await fetch(fake)
 
 
 async def test_long_candles_come_by_pages_rather_than_by_files(fetch: Any, tmp_path: Path) -> None:
