@@ -420,6 +420,11 @@ def auc(truth: BoolArray, p: FloatArray) -> float | None:
     return None if np.isnan(found) else found
 
 
+def aucs(truths: BoolArray, p: FloatArray) -> FloatArray:
+    """(n_truths,) AUC of p for each row of truths, (n_truths, n); NaN with one class only."""
+    return _aucs(truths, p, np.ones(truths.shape, np.int64))
+
+
 def average_precision(truth: BoolArray, p: FloatArray) -> float | None:
     """Mean precision at the positives, ties taken together (scikit-learn's definition)."""
     if not truth.any():

@@ -95,7 +95,7 @@ def _on_cluster(
             for at, item in enumerate(items)
         }
         as_completed: Any = distributed.as_completed
-        finished = as_completed(futures)
+        finished = as_completed(futures, loop=client.loop)
         left, looked, alone_since = len(items), time.monotonic(), None
         try:
             while left:

@@ -30,7 +30,7 @@ from shared.features.configured import configured, feature_names
 from shared.klines import DEPTH_COLUMNS, KLINE_COLUMNS
 from shared.times import interval_ms
 from trainer import inputs, probes, rasters
-from trainer.evaluate import auc, permuted_blocks
+from trainer.evaluate import auc, aucs, permuted_blocks
 from trainer.models.cases import choose_labels, labels_to_compute
 from trainer.models.fit import (
     Fitted,
@@ -59,11 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_options(parser)
     parser.add_argument("--cuts", type=int, default=16, metavar="N", help="rows anywhere (16)")
     parser.add_argument(
-        "--days", type=float, default=60, metavar="D", help="trailing days for (b) (60)"
+        "--days", type=float, default=180, metavar="D", help="trailing days for (b) (180)"
     )
     parser.add_argument("--walks", type=int, default=2, metavar="N", help="random walks (2)")
     parser.add_argument(
-        "--walk-rows", type=int, default=20_000, metavar="N", help="candles of a walk (20,000)"
+        "--walk-rows", type=int, default=60_000, metavar="N", help="candles of a walk (60,000)"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="default: trainer.seed")
     parser.add_argument("--quick", action="store_true", help="(a) and (c) only: train nothing")
@@ -329,7 +329,7 @@ def skill_of(
     """Every label with every algorithm, trained as `train` does on the rows before the last
     `trainer.test_share`, measured on those.
 
-    is_permuted: blocks of the labels, as long as two horizons, change places, those that are
+    is_permuted: blocks of the labels, as long as the horizon, change places, those that are
     trained on among themselves and those that are tested on among themselves.
 
     Raises:
@@ -341,7 +341,7 @@ def skill_of(
     base = chosen(rows, candle_ms, stride)
     labels = choose_labels(rows, base, settings).kept
     start_ms = int(rows.open_ms[base[int(len(base) * (1 - config.test_share))]])
-    block = max(1, 2 * config.label_horizon // stride)
+    block = -(-config.label_horizon // stride)
     random = np.random.default_rng(seed)
     inputs_ = inputs_of(features)
     jobs = jobs_of(
@@ -395,15 +395,16 @@ def skill(
 ) -> Skill:
     """The AUC, and its spread when blocks of what happened change places."""
     random = np.random.default_rng(seed)
-    drawn = [
-        auc(permuted_blocks(happened, block, random), said) or 0.5 for _ in range(_PERMUTATIONS)
-    ]
+    drawn = []
+    for _ in range(0, _PERMUTATIONS, 50):
+        others = np.stack([permuted_blocks(happened, block, random) for _ in range(50)])
+        drawn.append(aucs(others, said))
     found = auc(happened, said)
     return Skill(
         test=test,
         model=model,
         auc=0.5 if found is None else found,
-        sd=max(float(np.std(drawn)), 1e-9),
+        sd=max(float(np.std(np.concatenate(drawn))), 1e-9),
         rows=len(said),
     )
 

@@ -158,3 +158,23 @@ def test_no_scheduler_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(fanout, "_CONNECT_S", 1.0)
     with pytest.raises(Failure, match="no Dask scheduler answers at tcp://"):
         list(Fanout(scheduler="tcp://127.0.0.1:9").run(square, range(4)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_cluster_without_workers_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "NO_WORKER_S", 3.0)
+    cluster = Cluster(tmp_path)
+    try:
+        found = Fanout(scheduler=cluster.address).run(slowly, range(40))
+        next(found)
+        for worker in cluster.workers:
+            worker.kill()
+        with pytest.raises(Failure, match="no worker is left at tcp://"):
+            list(found)
+        with pytest.raises(Failure, match="no worker at tcp://"):
+            list(Fanout(scheduler=cluster.address).run(slowly, range(2)))
+    finally:
+        cluster.stop()

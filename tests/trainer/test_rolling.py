@@ -20,10 +20,11 @@ from shared import klinefiles
 from shared.config import Settings
 from shared.errors import Failure, Usage
 from shared.features import FeatureSet
+from shared.features.configured import configured
 from shared.klines import KLINE_COLUMNS, KlineTable
 from shared.score import PLAIN_KINDS, ScoreFormula, ScoreKind, score
 from tests.releases import market
-from trainer import folds, inputs, rasters, rolling
+from trainer import folds, inputs, leaks, rasters, rolling
 from trainer import train as train_command
 from trainer.labels import label
 from trainer.models.fit import recipes
@@ -386,3 +387,122 @@ def test_too_little_history_is_one_clear_line(tmp_path: Path) -> None:
     path = write(tmp_path / "TESTUSDT-1m.parquet", candles(1200))
     with pytest.raises(Failure, match="give more history"):
         run(Settings(**config(tmp_path)), "--klines", str(path))
+
+
+# --- against independent computations ------------------------------------------------------------
+
+
+def plain_models() -> dict[str, Any]:
+    """As the documented defaults say, by the libraries alone."""
+    import lightgbm
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    def scaled(model: Any) -> Any:
+        clip = FunctionTransformer(lambda x: np.clip(x, -5, 5))
+        return make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), clip, model)
+
+    return {
+        "gb": lightgbm.LGBMClassifier(
+            num_leaves=7, n_estimators=200, learning_rate=0.05, min_child_samples=34,
+            colsample_bytree=0.6, subsample=0.7, subsample_freq=1, reg_lambda=5.0, max_bin=127,
+            random_state=11, n_jobs=1, verbosity=-1,
+        ),
+        "nn": scaled(
+            MLPClassifier((64, 32), alpha=1e-2, batch_size=256, max_iter=6, random_state=11)
+        ),
+        "lc": scaled(LogisticRegression(C=0.1, max_iter=500)),
+    }  # fmt: skip
+
+
+def interval_of(y: np.ndarray, p: np.ndarray, block: int) -> tuple[float, float]:
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        starts = random.integers(0, len(y) - block + 1, -(-len(y) // block))
+        rows = (starts[:, None] + np.arange(block)).ravel()
+        found.append(sk.roc_auc_score(y[rows], p[rows]))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:X does not")
+def test_on_real_candles_figures_are_those_of_a_plain_walk_forward(
+    market_data: Path, tmp_path: Path
+) -> None:
+    [whole] = klinefiles.read_klines([market_data / "BTCUSDT-1m.parquet"])
+    day = 86_400_000
+    end = int(pd.Timestamp("2025-06-01", tz="UTC").timestamp() * 1000)
+    kept = whole.between(end - 125 * day, end)
+    path = write(tmp_path / "BTCUSDT-1m.parquet", kept)
+    settings = Settings(
+        data_folder=tmp_path / "data",
+        model_folder=tmp_path / "models",
+        labels=["high_10", "low_10"],
+        trainer={"train_days": 60, "threads": 2, "rolling": {"folds": 3, "step_days": 20}},
+    )
+    run(settings, "--klines", str(path), "--backend", "threads")
+    ours = rows_of(tmp_path, "BTCUSDT")
+
+    features = configured(settings)
+    raster = rasters.join(kept)
+    x = features.batch(raster.first_index, raster.kline, workers=2)
+    frame = pd.DataFrame(raster.kline, columns=KLINE_COLUMNS, index=raster.open_time_ms)
+    ahead_high = frame.high[::-1].rolling(180, min_periods=180).max()[::-1].shift(-1)
+    ahead_low = frame.low[::-1].rolling(180, min_periods=180).min()[::-1].shift(-1)
+    truth = {
+        "high_10": (ahead_high >= frame.close * 1.01).astype(float).where(ahead_high.notna()),
+        "low_10": (ahead_low <= frame.close * 0.99).astype(float).where(ahead_low.notna()),
+    }
+    times = raster.open_time_ms
+    usable_columns = ~np.isnan(x).all(axis=0)
+    x = x[:, usable_columns]
+    said = {name: np.full(len(times), np.nan) for name in ("gb", "nn", "lc")}
+    for side, y in truth.items():
+        for start in (end - 60 * day, end - 40 * day, end - 20 * day):
+            before = (times >= start - 60 * day) & (times + 180 * M < start)
+            train = before & (np.arange(len(times)) % 4 == 0) & y.notna().to_numpy()
+            train &= frame.close.notna().to_numpy() & (np.arange(len(times)) >= 1439)
+            test = (times >= start) & (times < start + 20 * day)
+            for name, model in plain_models().items():
+                data = np.where(np.isinf(x), np.nan, x)
+                model.fit(data[train], y.to_numpy()[train])
+                said[name][test] = model.predict_proba(data[test])[:, 1]
+        for name, p in said.items():
+            keep = ~np.isnan(p) & y.notna().to_numpy() & frame.close.notna().to_numpy()
+            low, high = interval_of(y.to_numpy()[keep][::10], p[keep][::10], 18)
+            mine, happened = ours[f"{side}_k_{name}"], ours[side]
+            known = ~np.isnan(mine) & ~np.isnan(happened)
+            auc = sk.roc_auc_score(happened[known], mine[known])
+            assert low <= auc <= high, (side, name, low, auc, high)
+            assert auc > 0.55  # there is something to agree on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_on_a_random_walk_no_label_and_no_algorithm_has_skill(tmp_path: Path, seed: int) -> None:
+    walked = leaks.random_walk("1m", 40_000, 180, seed)
+    path = write(tmp_path / "BTCUSDT-1m.parquet", walked.kline_table())
+    names = ["high_10", "high_20", "highv", "low_10", "low_20", "lowv"]
+    settings = Settings(
+        data_folder=tmp_path / "data",
+        model_folder=tmp_path / "models",
+        labels=names,
+        trainer={"train_days": 12, "stride": 5, "threads": 2, "rolling": {"folds": 2}},
+    )
+    result = run(settings, "--klines", str(path), "--backend", "threads")
+    found = rows_of(tmp_path, "BTCUSDT")
+    assert len(result["models"]) == 18
+    limit = leaks.limit_of(18, 0.01)
+    for name in result["models"]:
+        y, p = found[name[: name.index("_k_")]], found[name]
+        keep = ~np.isnan(y) & ~np.isnan(p)
+        one = leaks.skill("walk", name, y[keep][::10] > 0.5, p[keep][::10], 18, 0)
+        assert abs(one.z) < limit, (name, one)
+    direction = result["score"]
+    assert direction["auc_low"] < 0.5 < direction["auc_high"]
+    assert result["alarms"] == []
