@@ -35,6 +35,7 @@ SPAN = 32  # rows before each cut that are compared
 _AHEAD = 32  # rows after it that a user's feature is computed for
 _GAPS = 12
 _LAST_ROWS = 200
+_CALLS = 5
 _CLOSE = KLINE_COLUMNS.index("close")
 # A table that a feature may hold for itself, such as weights, has fewer numbers than this and than
 # its window; more are data, and live has no such data.
@@ -91,13 +92,13 @@ def cuts(raster: Raster, first: int, horizon: int, count: int, seed: int) -> lis
     return sorted(at for at in found if first <= at < rows)
 
 
-def another_future(values: Floats, after: int, seed: int) -> Floats:
-    """The rows up to `after` as they are, later ones scaled at random, some of them gone."""
+def another_future(values: Floats, after: int, seed: int, gone: float = 0.1) -> Floats:
+    """The rows up to `after` as they are, later ones scaled at random, a share of them gone."""
     found = values.copy()
     random = np.random.default_rng(seed)
     later = found[after + 1 :]
     later *= random.uniform(0.2, 3.0, (len(later), 1)) * random.uniform(0.9, 1.1, later.shape)
-    later[random.random(len(later)) < 0.1] = np.nan
+    later[random.random(len(later)) < gone] = np.nan
     return found
 
 
@@ -309,10 +310,15 @@ class _Probe:
         """The first row whose computation reads a file, and which."""
         for row in self._sample():
             self.tried(row)  # what is read once and kept is found by `outside`
-            with _watched() as opened:
-                self.tried(row)
-            if opened:
-                return row, opened[0]
+            found: list[str] = []
+            for _ in range(_CALLS):  # another thread may read as well, but not each time
+                with _watched() as opened:
+                    self.tried(row)
+                found += opened[:1]
+                if not opened:
+                    break
+            else:
+                return row, found[-1]
         return None
 
     def outside(self, seed: int) -> Iterator[tuple[int, str, float | str]]:
@@ -664,8 +670,9 @@ def labels(
     seed: int,
     advance: Callable[[], None],
 ) -> list[Finding]:
-    """A label must not have looked beyond its t1: with candles up to a row only, or others after
-    it, every label whose t1 lies no later is the same, and none that was known changes."""
+    """A label must not have looked beyond its t1: with others after a row, every label whose t1
+    lies no later is the same; with none after it, what is known of it already is the same. (A gap
+    after t1 may make a label unknown: that says nothing of what the price did.)"""
     table = raster.kline_table()
     found: list[Finding] = []
     for name in names:
@@ -688,24 +695,23 @@ def _label(
             symbol=table.symbol,
             interval=table.interval,
             open_time_ms=part.open_time_ms,
-            values=another_future(part.values, last, seed + cut),
+            values=another_future(part.values, last, seed + cut, gone=0.0),
         )
         rows = np.arange(len(part))
         if (whole.t1 < rows).any():
             row = int(np.flatnonzero(whole.t1 < rows)[0])
             return _label_finding(part, name, row, "its t1 lies before the row itself")
         for why, again in (
-            ("when the candles end with the one it says it looked at last", part.rows(0, last + 1)),
             ("when the candles after the last that it says it looked at are others", other),
+            ("when there are no later candles yet", part.rows(0, last + 1)),
         ):
             tried = label(name, again, horizon)
             size = min(len(tried.y), last + 1)
-            # the end of the data may stand for "not known yet", which is no knowledge
-            settled = (whole.t1[:size] <= last) & ~np.isnan(whole.y[:size])
-            wrong = settled & _differ(whole.y[:size], tried.y[:size])
-            early = (whole.t1[:size] > last) & ~np.isnan(tried.y[:size])
-            early &= tried.t1[:size] <= last
-            wrong |= early & _differ(whole.y[:size], tried.y[:size])
+            wrong = _differ(whole.y[:size], tried.y[:size]) & ~np.isnan(whole.y[:size])
+            if again is other:
+                wrong &= whole.t1[:size] <= last
+            else:
+                wrong &= ~np.isnan(tried.y[:size])
             if wrong.any():
                 row = int(np.flatnonzero(wrong)[0])
                 return _label_finding(
