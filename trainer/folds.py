@@ -130,7 +130,8 @@ def plan_fold(
         blocks=blocks,
         test=tested,
         used=np.flatnonzero(~found.left_out),
-        jobs=tuple(replace(job, positions=keep[job.positions]) for job in jobs),
+        # a job without two classes where it needs them cannot be fitted: no output in this fold
+        jobs=tuple(replace(job, positions=keep[job.positions]) for job in jobs if job.cases),
         labels=tuple(choice.kept),
         train_base={label: float(np.nanmean(y)) for label, y in of_label.items()},
         stride=stride,

@@ -31,6 +31,7 @@ from shared.klines import DEPTH_COLUMNS, KLINE_COLUMNS
 from shared.times import interval_ms
 from trainer import inputs, probes, rasters
 from trainer.evaluate import auc, aucs, permuted_blocks
+from trainer.labels import is_value, spec
 from trainer.models.cases import choose_labels, labels_to_compute
 from trainer.models.fit import (
     Fitted,
@@ -329,7 +330,8 @@ def skill_of(
     """Every label with every algorithm, trained as `train` does on the rows before the last
     `trainer.test_share`, measured on those.
 
-    is_permuted: blocks of the labels, as long as the horizon, change places, those that are
+    A label of values is measured as "above the median". is_permuted: blocks of the labels, as long
+    as they look ahead, change places, those that are
     trained on among themselves and those that are tested on among themselves.
 
     Raises:
@@ -341,7 +343,11 @@ def skill_of(
     base = chosen(rows, candle_ms, stride)
     labels = choose_labels(rows, base, settings).kept
     start_ms = int(rows.open_ms[base[int(len(base) * (1 - config.test_share))]])
-    block = -(-config.label_horizon // stride)
+
+    def block_of(label: str) -> int:
+        window = spec(label, config.label_horizon).window or config.label_horizon
+        return -(-window // stride)
+
     random = np.random.default_rng(seed)
     inputs_ = inputs_of(features)
     jobs = jobs_of(
@@ -358,14 +364,16 @@ def skill_of(
     for label in labels:
         known = tested[~np.isnan(rows.y[label][tested])]
         y = rows.y[label][known]
-        truth[label] = known, (permuted_blocks(y, block, random) if is_permuted else y) > 0.5
+        if is_permuted:
+            y = permuted_blocks(y, block_of(label), random)
+        truth[label] = known, y > (float(np.median(y)) if is_value(label) and len(y) else 0.5)
     if is_permuted:
-        jobs = [_permuted(job, block, random) for job in jobs]
+        jobs = [_permuted(job, block_of(job.label), random) for job in jobs]
     usable = [
         job
         for job in jobs
         if job.cases >= 10
-        and len(truth[job.label][0]) >= _FEWEST_BLOCKS * block
+        and len(truth[job.label][0]) >= _FEWEST_BLOCKS * block_of(job.label)
         and 0 < truth[job.label][1].mean() < 1
     ]
     if not usable:
@@ -375,7 +383,7 @@ def skill_of(
     def measured(job: Job, model: Fitted) -> Skill:
         places, happened = truth[job.label]
         said = model.predict(fitter.x[places])
-        return skill(test, job.name, happened, said, block, seed)
+        return skill(test, job.name, happened, said, block_of(job.label), seed)
 
     found = []
     for one in fitter.fit_each(usable, measured):

@@ -21,7 +21,7 @@ from trainer.evaluate import (
     measure_values,
 )
 from trainer.folds import Fold
-from trainer.labels import is_value, side_of
+from trainer.labels import is_value, side_of, spec
 
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.intp]
@@ -126,10 +126,10 @@ def assemble(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judge:
-    """Measures out-of-sample outputs. block: rows that a label looks ahead (of one symbol);
-    candle_ms: length of a candle; workers: threads."""
+    """Measures out-of-sample outputs. horizon: rows that labels look ahead (of one symbol) unless
+    their name says otherwise; candle_ms: length of a candle; workers: threads."""
 
-    block: int
+    horizon: int
     candle_ms: int
     seed: int
     workers: int
@@ -220,10 +220,11 @@ class Judge:
         if not keep.any():
             return {}
         y, p = y[keep], table.outputs[name][keep]
+        block = symbols * (spec(label, self.horizon).window or self.horizon)
         if is_value(label):
-            return measure_values(y, p, self.block * symbols, self.seed).as_dict()
+            return measure_values(y, p, block, self.seed).as_dict()
         base = table.train_base[label][keep]
-        found: Metrics = measure(y, p, self.block * symbols, self.seed, base)
+        found: Metrics = measure(y, p, block, self.seed, base)
         figures: dict[str, Any] = found.as_dict()
         if "." not in name:
             low, high = None, None
@@ -241,7 +242,7 @@ class Judge:
     ) -> ScoreMetrics:
         at = table.positions
         return measure_score(
-            values, outcomes.returns[at], outcomes.touch[at], self.block * symbols, self.seed
+            values, outcomes.returns[at], outcomes.touch[at], self.horizon * symbols, self.seed
         )
 
 

@@ -92,12 +92,18 @@ def cuts(raster: Raster, first: int, horizon: int, count: int, seed: int) -> lis
     return sorted(at for at in found if first <= at < rows)
 
 
-def another_future(values: Floats, after: int, seed: int, gone: float = 0.1) -> Floats:
+def another_future(
+    values: Floats,
+    after: int,
+    seed: int,
+    scale: tuple[float, float] = (0.2, 3.0),
+    gone: float = 0.1,
+) -> Floats:
     """The rows up to `after` as they are, later ones scaled at random, a share of them gone."""
     found = values.copy()
     random = np.random.default_rng(seed)
     later = found[after + 1 :]
-    later *= random.uniform(0.2, 3.0, (len(later), 1)) * random.uniform(0.9, 1.1, later.shape)
+    later *= random.uniform(*scale, (len(later), 1)) * random.uniform(0.9, 1.1, later.shape)
     later[random.random(len(later)) < gone] = np.nan
     return found
 
@@ -691,24 +697,30 @@ def _label(
         part = table.rows(low, high)
         whole = label(name, part, horizon)
         last = cut - low
-        other = KlineTable(
-            symbol=table.symbol,
-            interval=table.interval,
-            open_time_ms=part.open_time_ms,
-            values=another_future(part.values, last, seed + cut, gone=0.0),
-        )
+        others = [
+            KlineTable(
+                symbol=table.symbol,
+                interval=table.interval,
+                open_time_ms=part.open_time_ms,
+                values=another_future(part.values, last, seed + cut, scale, gone=0.0),
+            )
+            for scale in ((1.5, 3.0), (0.2, 0.7))
+        ]
         rows = np.arange(len(part))
         if (whole.t1 < rows).any():
             row = int(np.flatnonzero(whole.t1 < rows)[0])
             return _label_finding(part, name, row, "its t1 lies before the row itself")
         for why, again in (
-            ("when the candles after the last that it says it looked at are others", other),
+            *(
+                ("when the candles after the last that it says it looked at are others", other)
+                for other in others
+            ),
             ("when there are no later candles yet", part.rows(0, last + 1)),
         ):
             tried = label(name, again, horizon)
             size = min(len(tried.y), last + 1)
             wrong = _differ(whole.y[:size], tried.y[:size]) & ~np.isnan(whole.y[:size])
-            if again is other:
+            if any(again is other for other in others):
                 wrong &= whole.t1[:size] <= last
             else:
                 wrong &= ~np.isnan(tried.y[:size])

@@ -130,7 +130,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         names = _model_names(task, folds)
         happened = _outcomes(task, rows)
         judge = Judge(
-            block=settings.trainer.label_horizon,
+            horizon=settings.trainer.label_horizon,
             candle_ms=task.candle_ms,
             seed=settings.trainer.seed,
             workers=task.workers,

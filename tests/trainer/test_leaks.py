@@ -38,8 +38,10 @@ def table(rows: int = ROWS) -> KlineTable:
     )
 
 
-def run(folder: Path, source: str | None, names: list[str], *options: str) -> dict[str, Any]:
-    path = write(folder / "TESTUSDT-1m.parquet", table())
+def run(
+    folder: Path, source: str | None, names: list[str], *options: str, rows: int = ROWS
+) -> dict[str, Any]:
+    path = write(folder / "TESTUSDT-1m.parquet", table(rows))
     file = None
     if source is not None:
         file = folder / "own.py"
@@ -340,7 +342,8 @@ def test_a_label_that_looked_further_than_it_says_is_named(monkeypatch: pytest.M
     raster = rasters.join(table())
     for bad in (lying, early):
         monkeypatch.setattr(probes, "label", bad)
-        [found] = probes.labels(raster, ["high_10"], 60, [1500, 1700, 1900], 3, lambda: None)
+        cuts = list(range(1500, 1960, 20))
+        [found] = probes.labels(raster, ["high_10"], 60, cuts, 3, lambda: None)
         assert (found.kind, found.name) == ("label", "high_10")
         assert found.row_ms is not None
 
@@ -366,7 +369,8 @@ def test_an_oracle_has_skill_and_chance_has_none() -> None:
 
 
 def test_nothing_is_learned_where_there_is_nothing_to_learn(tmp_path: Path) -> None:
-    found = run(tmp_path, None, ["close_5", "close_std_15"], "--walks", "1", "--walk-rows", "6000")
+    options = ("--walks", "1", "--walk-rows", "6000")
+    found = run(tmp_path, None, ["close_5", "close_std_15"], *options, rows=6000)
     assert found["leak"] is False
     tests = {(one["test"], one["model"]) for one in found["skills"]}
     models = {"high_10_k_lc", "low_10_k_lc"}
