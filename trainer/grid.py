@@ -53,8 +53,10 @@ _AT_ONCE = 40  # points of one call into compiled code: how often progress is to
 TRADES, WINS, GAINED, LOST, FEES, TRADED, HELD, DRAWDOWN, WORTH, OPEN = range(10)
 _FIGURES = 10
 
+# Inlined, structs of a dozen numbers stay in registers; calls would copy them through memory.
+_part: Any = register_jitable(forceinline=True)
 for _function in shared_rules.COMPILED:
-    register_jitable(_function)
+    _part(_function)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,7 @@ def _bounds(columns: Sequence[Floats], size: int) -> Floats:
 _NEARER = 1e-9
 
 
-@register_jitable
+@_part
 def _next(state, row, stop, rules, costs, market):
     """The next row in [row, stop) where something may happen, else stop; the account before it.
 
@@ -264,7 +266,7 @@ def _next(state, row, stop, rules, costs, market):
     return row, state
 
 
-@register_jitable
+@_part
 def _mark(state, row, stop, market, peak, found):
     """The account's peak after the closes of rows [row, stop), in which it stands still.
 
@@ -316,7 +318,7 @@ def _mark(state, row, stop, market, peak, found):
     return peak
 
 
-@register_jitable
+@_part
 def _days(state, day, stop, market, daily):
     """Writes what the account was worth at the ends of the days before row `stop`."""
     last_close, day_ends = market[6], market[7]
@@ -329,13 +331,13 @@ def _days(state, day, stop, market, daily):
     return day
 
 
-@register_jitable
+@_part
 def _bar(market, row, step_ms):
     b = market[1][row]
     return Bar(market[0] + row * step_ms, b[0], b[1], b[2], b[3], b[4], b[5])
 
 
-@register_jitable
+@_part
 def _with_thresholds(rules, point):
     return Rules(
         rules.step_ms, rules.longs, rules.shorts, point[0], point[1], point[2], point[3],
@@ -344,7 +346,7 @@ def _with_thresholds(rules, point):
     )  # fmt: skip
 
 
-@register_jitable
+@_part
 def _packed(state, since, day, peak):
     """A run between two stretches, as numbers; whole ones below 2**53 lose nothing."""
     return np.array([
@@ -354,7 +356,7 @@ def _packed(state, since, day, peak):
     ])  # fmt: skip
 
 
-@register_jitable
+@_part
 def _unpacked(a):
     state = State(
         a[0], a[1], a[2], int(a[3]), a[4], a[5], int(a[6]), int(a[7]), a[8], a[9], int(a[10])
@@ -362,7 +364,7 @@ def _unpacked(a):
     return state, int(a[11]), int(a[12]), a[13]
 
 
-@register_jitable
+@_part
 def _count(fill, found):
     """Adds a fill to a point's figures."""
     if fill.reason == NONE:
