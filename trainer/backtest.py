@@ -36,12 +36,12 @@ from shared.rules import (
     text_of,
 )
 from shared.times import interval_ms, iso
-from trainer import grid, performance, rasters
+from trainer import grid, performance
 from trainer.grid import Market
 from trainer.performance import Performance
 from trainer.progress import Bar as ProgressBar
 from trainer.progress import Progress
-from trainer.scored import add_options, rules_and_costs, scored, threads
+from trainer.scored import add_options, rules_and_costs, scored, threads, write
 
 Floats = npt.NDArray[np.float64]
 
@@ -116,8 +116,9 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
             "rules": plain(rules._asdict()),
             "costs": costs._asdict(),
         }
-        _write(one.folder, market, done, held, report)
-        outputs.append(report | {"read": one.read, "wrote": [one.folder]})
+        csv_told = progress if args.csv else None
+        wrote = _write(one.folder, market, done, held, report, csv_told)
+        outputs.append(report | {"read": one.read, "wrote": wrote})
     return {
         "command": "backtest",
         "rows": sum(output["rows"] for output in outputs),
@@ -295,8 +296,13 @@ def _reasons(trades: list[Trade]) -> dict[str, int]:
 
 
 def _write(
-    folder: Path, market: Market, done: Run, held: Floats, report: Mapping[str, Any]
-) -> None:
+    folder: Path,
+    market: Market,
+    done: Run,
+    held: Floats,
+    report: Mapping[str, Any],
+    csv_told: Progress | None,
+) -> list[Path]:
     peak = np.maximum(np.maximum.accumulate(done.equity), report["capital"])
     columns = {
         "open_time_ms": market.open_time_ms,
@@ -319,7 +325,7 @@ def _write(
                 writer.writerow([count, *(getattr(trade, name) for name in names)])
         write_json(unfinished / "backtest.json", report)
 
-    rasters.MonthFolder(folder).write([columns], {"kind": "backtest"}, beside)
+    return write(folder, columns, "backtest", beside, csv_told)
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:

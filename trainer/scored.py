@@ -7,7 +7,7 @@ a model was trained on make every rule look good.
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from shared.klines import KLINE_COLUMNS
 from shared.rules import Costs, Rules, configured, problem_of
 from shared.times import interval_ms, iso
 from trainer import rasters
+from trainer.csvfiles import write_csv
 from trainer.grid import Market, volatilities
 from trainer.progress import Progress
 
@@ -58,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="candles from these files instead of the data folder",
     )
+    parser.add_argument("--csv", action="store_true", help="write the rows as one csv file, too")
     parser.add_argument("--out", dest="folder", type=Path, metavar="FOLDER", help="write here")
     parser.set_defaults(futures=None, out=None)
 
@@ -205,6 +207,22 @@ def _joined(
     known = np.flatnonzero(~np.isnan(whole))
     first, stop = int(known[0]), int(known[-1]) + 1
     return Market.of(raster.open_time_ms, prices, whole, volatility).rows(first, stop)
+
+
+def write(
+    folder: Path,
+    columns: rasters.Columns,
+    kind: str,
+    beside: Callable[[Path], None],
+    csv: Progress | None,
+) -> list[Path]:
+    """The folder, whole or as before; with `csv` (told how far it is) FOLDER.csv next to it."""
+    rasters.MonthFolder(folder).write([columns], {"kind": kind}, beside)
+    if csv is None:
+        return [folder]
+    path = folder.with_name(f"{folder.name}.csv")
+    write_csv(path, columns, csv)
+    return [folder, path]
 
 
 def threads(settings: Settings) -> int:

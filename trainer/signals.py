@@ -37,11 +37,11 @@ from shared.config import Settings, SignalSearch
 from shared.errors import Usage
 from shared.rules import NAN, Costs, Rules, problem_of, start
 from shared.times import interval_ms, iso
-from trainer import grid, performance, rasters
+from trainer import grid, performance
 from trainer.backtest import buy_and_hold, days, number, plain, write_json
 from trainer.grid import Grid, Market
 from trainer.progress import Progress
-from trainer.scored import add_options, rules_and_costs, scored, threads
+from trainer.scored import add_options, rules_and_costs, scored, threads, write
 
 Floats = npt.NDArray[np.float64]
 
@@ -144,12 +144,13 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
             "lucky": main["lucky"],
             "directions": {name: report for name, (report, _) in reports.items()},
         }
-        _write(one.folder, one.market, list(found.values()), path, report)
+        csv = progress if args.csv else None
+        wrote = _write(one.folder, one.market, list(found.values()), path, report, csv)
         for name, (each_report, _) in reports.items():
             progress.note(f"{one.symbol} {name}: {each_report['verdict']}")
         if main["config"] is not None:
             progress.note(f"config lines of the robust choice: {_lines(main['config'])}")
-        outputs.append(report | {"read": one.read, "wrote": [one.folder]})
+        outputs.append(report | {"read": one.read, "wrote": wrote})
     return {
         "command": "signals",
         "rows": sum(output["rows"] for output in outputs),
@@ -486,7 +487,7 @@ def _verdict(
     """(called lucky, why in words). What cannot be computed does not count as passed."""
     against = []
     if best <= 0:
-        against.append("it loses")
+        against.append("its Sharpe ratio is not above 0")
     if not dsr >= _DSR_ENOUGH:
         against.append(
             f"its deflated Sharpe ratio is {dsr:.2f} (at least {_DSR_ENOUGH} wanted): the best of "
@@ -536,7 +537,8 @@ def _write(
     found: list[Surface],
     path: Account,
     report: Mapping[str, Any],
-) -> None:
+    csv: Progress | None,
+) -> list[Path]:
     over, under = market.score > path.buy, market.score < path.sell
     columns = {
         "open_time_ms": market.open_time_ms,
@@ -555,4 +557,4 @@ def _write(
         klinefiles.write_columns(unfinished / "grid.parquet", whole)
         write_json(unfinished / "signals.json", report)
 
-    rasters.MonthFolder(folder).write([columns], {"kind": "signals"}, beside)
+    return write(folder, columns, "signals", beside, csv)

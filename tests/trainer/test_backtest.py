@@ -181,10 +181,13 @@ def test_the_command_writes_trades_equity_and_summary(
 ) -> None:
     monkeypatch.setenv("ITB_TRADER__RULES__STOP_LOSS", "0.01")
     one, options = files
-    result = run("backtest", *options, capsys=capsys)
+    result = run("backtest", *options, "--csv", capsys=capsys)
     folder = tmp_path / "DATA" / "XUSDT-1m-backtest"
-    assert result["outputs"][0]["wrote"] == [str(folder)]
+    assert result["outputs"][0]["wrote"] == [str(folder), f"{folder}.csv"]
     rows = rasters.read_months(folder)
+    with Path(f"{folder}.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["equity"]) for line in lines] == rows["equity"].tolist()
     scored = np.flatnonzero(~np.isnan(one.score[60:-60])) + 60
     part = one.rows(int(scored[0]), int(scored[-1]) + 1)
     assert rows["open_time_ms"].tolist() == part.open_time_ms.tolist()
