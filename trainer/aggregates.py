@@ -81,7 +81,7 @@ def compare(
     sides: dict[str, list[str]] = {"high": [], "low": []}
     for name in outputs:
         sides[str(side_of(labels[name]))].append(name)
-    pair = _pair(rows, test, [labels[name] for name in outputs])
+    pair = pair_of(rows, test, [labels[name] for name in outputs])
     if pair is None or not len(test):
         return NOTHING
     names = [*sides["high"], *sides["low"]]
@@ -92,14 +92,14 @@ def compare(
     for kind in ScoreKind:
         stacks = None
         if kind is ScoreKind.STACK:
-            stacks = _fit_stacks(rows, names, values, test, pair, middle_ms)
+            stacks = fit_stacks(rows, names, values, test, pair, middle_ms)
             if stacks is None:
                 continue
         formula = formula_of(kind, sides["high"], sides["low"], stacks)
         said = score(formula, names, values[second])
         found[kind] = _direction(said, returns[second], touch[second], block, seed)
     told = {kind: d.auc for kind, d in found.items() if d.auc is not None}
-    whole = _fit_stacks(rows, names, values, test, pair, None)
+    whole = fit_stacks(rows, names, values, test, pair, None)
     if whole is not None:  # models without outputs have no say
         rest = {name: 0.0 for name in labels if name not in outputs}
         high, low = (Stack(weights=dict(s.weights) | rest, bias=s.bias) for s in whole)
@@ -124,7 +124,7 @@ def formula_of(
     )
 
 
-def _pair(rows: Rows, test: Positions, labels: Sequence[str]) -> tuple[str, str] | None:
+def pair_of(rows: Rows, test: Positions, labels: Sequence[str]) -> tuple[str, str] | None:
     """The commonest label of either side; of equally common ones the first."""
     found = []
     for side in ("high", "low"):
@@ -135,7 +135,7 @@ def _pair(rows: Rows, test: Positions, labels: Sequence[str]) -> tuple[str, str]
     return found[0], found[1]
 
 
-def _fit_stacks(
+def fit_stacks(
     rows: Rows,
     names: Sequence[str],
     values: FloatArray,

@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from shared.score import PLAIN_KINDS, ScoreFormula, ScoreKind, score
 from trainer import baselines
+from trainer.aggregates import fit_stacks, formula_of, pair_of
 from trainer.evaluate import (
     Metrics,
     ScoreMetrics,
+    auc,
     calibration_curve,
     day_null,
     measure,
@@ -22,6 +24,7 @@ from trainer.evaluate import (
 )
 from trainer.folds import Fold
 from trainer.labels import is_value, side_of, spec
+from trainer.models.rows import Rows
 
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.intp]
@@ -78,11 +81,13 @@ def assemble(
     folds: Sequence[Fold],
     found: Mapping[tuple[int, str], Floats],
     names: Sequence[str],
-    kind: ScoreKind,
+    kind: str,
 ) -> OutOfSample:
     """One table of all folds; no row is tested by two of them.
 
-    found: (fold, name) -> outputs of its test rows; names: of the models, in the order of columns.
+    found: (fold, name) -> outputs of its test rows; names: of the models, in the order of columns;
+    kind: of the config; the table has that score if it is one of PLAIN_KINDS, and `with_trained`
+    adds the others.
     """
     positions = np.concatenate([fold.test for fold in folds])
     order = np.argsort(positions, kind="stable")
@@ -119,9 +124,72 @@ def assemble(
         label_of=label_of,
         outputs={name: values[order] for name, values in outputs.items()},
         train_base={name: values[order] for name, values in train_base.items()},
-        score=sorted_scores[str(kind)],
+        score=sorted_scores.get(kind, np.full(len(positions), np.nan)),
         scores=sorted_scores,
     )
+
+
+def with_trained(
+    table: OutOfSample,
+    folds: Sequence[Fold],
+    rows: Rows,
+    outcomes: Outcomes,
+    kind: str,
+    wait_ms: int,
+) -> tuple[OutOfSample, dict[int, str]]:
+    """Adds the score of STACK, and the table's score where `kind` is that or "best".
+
+    Both learn from out-of-sample outputs of the past: in each fold from those rows of earlier folds
+    whose outcome was known when it began. A stack has no score in the first fold. "best" takes in
+    each fold the formula whose direction was told best before (the first: LOGIT_MEAN). wait_ms: how
+    long after its open time a row's direction is known. Also returns which formula each fold has.
+    """
+    stack = np.full(len(table.positions), np.nan)
+    score_of = np.full(len(table.positions), np.nan)
+    scores = dict(table.scores) | {str(ScoreKind.STACK): stack}
+    times = outcomes.open_ms[table.positions]
+    chosen: dict[int, str] = {}
+    for fold in sorted(folds, key=lambda one: one.blocks[0].start_ms):
+        start_ms, here = fold.blocks[0].start_ms, table.fold == fold.number
+        past = times < start_ms
+        names = [job.name for job in fold.jobs if not job.is_value]
+        values = np.column_stack([table.outputs[name] for name in names])
+        learned = past & ~np.isnan(values).any(axis=1)
+        stacks = None
+        if learned.any():
+            at = table.positions[learned]
+            pair = pair_of(rows, at, [table.label_of[name] for name in names])
+            if pair is not None:
+                stacks = fit_stacks(rows, names, values[learned], at, pair, start_ms)
+        if stacks is not None:
+            high, low = (
+                [name for name in names if side_of(table.label_of[name]) == side]
+                for side in ("high", "low")
+            )
+            formula = formula_of(ScoreKind.STACK, high, low, stacks)
+            stack[here] = score(formula, names, values[here])
+        chosen[fold.number] = kind
+        if kind == "best":
+            settled = past & (times + wait_ms < start_ms)
+            chosen[fold.number] = _best_before(table, outcomes, scores, settled)
+        score_of[here] = scores[chosen[fold.number]][here]
+    return replace(table, score=score_of, scores=scores), chosen
+
+
+def _best_before(
+    table: OutOfSample,
+    outcomes: Outcomes,
+    scores: Mapping[str, Floats],
+    settled: npt.NDArray[np.bool_],
+) -> str:
+    touch = outcomes.touch[table.positions]
+    told: dict[str, float] = {}
+    for kind, values in scores.items():
+        keep = settled & (np.abs(touch) == 1) & ~np.isnan(values)
+        found = auc(touch[keep] > 0, values[keep]) if keep.any() else None
+        if found is not None:
+            told[kind] = found
+    return max(told, key=lambda kind: told[kind]) if told else str(ScoreKind.LOGIT_MEAN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,12 +223,15 @@ class Judge:
             for task, figures in zip(tasks, work, strict=True):
                 done[task] = figures
                 advance()
-            kinds = list(table.scores)
+            # on the same rows: a trained score has none in the first fold
+            kinds = [one for one, said in table.scores.items() if not np.isnan(said).all()]
+            common = np.all([~np.isnan(table.scores[one]) for one in kinds], axis=0)
+            alike = table.only(common) if kinds else table
             of_kind = dict(
                 zip(
                     kinds,
                     pool.map(
-                        lambda one: self._score(table, outcomes, table.scores[one], symbols), kinds
+                        lambda one: self._score(alike, outcomes, alike.scores[one], symbols), kinds
                     ),
                     strict=True,
                 )

@@ -31,7 +31,7 @@ from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.features.configured import configured
 from shared.klines import KLINE_COLUMNS
-from shared.score import PLAIN_KINDS, ScoreKind
+from shared.score import PLAIN_KINDS
 from shared.times import interval_ms, iso
 from trainer import baselines, inputs, outcomes, rasters, splits
 from trainer.evaluate import Metrics, ValueMetrics
@@ -40,7 +40,16 @@ from trainer.folds import Files, Fold, Piece, outputs, pieces, plan_fold, work
 from trainer.models.cases import labels_to_compute
 from trainer.models.fit import Recipe, check_labels, inputs_of, recipes
 from trainer.models.rows import Rows, candidates
-from trainer.outofsample import NULL, SCORE_NULL, Judge, Outcomes, OutOfSample, alarms, assemble
+from trainer.outofsample import (
+    NULL,
+    SCORE_NULL,
+    Judge,
+    Outcomes,
+    OutOfSample,
+    alarms,
+    assemble,
+    with_trained,
+)
 from trainer.progress import Progress
 
 _DAY_MS = 86_400_000
@@ -208,10 +217,10 @@ def _task(settings: Settings, args: argparse.Namespace) -> Task:
     if not plan:
         raise Usage("config: algorithms: name at least one")
     check_labels(plan, settings.labels)
-    if settings.signaler.model.aggregate not in PLAIN_KINDS:
+    if args.cpcv and settings.signaler.model.aggregate not in PLAIN_KINDS:
         raise Usage(
-            f"signaler.model.aggregate {settings.signaler.model.aggregate}: that score is made by "
-            f"one training; a walk-forward measures {', '.join(PLAIN_KINDS)}: name one of them"
+            f"signaler.model.aggregate {settings.signaler.model.aggregate} learns from the past, "
+            f"and --cpcv has none: name one of {', '.join(PLAIN_KINDS)}"
         )
     features = configured(settings)
     data = inputs.read(settings, args, features)
@@ -462,8 +471,10 @@ def _walk(
     judge: Judge,
     progress: Progress,
 ) -> dict[str, Any]:
-    kind = ScoreKind(task.settings.signaler.model.aggregate)
+    kind = task.settings.signaler.model.aggregate
     table = assemble(folds, found, names, kind)
+    wait_ms = task.settings.trainer.label_horizon * task.candle_ms
+    table, chosen = with_trained(table, folds, rows, happened, kind, wait_ms)
     several = len(task.data) > 1
     parts: list[tuple[int | None, OutOfSample]] = [(None, table)]
     if several:
@@ -479,7 +490,8 @@ def _walk(
         "kind": "walk_forward",
         "interval": task.data[0].interval,
         "horizon": task.settings.trainer.label_horizon,
-        "aggregate": str(kind),
+        "aggregate": kind,
+        "aggregate_of_fold": chosen,
         "intervals": _INTERVALS,
         "null": NULL,
         "score_null": SCORE_NULL,
@@ -512,7 +524,7 @@ def _walk(
         "models": top["models"],
         "baselines": top["baselines"],
         "score": {k: v for k, v in top["score"].items() if k != "deciles"},
-        "aggregate": str(kind),
+        "aggregate": kind,
         "best_aggregate": top["best_aggregate"],
         "alarms": warnings,
         "skipped": len(skipped),
@@ -609,7 +621,7 @@ def _cpcv(
     """Each path is one out-of-sample history of all rows, put together from the combinations."""
     rolling = task.settings.trainer.rolling
     on_path = splits.paths(rolling.groups, rolling.test_groups)
-    kind = ScoreKind(task.settings.signaler.model.aggregate)
+    kind = task.settings.signaler.model.aggregate
     of_path = []
     with progress.bar("paths", len(on_path), "paths") as bar:
         for numbers in on_path:

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from shared import klinefiles
 from shared.config import Settings
@@ -29,6 +31,7 @@ from trainer import train as train_command
 from trainer.labels import label
 from trainer.models.fit import recipes
 from trainer.models.rows import candidates, gather, usable
+from trainer.outcomes import after
 from trainer.progress import Progress
 
 M = 60_000
@@ -193,11 +196,55 @@ def test_figures_are_those_of_the_rows(folder: Path, result: dict[str, Any]) -> 
         assert 0 < one["clock"]["auc"] < 1
     assert report["score"]["auc_low"] < report["score"]["auc"] < report["score"]["auc_high"]
     assert len(report["score"]["deciles"]) == 10
-    assert set(report["aggregates"]) == {str(kind) for kind in PLAIN_KINDS}
+    assert set(report["aggregates"]) == {str(kind) for kind in ScoreKind}
+    assert len({one["rows"] for one in report["aggregates"].values()}) == 1
     assert report["best_aggregate"] in report["aggregates"]
     lines = (folder / "data" / "TESTUSDT-1m-features-rolling" / "metrics.txt").read_text()
     assert [line.split(", ")[0] for line in lines.splitlines()] == MODELS
     assert "'auc'" in lines
+
+
+def test_a_stack_learns_from_the_folds_before(folder: Path, result: dict[str, Any]) -> None:
+    signaler = {"model": {"aggregate": "stack"}}
+    again = walk(folder, signaler=signaler)
+    assert again["fits_kept"] == again["fits"]  # the same models
+    found = rows_of(folder)
+    start = int(found["open_time_ms"][found["fold"] == 1][0])
+    outputs = np.column_stack([found[name] for name in MODELS])
+    logits = np.log(outputs / (1 - outputs))
+    before = found["open_time_ms"] + 60 * M < start  # the labels look 60 candles ahead
+    sides = []
+    for label_ in ("high_10", "low_10"):
+        rows = before & ~np.isnan(found[label_]) & ~np.isnan(logits).any(axis=1)
+        scaler = StandardScaler().fit(logits[rows])
+        model = LogisticRegression(C=0.01, tol=1e-10, max_iter=1000)
+        model.fit(scaler.transform(logits[rows]), found[label_][rows])
+        known = ~np.isnan(logits).any(axis=1)
+        sides.append(model.predict_proba(scaler.transform(logits[known]))[:, 1])
+    expected = np.full(len(outputs), np.nan)
+    expected[known] = sides[0] - sides[1]
+    expected[found["fold"] == 0] = np.nan
+    np.testing.assert_allclose(found["score"], expected, atol=5e-4)  # two solvers
+
+    walk(folder, signaler={"model": {"aggregate": "best"}})
+    best = rows_of(folder)
+    place = folder / "data" / "TESTUSDT-1m-features-rolling" / "metrics.json"
+    report = json.loads(place.read_text())
+    assert report["aggregate_of_fold"]["0"] == "logit_mean"
+    first = ScoreFormula(kind=ScoreKind.LOGIT_MEAN, high=tuple(MODELS[:2]), low=tuple(MODELS[2:]))
+    of_first = best["fold"] == 0
+    np.testing.assert_array_equal(best["score"][of_first], score(first, MODELS, outputs[of_first]))
+    raster = rasters.join(candles())
+    _, touch = after([raster], np.zeros(len(raster), np.int16), raster.open_time_ms, 60)
+    touch = touch[np.searchsorted(raster.open_time_ms, best["open_time_ms"])]
+    told = {}
+    for kind in PLAIN_KINDS:
+        formula = ScoreFormula(kind=kind, high=tuple(MODELS[:2]), low=tuple(MODELS[2:]))
+        said = score(formula, MODELS, outputs)
+        rows = before & (np.abs(touch) == 1) & ~np.isnan(said)
+        told[str(kind)] = sk.roc_auc_score(touch[rows] > 0, said[rows])
+    assert report["aggregate_of_fold"]["1"] == max(told, key=lambda kind: told[kind])
+    walk(folder)
 
 
 def test_no_training_label_looks_at_a_tested_row(tmp_path: Path) -> None:
@@ -396,10 +443,9 @@ def plain_models() -> dict[str, Any]:
     """As the documented defaults say, by the libraries alone."""
     import lightgbm
     from sklearn.impute import SimpleImputer
-    from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+    from sklearn.preprocessing import FunctionTransformer
 
     def scaled(model: Any) -> Any:
         clip = FunctionTransformer(lambda x: np.clip(x, -5, 5))
