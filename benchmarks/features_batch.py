@@ -5,18 +5,25 @@ skip a NaN). Peers do what they can do: pandas all 51 (close_area by its own Num
 and TA-Lib all but close_area; each is compared with ours on the same features. The predecessor
 calls Python for each window of each row, so that a slice must do. Each peer's values are checked.
 
-    python -m benchmarks.features_batch [--rows 1000000] [--runs 5] [--slice 2000] [--json]
+Then, with --files, `trainer features` itself as a process on all cores: four years of minutes from
+parquet to parquet, once more with nothing new, and after a day more.
+
+    python -m benchmarks.features_batch [--rows N] [--runs N] [--slice N] [--files] [--json]
 """
 
 import argparse
 import contextlib
 import json
 import os
+import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ["POLARS_MAX_THREADS"] = "1"  # read when polars is imported
 
@@ -29,12 +36,14 @@ from scipy.stats import linregress
 from shared.features import KLINE_51, FeatureSet
 from shared.klines import KLINE_COLUMNS
 from tests.shared.features.candles import calm
+from trainer import rasters
 
 Columns = dict[str, np.ndarray]
 BASE = 1440
 NO_AREA = tuple(name for name in KLINE_51 if not name.startswith("close_area"))
 MEANS = ("volume", "span", "trades", "tb_base", "tb_quote")
 FIRST = 27_000_000
+FOUR_YEARS = 4 * 365 * 1440 + 1440
 
 
 def windows(form: str) -> list[int]:
@@ -197,11 +206,52 @@ def differs(peer: np.ndarray, own: np.ndarray) -> float:
     return float(np.max(np.abs(peer - own)[both] / np.maximum(1.0, np.abs(own[both]))))
 
 
+def files(rows: int) -> dict[str, dict[str, float]]:
+    """Wall and CPU seconds of the command on `rows` candles and, later, a day more."""
+    taken = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        times = FIRST * 60_000 + 60_000 * np.arange(rows + 1440, dtype=np.int64)
+        values = calm(np.random.default_rng(2), rows + 1440)
+
+        def merged(stop: int) -> None:
+            raster = rasters.Raster(
+                symbol="X", interval="1m", open_time_ms=times[:stop], kline=values[:stop]
+            )
+            rasters.MonthFolder(folder / "X-1m").write([raster.columns()], {})
+
+        def run(label: str, *arguments: str) -> None:
+            before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "trainer", "features", *arguments],
+                env=dict(os.environ) | {"ITB_DATA_FOLDER": name, "ITB_SYMBOLS": "X"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
+            wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            taken[label] = {"wall_s": wall, "cpu_s": cpu}
+
+        merged(rows)
+        run("monthly parquet to monthly parquet")
+        run("again, nothing new")
+        merged(rows + 1440)
+        run("again, a day more")
+        table = {"open_time": times[:rows]}
+        table |= {name: values[:rows, at] for at, name in enumerate(KLINE_COLUMNS)}
+        bare = folder / "X-1m.parquet"
+        rasters.write_fast(bare, table, {})
+        run("one file to one file", "--klines", str(bare), "--out", str(folder / "out.parquet"))
+    return taken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--slice", type=int, default=2_000, help="rows of the predecessor's way")
+    parser.add_argument("--files", action="store_true", help="the command, from parquet to parquet")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of pandas and scipy about warm-up rows
@@ -254,8 +304,9 @@ def main() -> None:
             "times_ours_median": statistics.median(runs) / statistics.median(own),
             "largest_difference": difference.get(name),
         }
+    of_files = files(FOUR_YEARS) if args.files else {}
     if args.json:
-        sys.stdout.write(json.dumps(report) + "\n")
+        sys.stdout.write(json.dumps(report | of_files) + "\n")
         return
     head = ("best s", "median s", "rows/s", "x ours", "x median", "differs by")
     sys.stdout.write(f"{args.rows:,} rows{'':24}" + "".join(f"{text:>12}" for text in head) + "\n")
@@ -267,6 +318,10 @@ def main() -> None:
             f"{'' if by is None else f'{by:.1e}':>12}\n"
         )
     sys.stdout.write(f"The predecessor's time is extrapolated from {args.slice:,} rows.\n")
+    if of_files:
+        sys.stdout.write(f"`trainer features`, 51 features of {FOUR_YEARS:,} candles:\n")
+    for name, taken in of_files.items():
+        sys.stdout.write(f"{name:36}{taken['wall_s']:8.2f} s, CPU {taken['cpu_s']:.2f} s\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""One candle's 51 features, live: in the kernel, from Python, for many symbols closing at once; the
-warm start, the state's size, and what a process waits for before its first candle.
+"""One candle's 51 features, and 100 in the TA manner, live: in the kernel, from Python, for many
+symbols closing at once; the warm start, the state's size, and what a process waits for before its
+first candle.
 
     python -m benchmarks.features_live [--steps 20000] [--symbols 100 600] [--json]
 """
@@ -18,6 +19,21 @@ from shared.features import KLINE_51, FeatureSet, kernel
 from tests.shared.features.candles import calm
 
 FIRST = 27_000_000
+_OF_COLUMNS = (
+    *("SMA", "EMA", "WMA", "STDDEV", "LINEARREG_SLOPE", "RSI", "ROC", "SKEW", "KURTOSIS"),
+    *("QUANTILE25", "RANK", "lsbm", "fmax", "RVOL"),
+)
+_OF_CANDLES = ("ATR", "STOCHK", "OBV", "VWAPDIST", "close_BBPOS", "close_CORREL", "close_BETA")
+TA_100 = (
+    *(
+        f"{column}_{form}_{w}"
+        for column in ("close", "volume")
+        for form in _OF_COLUMNS
+        for w in (5, 14, 60)
+    ),
+    *(f"{form}_{w}" for form in _OF_CANDLES for w in (14, 60)),
+    *("close_MACD_12_26", "close_MACDSIGNAL_12_26_9"),
+)
 
 START = """
 import time; start = time.perf_counter()
@@ -60,6 +76,20 @@ def steps(rows: np.ndarray) -> dict[str, float]:
     for at in range(1440, len(rows)):
         start = time.perf_counter_ns()
         window.step(FIRST + at, rows[at])
+        taken.append(time.perf_counter_ns() - start)
+    return percentiles(taken)
+
+
+def ta_steps(rows: np.ndarray) -> dict[str, float]:
+    """A hundred features in the TA manner, of two symbols."""
+    window = FeatureSet.of(TA_100).window()
+    begin = FeatureSet.of(TA_100).lookback
+    other = rows[::-1].copy()
+    window.load(FIRST, rows[:begin], None, None, other[:begin])
+    taken = []
+    for at in range(begin, len(rows)):
+        start = time.perf_counter_ns()
+        window.step(FIRST + at, rows[at], None, None, other[at])
         taken.append(time.perf_counter_ns() - start)
     return percentiles(taken)
 
@@ -116,6 +146,7 @@ def main() -> None:
     report: dict[str, object] = {
         "kernel": {"mean_us": in_kernel(rows)},
         "step from Python": steps(rows),
+        f"{len(TA_100)} in the TA manner": ta_steps(rows),
     }
     for symbols in args.symbols:
         report[f"{symbols} symbols at once"] = burst(rows, symbols)
