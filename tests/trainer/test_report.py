@@ -81,6 +81,13 @@ def write_release_to(folder: Path, **changes: Any) -> str:
         ),
     }
     manifest = manifest.model_copy(update=update | changes)
+    compared = {"auc": 0.527, "auc_low": 0.49, "auc_high": 0.57, "rank_correlation": -0.031}
+    files["metrics.json"] = json.dumps(
+        {
+            "score": {"kind": "ratio", "best": "stack", "compared": {"stack": compared}},
+            "values": {"high_max_180_k_gb": {"mae": 0.317, "r2": None, "rank": 0.211, "rows": 55}},
+        }
+    ).encode()
     write_release(folder / "models", manifest, files)
     return manifest.id
 
@@ -273,7 +280,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: label.model_copy(update={"definition": HOSTILE})
         for name, label in manifest.labels.items()
     }
-    write_release_to(folder, labels=labels, code_version=HOSTILE)
+    made_from = {"rows_sha256": "f00dcafe", "libraries": {"numpy": "2.0.1"}}
+    write_release_to(folder, labels=labels, code_version=HOSTILE, made_from=made_from)
     write_merged(folder)
     write_rolling(folder, null=HOSTILE, alarms=[HOSTILE])
     write_signals(folder, verdict=HOSTILE)
@@ -386,6 +394,7 @@ def test_figures_of_the_measured_stand_in_the_tables(result: dict[str, Any]) -> 
     _, page = read(result["wrote"])
     words = set(page.words)
     assert {"0.710", "0.660 .. 0.750", "10.0 %", "3.0"} <= words  # AUC, interval, base rate, lift
+    assert {"0.527", "0.490 .. 0.570", "-0.031", "high_max_180_k_gb", "0.317"} <= words
     assert {"0.612", "0.600 .. 0.620", "0.470 .. 0.540", "0.580"} <= words  # the folds
     assert {"2.10 %", "12.0 %", "1.20"} <= words  # calibration
     assert {"-1.5", "-4.0 .. +1.0", "45.0 %"} <= words  # deciles
@@ -395,6 +404,8 @@ def test_figures_of_the_measured_stand_in_the_tables(result: dict[str, Any]) -> 
         for one in words
     )
     assert "2023-04-01 00:00" in words
+    assert {"f00dcafe", "2.0.1"} <= words
+    assert "5,000, every 10th candle" in words
     assert {"12.3", "45.6 %", "0.97", "-1.25", "-3.1 %"} <= words  # the pairs of thresholds
     assert {"99.9", "77.7", "12.34", "0.040 %", "1.75", "11.1 %"} <= words  # the account
     assert "BTCUSDT: the last 15 of 45 trades (all are in trades.csv)" in words

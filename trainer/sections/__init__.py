@@ -41,7 +41,7 @@ def whole_page(evidence: Evidence, written: Sequence[Section], draft: Draft, not
         ("Symbols", ", ".join(manifest.symbols)),
         ("Candles", manifest.interval),
         ("Trained on", f"{when(training.start_ms)} to {when(training.end_ms)} UTC"),
-        ("Rows", f"{training.rows:,}, every {nth(training.stride)} candle"),
+        ("Rows", f"{training.rows:,}, {nth(training.stride)}"),
         (
             "Models",
             f"{len(manifest.models)} for {len({m.label for m in manifest.models.values()})} labels",

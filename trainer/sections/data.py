@@ -7,7 +7,7 @@ from trainer.evidence import Evidence
 from trainer.importance import groups
 from trainer.page import Picture, Section, Table
 from trainer.sections.draft import Draft
-from trainer.sections.words import counted, percent, run_it, some, when, whole
+from trainer.sections.words import counted, mapping, percent, run_it, some, when, whole
 
 _GAPS_SHOWN = 15
 _SHOWN_SHARE_OF_GAPS = 0.01
@@ -137,6 +137,20 @@ def origin(evidence: Evidence, draft: Draft) -> Section:
                     )
                     for name, value in manifest.parity.items()
                 ],
+            )
+        )
+    made_from = manifest.made_from
+    if made_from:
+        libraries = mapping(made_from, "libraries")
+        parts.append(
+            Table(
+                caption="Made from (the whole config is in manifest.json)",
+                columns=("what", "value"),
+                rows=[
+                    ("sha256 of the rows", str(made_from.get("rows_sha256", "–"))),
+                    *((name, str(version)) for name, version in libraries.items()),
+                ],
+                texts=frozenset({1}),
             )
         )
     return Section(

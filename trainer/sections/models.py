@@ -50,7 +50,7 @@ def tail(evidence: Evidence, draft: Draft) -> Section:
     horizon = horizon_of(manifest)
     intro = (
         f"Each model was fitted once without the last {training.test_rows:,} rows (from "
-        f"{when(training.test_start_ms)}, every {nth(training.stride)} candle, purged of labels "
+        f"{when(training.test_start_ms)}, {nth(training.stride)}, purged of labels "
         "that look into them) and measured on them. The release's models were then fitted on all "
         "rows: these figures are of their recipe, not of themselves."
     )
@@ -143,7 +143,54 @@ def tail(evidence: Evidence, draft: Draft) -> Section:
     unmeasured = [name for name in found if name not in measured]
     if unmeasured:
         draft.warn(f"Not measured, too few cases: {some(unmeasured)}.")
-    return Section(id="tail", title="Models at training", intro=intro, parts=(picture, table))
+    parts: list[Table | Picture | str] = [picture, table]
+    parts += [*_values(evidence), *_compared(evidence)]
+    return Section(id="tail", title="Models at training", intro=intro, parts=parts)
+
+
+def _values(evidence: Evidence) -> Iterator[Table]:
+    """Regressions, which no service runs."""
+    found = mapping(evidence.metrics, "values")
+    if found:
+        yield Table(
+            caption="Models of values on the purged tail",
+            columns=("model", "mean error", "R2", "rank correlation", "95 % interval", "rows"),
+            rows=[
+                (
+                    name,
+                    number(m.get("mae")),
+                    number(m.get("r2")),
+                    number(m.get("rank")),
+                    interval(m.get("rank_low"), m.get("rank_high")),
+                    whole(m.get("rows")),
+                )
+                for name, m in found.items()
+            ],
+        )
+
+
+def _compared(evidence: Evidence) -> Iterator[Table]:
+    """The formulas of the score, as training compared them."""
+    found = mapping(evidence.metrics, "score")
+    formulas = mapping(found, "compared")
+    if formulas:
+        yield Table(
+            caption=(
+                f"Does the score know the direction? Formulas on the purged tail (this release "
+                f"uses {found.get('kind')}, the best of them is {found.get('best')})"
+            ),
+            columns=("formula", "AUC of direction", "95 % interval", "rank correlation", "cases"),
+            rows=[
+                (
+                    name,
+                    number(each.get("auc")),
+                    interval(each.get("auc_low"), each.get("auc_high")),
+                    number(each.get("rank_correlation")),
+                    whole(each.get("cases")),
+                )
+                for name, each in formulas.items()
+            ],
+        )
 
 
 def folds(evidence: Evidence, draft: Draft) -> Section:

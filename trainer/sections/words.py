@@ -53,10 +53,13 @@ def counted(count: int, noun: str, nouns: str = "") -> str:
 
 
 def nth(stride: int) -> str:
+    """`every candle`, `every 10th candle`."""
+    if stride == 1:
+        return "every candle"
     ending = (
         "th" if 10 <= stride % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(stride % 10, "th")
     )
-    return f"{stride}{ending}"
+    return f"every {stride}{ending} candle"
 
 
 def some(names: Sequence[str], most: int = 6) -> str:
