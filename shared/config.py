@@ -593,6 +593,8 @@ def load(path: Path | str | None = None, **overrides: Any) -> Settings:
     environment = _environment(os.environ)
     try:
         if "symbol" in environment:
+            if "symbols" in environment:
+                raise Usage(f"give {PREFIX}SYMBOL or {PREFIX}SYMBOLS, not both")
             data.pop("symbols", None)
             data["symbols"] = [environment["symbol"]]
         return Settings(**data)

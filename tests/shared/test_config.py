@@ -151,6 +151,15 @@ def test_a_variable_in_lower_case_is_not_ignored_either(
         load()
 
 
+def test_symbol_and_symbols_in_the_environment_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ITB_SYMBOL", "AUSDT")
+    monkeypatch.setenv("ITB_SYMBOLS", "BUSDT")
+    with pytest.raises(Usage, match="give ITB_SYMBOL or ITB_SYMBOLS, not both"):
+        load()
+
+
 @pytest.mark.parametrize("variable", ["ITB_INTERVAL__X", "ITB_SYMBOL__X", "ITB_SYMBOLS__0"])
 def test_a_variable_below_a_plain_key_is_refused(
     monkeypatch: pytest.MonkeyPatch, variable: str
