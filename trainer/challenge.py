@@ -93,6 +93,8 @@ class Verdict:
 
     def __str__(self) -> str:
         outcome = "LOSES" if self.reasons else "is not worse"
+        if self.skill.low == self.skill.high == self.score_auc.low == self.score_auc.high == 0:
+            outcome = "says the same, only its training is newer,"
         return (
             f"challenger {self.challenger} {outcome} against champion {self.champion} on "
             f"{self.rows:,} candles from {iso(self.start_ms)} ({self.period}): log-loss skill "

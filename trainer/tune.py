@@ -172,6 +172,8 @@ def summary(result: Mapping[str, Any]) -> str:
                 f"; on the holdout {held['configured']:.4f} as configured, {held['best']:.4f} with "
                 "the best"
             )
+            if not held["best"] > held["configured"]:
+                line += ": it does not confirm them, keep what is configured"
         lines.append(line)
     lines.append(
         "  the best of many trials is optimistic: only the holdout counts, and only at first sight"

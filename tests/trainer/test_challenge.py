@@ -127,6 +127,19 @@ def test_a_skill_lower_by_more_than_the_margin_loses_even_within_chance() -> Non
     assert any("lower by more than 0.005" in reason for reason in verdict(given).reasons)
 
 
+def test_a_challenger_that_says_the_same_is_told_as_such_and_may_go_live() -> None:
+    given = shown(500)
+    same = Shown(
+        probability=(given.probability[0], given.probability[0]),
+        truth=given.truth,
+        score=(given.score[0], given.score[0]),
+        first=given.first,
+    )
+    found = verdict(same)
+    assert found.reasons == ()
+    assert "says the same, only its training is newer" in str(found)
+
+
 def test_nothing_in_common_is_one_line() -> None:
     given = shown(100)
     blind = Shown(

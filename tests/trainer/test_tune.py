@@ -163,6 +163,22 @@ def test_every_kind_is_tuned_and_the_best_is_a_config_to_copy(
         assert f'  "{key}": {json.dumps(value)},' in text.splitlines()
 
 
+def test_a_holdout_that_does_not_confirm_the_best_is_said() -> None:
+    study = {
+        "what": "lc",
+        "objective": "log-loss skill",
+        "configured": 0.02,
+        "complete": 3,
+        "pruned": 1,
+        "best": {"trial": 1, "value": 0.03, "values": {"train.C": 1.0}},
+        "holdout": {"best": 0.01, "configured": 0.015, "looks": 1},
+    }
+    result = {"studies": [study], "config": {}, "storage": "x"}
+    assert "does not confirm them" in tune.summary(result)
+    study["holdout"] = {"best": 0.02, "configured": 0.015, "looks": 1}
+    assert "does not confirm" not in tune.summary(result)
+
+
 def values_of(result: dict[str, Any]) -> list[Any]:
     return [(trial.params, trial.value) for trial in study_of(result).get_trials()]
 
