@@ -6,6 +6,8 @@ be sent to another process. What is large lies in files that every worker maps i
 
 import contextlib
 import hashlib
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -60,6 +62,24 @@ def _numbered(work: Callable[[T], R], at: int, item: T) -> tuple[int, R]:
     return at, work(item)
 
 
+def _in_process(parent: int, work: Callable[[T], R], at: int, item: T) -> tuple[int, R]:
+    _end_with(parent)
+    return at, work(item)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """Ends this worker when its parent is gone: after a `kill -9` nobody else would."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_S)
+        os._exit(1)
+
+    if os.getpid() != parent:
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def _on_this_machine(
     workers: int, backend: Backend, work: Callable[[T], R], items: Sequence[T]
 ) -> Iterator[tuple[int, R]]:
@@ -73,7 +93,8 @@ def _on_this_machine(
     with joblib.parallel_config(backend=kind, **inner):
         pool = joblib.Parallel(n_jobs=min(workers, len(items)), return_as="generator_unordered")
         try:
-            yield from pool(joblib.delayed(_numbered)(work, at, i) for at, i in enumerate(items))
+            one = joblib.delayed(_in_process)
+            yield from pool(one(os.getpid(), work, at, i) for at, i in enumerate(items))
         except TerminatedWorkerError as error:
             raise Failure(
                 "a worker process died (out of memory, or killed); what was finished is kept: run "

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared import klinefiles
 from shared.errors import Failure, Usage
 from trainer import fanout
 from trainer.fanout import Fanout
@@ -51,6 +52,34 @@ def test_a_failure_keeps_its_line(backend: Any) -> None:
 def test_a_dead_worker_is_one_clear_line() -> None:
     with pytest.raises(Failure, match="a worker process died"):
         list(Fanout(workers=2).run(die, range(6)))
+
+
+def tell_and_wait(file: str) -> None:
+    with Path(file).open("a") as out:
+        out.write(f"{os.getpid()}\n")
+    time.sleep(60)
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    code = (
+        "from trainer.fanout import Fanout; from tests.trainer.test_fanout import tell_and_wait; "
+        f"list(Fanout(workers=2).run(tell_and_wait, [{str(file)!r}] * 2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    try:
+        deadline = time.monotonic() + 60
+        while not file.exists() or len(file.read_text().split()) < 2:
+            assert parent.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+    workers = [int(pid) for pid in file.read_text().split()]
+    deadline = time.monotonic() + 30
+    while any(klinefiles.is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.05)
 
 
 def test_an_address_that_is_none_is_refused() -> None:
