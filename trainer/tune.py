@@ -333,6 +333,7 @@ class Bench:
     ) -> None:
         self.settings = settings
         self.features = features
+        self.digest = inputs.digest(data)
         self._data = data
         self._progress = progress
         self._step_ms = interval_ms(data[0].interval)
@@ -642,13 +643,15 @@ def fingerprint(bench: Bench, kind: Kind, space: Mapping[str, Any]) -> str:
             "algorithms": of_kind,
             "labels": settings.labels,
             "aggregate": settings.signaler.model.aggregate,
-            "trainer": settings.trainer.model_dump(mode="json", exclude={"threads", "tune"}),
+            "trainer": settings.trainer.model_dump(
+                mode="json", include={"train_days", "stride", "label_horizon", "seed"}
+            ),
             "folds": [(fold.start_ms, fold.stop_ms) for fold in bench.plan.folds],
             "holdout": bench.plan.holdout.start_ms,
             "schema": bench.features.schema,
             "user": bench.features.user_sha256,
             "rows": [len(rows), int(rows.open_ms[0]), int(rows.open_ms[-1])],
-            "values": hashlib.sha256(np.ascontiguousarray(rows.x).data).hexdigest(),
+            "candles": bench.digest,
         },
         sort_keys=True,
         default=str,

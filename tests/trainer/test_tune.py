@@ -191,6 +191,9 @@ def test_a_study_that_goes_on_is_the_study_that_never_stopped(tmp_path: Path, fi
     assert whole["studies"][0]["holdout"] is None
     again = tuned(tmp_path / "b", file, "--what", "lc", "--trials", "5", "--no-holdout")
     assert len(values_of(again)) == 5
+    elsewhere = {"threads": 1, "test_share": 0.3}  # nothing that a trial depends on
+    again = tuned(tmp_path / "b", file, "--what", "lc", "--trials", "5", **elsewhere)
+    assert again["studies"][0]["study"] == rest["studies"][0]["study"]
     other = tuned(tmp_path / "b", file, "--what", "lc", "--trials", "2", stride=3)
     assert other["studies"][0]["study"] != rest["studies"][0]["study"]
 
