@@ -48,8 +48,8 @@ def importance(evidence: Evidence, measured: Sequence[Measured], draft: Draft) -
                     np.array([i.mean_spread for i in one.found]),
                     "AUC lost, mean over the models",
                 ),
-                f"{first.group} costs most: {first.mean_drop:.3f} of AUC when its "
-                f"{counted(first.features, 'feature')} are shuffled. Lines: half the distance "
+                f"{first.group} costs most: {first.mean_drop:.3f} of AUC when the values of "
+                f"its {counted(first.features, 'feature')} are shuffled. Lines: half the distance "
                 "between the repeats.",
                 "that a group with a short bar is useless: groups that carry the same news stand "
                 "in for each other.",
