@@ -18,7 +18,18 @@ SERVICES = frozenset(
 )
 OURS = SERVICES | {"shared", "deploy", "tests", "dashboard", "benchmarks"}
 LIVE = ("collector", "featurizer", "predictor", "notifier", "trader")
-TRAINING_STACK = ("pandas", "lightgbm", "sklearn", "scipy", "onnx", "joblib", "torch")
+TRAINING_STACK = (
+    "pandas",
+    "lightgbm",
+    "sklearn",
+    "scipy",
+    "onnx",
+    "joblib",
+    "torch",
+    "matplotlib",
+    "optuna",
+    "distributed",
+)
 
 
 def allowed(package: str) -> frozenset[str]:
