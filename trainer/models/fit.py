@@ -1,6 +1,7 @@
 """Fits every label with every algorithm on chosen rows; what labels can share is made once."""
 
 import contextlib
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -136,6 +137,12 @@ def _cases(y: FloatArray, of_values: bool) -> int:
     return min(true, len(y) - true)
 
 
+def _digest(values: npt.NDArray[Any]) -> bytes:
+    found = hashlib.sha256(values.dtype.str.encode())
+    found.update(np.ascontiguousarray(values).data)
+    return found.digest()
+
+
 def ends_before(rows: Rows, ms: int) -> Allowed:
     """The purge: rows whose label looks at no candle that opens at or after `ms`."""
     return lambda label: rows.t1_ms[label] < ms
@@ -163,6 +170,12 @@ def jobs_of(
     Jobs without any row are left out, and so are labels that a recipe is not for.
     """
     found = []
+    # Equal arrays are held once: most jobs have the same rows, and those can be many.
+    held: dict[bytes, npt.NDArray[Any]] = {}
+
+    def once(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return held.setdefault(_digest(values), values)
+
     for recipe in plan:
         wanted = chosen(rows, step_ms, recipe.rows.stride or stride)
         for label in labels:
@@ -185,10 +198,10 @@ def jobs_of(
                     recipe=recipe,
                     label=label,
                     name=f"{label}_{inputs}_{recipe.name}",
-                    positions=positions,
-                    y=rows.y[label][positions],
-                    open_ms=rows.open_ms[positions],
-                    t1_ms=rows.t1_ms[label][positions],
+                    positions=once(positions),
+                    y=once(rows.y[label][positions]),
+                    open_ms=once(rows.open_ms[positions]),
+                    t1_ms=once(rows.t1_ms[label][positions]),
                     thinned_from=count if len(positions) < count else None,
                 )
             )
@@ -271,7 +284,7 @@ class Fitter:
         """
         groups: dict[bytes, list[Job]] = {}
         for job in jobs:
-            groups.setdefault(job.positions.tobytes(), []).append(job)
+            groups.setdefault(_digest(job.positions), []).append(job)
         with _single_threaded_and_quiet(), ThreadPoolExecutor(self._workers) as pool:
             for group in groups.values():
                 shared = RowSet(self.x, group[0].positions, self._seed)
