@@ -1,9 +1,9 @@
 """`trainer backtest`: the trading rules that run live, over out-of-sample scores.
 
 `shared.rules` goes through the candles one by one, as it does live; nothing is computed another
-way. Written to `{symbol}-{interval}-backtest/`: `trades.csv` (every round trip with its reasons),
-monthly files of open_time_ms, close, score, position (-1, 0, +1), quantity, cash, equity,
-buy_and_hold and drawdown at each close, and `backtest.json`.
+way. Written to `{symbol}-{interval}-backtest/`: in `_about` `trades.csv` (every round trip with its
+reasons) and `backtest.json`; monthly files of open_time_ms, close, score, position (-1, 0, +1),
+quantity, cash, equity, buy_and_hold and drawdown at each close.
 
 The account is valued at the last close known; a position still open at the end is valued there,
 too, and is no round trip. Buy-and-hold buys at the open after the first score, with the same costs,
@@ -316,7 +316,7 @@ def _write(
         "drawdown": 1 - done.equity / peak,
     }
 
-    def beside(unfinished: Path) -> None:
+    def about(unfinished: Path) -> None:
         with (unfinished / "trades.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             names = list(Trade.__dataclass_fields__)
@@ -325,7 +325,7 @@ def _write(
                 writer.writerow([count, *(getattr(trade, name) for name in names)])
         write_json(unfinished / "backtest.json", report)
 
-    return write(folder, columns, "backtest", beside, csv_told)
+    return write(folder, columns, "backtest", about, csv_told)
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:

@@ -154,7 +154,7 @@ def _rolling(folder: Path) -> Rolling | None:
         outputs={name: columns[name] for name in names[:after] if name not in leading},
         score=columns["score"],
         labels={name: columns[name] for name in names[after + 1 :]},
-        metrics=_json(folder / "metrics.json", "rolling"),
+        metrics=_json(folder / rasters.ABOUT / "metrics.json", "rolling"),
     )
 
 
@@ -165,8 +165,8 @@ def _signals(folder: Path) -> Signals | None:
     return Signals(
         folder=folder,
         rows=rows,
-        grid=klinefiles.read_columns(folder / "grid.parquet"),
-        summary=_json(folder / "signals.json", "signals"),
+        grid=klinefiles.read_columns(folder / rasters.ABOUT / "grid.parquet"),
+        summary=_json(folder / rasters.ABOUT / "signals.json", "signals"),
     )
 
 
@@ -177,8 +177,8 @@ def _backtest(folder: Path) -> Backtest | None:
     return Backtest(
         folder=folder,
         rows=rows,
-        trades=_csv(folder / "trades.csv"),
-        summary=_json(folder / "backtest.json", "backtest"),
+        trades=_csv(folder / rasters.ABOUT / "trades.csv"),
+        summary=_json(folder / rasters.ABOUT / "backtest.json", "backtest"),
     )
 
 

@@ -289,6 +289,11 @@ class File:
             return _write_parquet(unfinished, blocks, metadata)
 
 
+ABOUT = "_about"
+"""Folder inside a monthly folder for what is no row: readers of parquet folders pass over names
+that begin so, and `pyarrow.parquet.read_table(folder)` goes on working."""
+
+
 @dataclass(frozen=True, slots=True)
 class MonthFolder:
     """A folder with a parquet file per month, replaced as a whole."""
@@ -299,16 +304,18 @@ class MonthFolder:
         self,
         blocks: Iterable[Columns],
         metadata: Mapping[str, str],
-        beside: Callable[[Path], None] | None = None,
+        about: Callable[[Path], None] | None = None,
     ) -> int:
-        """beside: writes what else belongs into the folder before that is in place."""
+        """about: writes what else belongs to the rows into the folder that it is given (`ABOUT` in
+        this one), before all of it is in place."""
         rows = 0
         with replacing_folder(self.path) as unfinished:
             for month, columns in _by_month(blocks):
                 rows += len(columns["open_time_ms"])
                 write_fast(unfinished / f"{month}.parquet", columns, metadata)
-            if beside is not None:
-                beside(unfinished)
+            if about is not None:
+                (unfinished / ABOUT).mkdir()
+                about(unfinished / ABOUT)
         return rows
 
 

@@ -3,7 +3,8 @@
 Each step trains as `train` does with the candles before its test rows: no training label has looked
 at the first of them. The live release is not touched. Writes, per symbol, the folder
 `{data_folder}/{symbol}-{interval}-features-rolling`: monthly parquet of open_time_ms, close, fold,
-one column per model, score, and the labels; metrics.json and metrics.txt. Only out-of-sample rows.
+one column per model, score, and the labels; in `_about` metrics.json and
+metrics.txt. Only out-of-sample rows.
 
 `--cpcv`: combinatorial purged cross-validation instead, `{symbol}-{interval}-cpcv/metrics.*`. It
 trains on the future of what it tests and is for choosing between kinds of model only; never quote
@@ -509,10 +510,10 @@ def _walk(
         lines = list(alarms(of_symbol, table.label_of))
         warnings += [f"{raster.symbol}: {line}" for line in lines]
         here = table.only(rows.symbol[table.positions] == symbol)
-        path = _write_rows(task, raster, symbol, rows, here, folds, names)
         report = about | {"symbol": raster.symbol, "rows": len(here.positions), "alarms": lines}
         report |= of_symbol
-        _write_metrics(path, report, _seed_lines(of_symbol["models"]))
+        told = _metrics_files(report, _seed_lines(of_symbol["models"]))
+        path = _write_rows(task, raster, symbol, rows, here, folds, names, told)
         wrote.append(path)
     for line in warnings:
         progress.note(line)
@@ -555,8 +556,12 @@ def _write_rows(
     table: OutOfSample,
     folds: Sequence[Fold],
     names: Sequence[str],
+    told: Mapping[str, str],
 ) -> Path:
-    """Every raster row of the tested blocks; NaN where there is no candle, output or outcome."""
+    """Every raster row of the tested blocks; NaN where there is no candle, output or outcome.
+
+    told: texts that belong to the rows, by file name.
+    """
     place = np.zeros(len(raster), np.int64) - 1
     for fold in folds:
         for block in fold.blocks:
@@ -582,7 +587,12 @@ def _write_rows(
     out = rasters.MonthFolder(
         task.settings.data_folder / f"{raster.symbol}-{raster.interval}-features-rolling"
     )
-    out.write([columns], {"kind": "walk_forward", "key": task.key})
+
+    def about(unfinished: Path) -> None:
+        for file, text in told.items():
+            (unfinished / file).write_text(text)
+
+    out.write([columns], {"kind": "walk_forward", "key": task.key}, about)
     return out.path
 
 
@@ -598,14 +608,12 @@ def _seed_lines(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _write_metrics(folder: Path, report: Mapping[str, Any], lines: Sequence[str]) -> None:
-    texts = {
+def _metrics_files(report: Mapping[str, Any], lines: Sequence[str]) -> dict[str, str]:
+    """File name -> text."""
+    return {
         "metrics.txt": "".join(f"{line}\n" for line in lines),
         "metrics.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
     }
-    for name, text in texts.items():
-        with klinefiles.replacing(folder / name) as unfinished:
-            unfinished.write_text(text)
 
 
 def _cpcv(
@@ -663,7 +671,9 @@ def _cpcv(
     for raster in task.data:
         path = task.settings.data_folder / f"{raster.symbol}-{raster.interval}-cpcv"
         lines = [f"{name}, {figures}" for name, figures in models.items()]
-        _write_metrics(path, report, lines)
+        for file, text in _metrics_files(report, lines).items():
+            with klinefiles.replacing(path / file) as unfinished:
+                unfinished.write_text(text)
         wrote.append(path)
     return {"paths": len(on_path), "models": models, "score": scores, "wrote": wrote}
 

@@ -213,11 +213,11 @@ def write(
     folder: Path,
     columns: rasters.Columns,
     kind: str,
-    beside: Callable[[Path], None],
+    about: Callable[[Path], None],
     csv: Progress | None,
 ) -> list[Path]:
     """The folder, whole or as before; with `csv` (told how far it is) FOLDER.csv next to it."""
-    rasters.MonthFolder(folder).write([columns], {"kind": kind}, beside)
+    rasters.MonthFolder(folder).write([columns], {"kind": kind}, about)
     if csv is None:
         return [folder]
     path = folder.with_name(f"{folder.name}.csv")

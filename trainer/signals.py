@@ -15,8 +15,8 @@ deepest drawdown, exposure.
   trials are the pairs with enough round trips whose costs alone do not decide the result. A pair
   that does not pass both and the walk-forward is called lucky, in words.
 
-Written to `{symbol}-{interval}-signals/`: `grid.parquet` (a row per pair and direction),
-`signals.json`, and monthly files of open_time_ms, close, score, side (+1 buy, -1 sell, 0: of the
+Written to `{symbol}-{interval}-signals/`: in `_about` `grid.parquet` (a row per pair and direction)
+and `signals.json`; monthly files of open_time_ms, close, score, side (+1 buy, -1 sell, 0: of the
 thresholds in force), position (-1, 0, +1), equity, buy_threshold, sell_threshold; the latter two
 are NaN, and nothing is held, in the first period, before anything was chosen. The thresholds are
 not written into a release: copy the config lines that are printed.
@@ -553,8 +553,8 @@ def _write(
     tables = [each.table for each in found]
     whole = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
-    def beside(unfinished: Path) -> None:
+    def about(unfinished: Path) -> None:
         klinefiles.write_columns(unfinished / "grid.parquet", whole)
         write_json(unfinished / "signals.json", report)
 
-    return write(folder, columns, "signals", beside, csv)
+    return write(folder, columns, "signals", about, csv)

@@ -198,14 +198,14 @@ def test_the_command_writes_trades_equity_and_summary(
     peak = np.maximum.accumulate(np.append(10_000.0, worth))[1:]
     np.testing.assert_allclose(rows["drawdown"], 1 - np.array(worth) / peak, atol=1e-9)
 
-    with (folder / "trades.csv").open() as file:
+    with (folder / "_about" / "trades.csv").open() as file:
         written = list(csv.DictReader(file))
     assert len(written) == len(trades)
     assert [float(w["entry_price"]) for w in written] == pytest.approx(
         [t["entry_price"] for t in trades]
     )
     assert {w["exit_reason"].partition(" ")[0] for w in written} >= {"score", "stop-loss"}
-    summary = json.loads((folder / "backtest.json").read_text())
+    summary = json.loads((folder / "_about" / "backtest.json").read_text())
     figures = summary["performance"]
     closed = [t for t in trades if "exit" in t]
     assert figures["trades"] == len(closed)

@@ -153,6 +153,13 @@ def rolling_metrics(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def about(folder: Path) -> Path:
+    """Where a monthly folder keeps what is no row."""
+    found = folder / "_about"
+    found.mkdir(exist_ok=True)
+    return found
+
+
 def write_rolling(folder: Path, **changes: Any) -> Path:
     random = np.random.default_rng(1)
     columns = market(ROWS)
@@ -169,7 +176,7 @@ def write_rolling(folder: Path, **changes: Any) -> Path:
     rows |= {"score": score}
     rows |= {label: (random.random(1000) < 0.1).astype(float) for label in ("high_10", "low_10")}
     rasters.MonthFolder(place).write([rows], {})
-    (place / "metrics.json").write_text(json.dumps(rolling_metrics(**changes)))
+    (about(place) / "metrics.json").write_text(json.dumps(rolling_metrics(**changes)))
     return place
 
 
@@ -197,7 +204,7 @@ def write_signals(
         "total_return": np.array([0.1, -0.2, 0.3, np.nan, 0.0, -0.1]),
         "sharpe": np.array([1.0, -2.0, 3.0, np.inf, 0.0, -1.0]),
     }
-    klinefiles.write_columns(place / "grid.parquet", grid, {})
+    klinefiles.write_columns(about(place) / "grid.parquet", grid, {})
     point = {
         "buy": 0.15, "sell": -0.2, "total_return": 0.3, "trades_per_month": 12.34,
         "win_rate": 0.456, "profit_factor": None, "sharpe": 3.0, "sortino": 4.0,
@@ -220,7 +227,7 @@ def write_signals(
         "verdict": verdict,
     }
     summary = {"direction": "long", "directions": {"long": direction | of}}
-    (place / "signals.json").write_text(json.dumps(summary))
+    (about(place) / "signals.json").write_text(json.dumps(summary))
     return place
 
 
@@ -246,8 +253,8 @@ def write_backtest(folder: Path, reason: str = "score", trades: int = 45, **of: 
         "rules": {"buy": 0.15, "sell": -0.15},
         "costs": {"fee": 0.001, "slippage": 0.0002},
     }
-    (place / "backtest.json").write_text(json.dumps(summary | of))
-    with (place / "trades.csv").open("w", newline="") as file:
+    (about(place) / "backtest.json").write_text(json.dumps(summary | of))
+    with (about(place) / "trades.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
             [
@@ -529,10 +536,10 @@ def test_lucky_overfitted_or_losing_thresholds_are_warned_of(tmp_path: Path) -> 
     assert "other scores" not in lines
     rows = rasters.read_months(place)
     rows["score"][50] += 1e-9
-    texts = [(path.name, path.read_bytes()) for path in place.iterdir() if path.stem[0] != "2"]
+    texts = [(path.name, path.read_bytes()) for path in about(place).iterdir()]
     rasters.MonthFolder(place).write([rows], {})
     for name, content in texts:
-        (place / name).write_bytes(content)
+        (about(place) / name).write_bytes(content)
     lines = " | ".join(run(tmp_path)["warnings"])
     assert "the backtest ran on other scores than the walk-forward rows" in lines
     assert "the threshold search ran on other scores" not in lines
@@ -644,7 +651,7 @@ def test_wrong_options_are_told_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_a_damaged_file_is_named_not_left_out(tmp_path: Path, content: str | None) -> None:
     write_release_to(tmp_path)
-    path = write_rolling(tmp_path) / "metrics.json"
+    path = write_rolling(tmp_path) / "_about" / "metrics.json"
     if content is None:
         path.unlink()
     else:

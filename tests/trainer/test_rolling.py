@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
@@ -173,10 +174,15 @@ def test_a_step_trains_exactly_as_train_does_with_the_candles_before(
             np.testing.assert_allclose(found[model.name][here][known], said, rtol=1e-14)
 
 
+def test_any_parquet_reader_takes_the_folder(folder: Path, result: dict[str, Any]) -> None:
+    table = pq.read_table(folder / "data" / "TESTUSDT-1m-features-rolling")
+    assert table.num_rows == len(rows_of(folder)["open_time_ms"])
+
+
 def test_figures_are_those_of_the_rows(folder: Path, result: dict[str, Any]) -> None:
     found = rows_of(folder)
     report = json.loads(
-        (folder / "data" / "TESTUSDT-1m-features-rolling" / "metrics.json").read_text()
+        (folder / "data" / "TESTUSDT-1m-features-rolling" / "_about" / "metrics.json").read_text()
     )
     for name in MODELS:
         y, p = found[name[: name.index("_k_")]], found[name]
@@ -199,7 +205,9 @@ def test_figures_are_those_of_the_rows(folder: Path, result: dict[str, Any]) -> 
     assert set(report["aggregates"]) == {str(kind) for kind in ScoreKind}
     assert len({one["rows"] for one in report["aggregates"].values()}) == 1
     assert report["best_aggregate"] in report["aggregates"]
-    lines = (folder / "data" / "TESTUSDT-1m-features-rolling" / "metrics.txt").read_text()
+    lines = (
+        folder / "data" / "TESTUSDT-1m-features-rolling" / "_about" / "metrics.txt"
+    ).read_text()
     assert [line.split(", ")[0] for line in lines.splitlines()] == MODELS
     assert "'auc'" in lines
 
@@ -228,7 +236,7 @@ def test_a_stack_learns_from_the_folds_before(folder: Path, result: dict[str, An
 
     walk(folder, signaler={"model": {"aggregate": "best"}})
     best = rows_of(folder)
-    place = folder / "data" / "TESTUSDT-1m-features-rolling" / "metrics.json"
+    place = folder / "data" / "TESTUSDT-1m-features-rolling" / "_about" / "metrics.json"
     report = json.loads(place.read_text())
     assert report["aggregate_of_fold"]["0"] == "logit_mean"
     first = ScoreFormula(kind=ScoreKind.LOGIT_MEAN, high=tuple(MODELS[:2]), low=tuple(MODELS[2:]))
@@ -381,7 +389,9 @@ def test_several_symbols_have_a_folder_each(tmp_path: Path) -> None:
         rows = rows_of(tmp_path, symbol)
         total += int((~np.isnan(rows["score"])).sum())
         report = json.loads(
-            (tmp_path / "data" / f"{symbol}-1m-features-rolling" / "metrics.json").read_text()
+            (
+                tmp_path / "data" / f"{symbol}-1m-features-rolling" / "_about" / "metrics.json"
+            ).read_text()
         )
         keep = ~np.isnan(rows["high_10"]) & ~np.isnan(rows["high_10_k_lc"])
         assert report["models"]["high_10_k_lc"]["auc"] == pytest.approx(

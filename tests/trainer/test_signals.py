@@ -239,7 +239,7 @@ def test_the_command_writes_grid_rows_and_summary(
     assert 'config lines of the robust choice: "signaler": {"model": {"buy' in captured.err
 
     folder = tmp_path / "DATA" / "YUSDT-1h-signals"
-    table = klinefiles.read_columns(folder / "grid.parquet")
+    table = klinefiles.read_columns(folder / "_about" / "grid.parquet")
     assert len(table["buy"]) == 90
     assert sorted(set(table["direction"].tolist())) == [-1, 0, 1]
     rows = rasters.read_months(folder)
@@ -251,7 +251,7 @@ def test_the_command_writes_grid_rows_and_summary(
     under = (rows["score"] < rows["sell_threshold"]).astype(int)
     assert rows["side"].tolist() == (over - under).tolist()
     assert set(rows["position"].tolist()) == {0, 1}
-    summary = json.loads((folder / "signals.json").read_text())
+    summary = json.loads((folder / "_about" / "signals.json").read_text())
     main_direction = summary["directions"]["long"]
     assert summary["direction"] == "long"
     assert summary["config"] == main_direction["config"]
@@ -260,9 +260,9 @@ def test_the_command_writes_grid_rows_and_summary(
     )
     assert len(main_direction["walk_forward"]["steps"]) == 3
 
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert main(["signals", *options]) == 0
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     assert "signals: 90 pairs; YUSDT long: buy " in capsys.readouterr().out
 
 
