@@ -4,7 +4,8 @@
 known: those that were written to the bus, and their later revisions in place of them. Gap markers
 have no row there. `ledger.jsonl` in the same folder is the data ledger: one line per gap, repair,
 refusal and revision, `{"time_ms", "code", "open_time_ms", "text", "row"}`, only ever appended to.
-Futures candles lie in `{symbol}-{interval}-futures-klines`.
+Futures candles lie in `{symbol}-{interval}-futures-klines`, the order-book rows of the bus in
+`{symbol}-{interval}-depth`.
 
 All work is done in a thread, every few minutes and at the end. What a crash loses is still on the
 bus and comes back with the next start.
@@ -19,9 +20,19 @@ import numpy as np
 
 from collector.candles import Remark
 from shared.errors import BadInput
-from shared.events import Kline
-from shared.klinefiles import add_klines, kline_months, klines_folder, month_bounds, read_history
-from shared.klines import KlineTable
+from shared.events import Depth, Kline
+from shared.klinefiles import (
+    add_klines,
+    kline_months,
+    klines_folder,
+    locked,
+    month_bounds,
+    month_of,
+    read_columns,
+    read_history,
+    write_columns,
+)
+from shared.klines import DEPTH_COLUMNS, KlineTable
 
 _MOST_ROWS = 12_000
 _MOST_LINES = 10_000
@@ -113,3 +124,42 @@ class Archive:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / "ledger.jsonl").open("a", encoding="utf-8") as file:
                 file.write("".join(f"{line}\n" for line in lines))
+
+
+def newest_book_ms(folder: Path) -> int | None:
+    """Open time of the newest archived order-book row. Reads a file.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    months = kline_months(folder)
+    if not months:
+        return None
+    return int(read_columns(folder / f"{months[-1]}.parquet", ["open_time_ms"])["open_time_ms"][-1])
+
+
+def add_books(folder: Path, books: Sequence[Depth]) -> None:
+    """Adds order-book rows, oldest first, to the monthly files; for a thread. Safe to repeat.
+
+    Raises:
+        Failure: the folder cannot be written. BadInput: a file in it is damaged.
+    """
+    of_month: dict[str, dict[int, Depth]] = {}
+    for book in books:
+        of_month.setdefault(month_of(book.open_time_ms), {})[book.open_time_ms] = book
+    with locked(folder):
+        for month, rows in of_month.items():
+            path = folder / f"{month}.parquet"
+            times = np.array(list(rows), dtype=np.int64)
+            values = np.array([np.frombuffer(row.values, "<f8") for row in rows.values()])
+            columns = {"open_time_ms": times} | dict(zip(DEPTH_COLUMNS, values.T, strict=True))
+            if path.exists():
+                old = read_columns(path, ["open_time_ms", *DEPTH_COLUMNS])
+                keep = ~np.isin(old["open_time_ms"], times)
+                columns = {
+                    name: np.concatenate([old[name][keep], column])
+                    for name, column in columns.items()
+                }
+                order = np.argsort(columns["open_time_ms"])
+                columns = {name: column[order] for name, column in columns.items()}
+            write_columns(path, columns)

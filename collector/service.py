@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from collector.archive import Archive
+from collector.archive import Archive, add_books, newest_book_ms
 from collector.book import depth_values
 from collector.candles import Ask, Candles, Origin, Remark, Row, iso_or_number
 from collector.clock import MarketClock
@@ -41,6 +41,7 @@ from shared.bus import Bus, Divergence, Source, Step, Write, id_ms, id_order, no
 from shared.config import Settings
 from shared.errors import BadInput, Failure, OutOfSync, Rejected, Unavailable
 from shared.events import Depth, Funding, Kline, Level
+from shared.klinefiles import depth_folder
 from shared.logs import Quiet
 from shared.runtime import Session
 from shared.stage import janitor
@@ -393,6 +394,8 @@ async def serve(market: Market, session: Session) -> None:
             tasks.create_task(_complete_archive(session, market))
         if market.settings.collector.depth:
             tasks.create_task(_snapshots(session, market))
+            if market.settings.collector.archive:
+                tasks.create_task(_archive_books(session, market))
         if market.settings.collector.futures:
             tasks.create_task(_funding(session, market))
         await _write(session, market)
@@ -671,6 +674,27 @@ async def _complete_archive(session: Session, market: Market) -> None:
         while page := await session.bus.span(series.source, after=after):
             archive.add(entry.event for entry in page if entry.event is not None)
             after = page[-1].id
+
+
+async def _archive_books(session: Session, market: Market) -> None:
+    """Order-book rows from the bus to disk, for ever. What is not there yet when the process ends
+    is still on the bus, and comes with the next start."""
+    settings = market.settings
+    while True:
+        for symbol in settings.symbols:
+            source = Source(DEPTH, symbol)
+            folder = depth_folder(settings.data_folder, symbol, settings.interval)
+            try:
+                newest_ms = await asyncio.to_thread(newest_book_ms, folder)
+                after = None if newest_ms is None else f"{newest_ms}-0"
+                while page := await session.bus.span(source, after=after):
+                    after = page[-1].id
+                    books = [entry.event for entry in page if entry.event is not None]
+                    if books:
+                        await asyncio.to_thread(add_books, folder, books)
+            except (Failure, BadInput, OSError) as error:
+                market.trouble("archive", f"order books are not archived: {error}")
+        await asyncio.sleep(_FLUSH_S)
 
 
 async def _snapshots(session: Session, market: Market) -> None:

@@ -698,6 +698,12 @@ def klines_folder(data_folder: Path, symbol: str, interval: str) -> Path:
     return data_folder / f"{symbol}-{interval}-klines"
 
 
+def depth_folder(data_folder: Path, symbol: str, interval: str) -> Path:
+    """Order-book rows, as the collector archives them and `merge` reads them: monthly files of
+    open_time_ms and the depth columns."""
+    return data_folder / f"{symbol}-{interval}-depth"
+
+
 def month_of(time_ms: int) -> str:
     """`2021-05`, the month (UTC) that a time lies in."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m")

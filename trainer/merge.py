@@ -200,7 +200,7 @@ def _of_folders(
     futures = klinefiles.read_history(folder, symbol=symbol, interval=interval)
     if len(futures):
         read.append(folder)
-    folder = rasters.depth_folder(settings.data_folder, symbol, interval)
+    folder = klinefiles.depth_folder(settings.data_folder, symbol, interval)
     book = rasters.read_months(folder)
     depth = None
     if book:

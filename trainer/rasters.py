@@ -205,11 +205,6 @@ def futures_folder(data_folder: Path, symbol: str, interval: str) -> Path:
     return data_folder / f"{symbol}-{interval}-futures-klines"
 
 
-def depth_folder(data_folder: Path, symbol: str, interval: str) -> Path:
-    """Order-book rows: monthly files of open_time_ms and the depth columns."""
-    return data_folder / f"{symbol}-{interval}-depth"
-
-
 def read_merged(data_folder: Path, symbol: str, interval: str) -> Raster:
     """What `merge` wrote.
 

@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from collector.candles import same_row
@@ -18,7 +20,8 @@ from shared.bus import Bus, Source, Write
 from shared.config import load
 from shared.errors import Failure, Unavailable
 from shared.events import Depth, Funding, Kline
-from shared.klinefiles import read_klines
+from shared.klinefiles import depth_folder, read_klines
+from shared.klines import DEPTH_COLUMNS
 from shared.link import Link
 from shared.streams import DEPTH, FUNDING, KLINE
 from tests.collector.rig import HISTORY, SYMBOL, M, Rig, ledger, rigged, truth
@@ -557,6 +560,36 @@ async def test_an_order_book_is_taken_at_each_close_under_the_candles_id(rig: Ri
     for entry in entries:
         assert isinstance(entry.event, Depth)
         assert len(entry.event.values) == 8 * 11
+
+
+async def test_order_books_are_archived_whatever_ended_the_process_that_took_them(rig: Rig) -> None:
+    folder = depth_folder(rig.folder / "data", SYMBOL, "1m")
+    key = f"depth:{{{SYMBOL}}}"
+    async with rig.collecting(collector={"depth": True}):
+        await rig.until_written(NEXT - 1)
+        for count in (1, 2, 3):
+            await rig.advance()
+            await rig.until(lambda n=count: rig.redis.xlen(key) == n)  # type: ignore[misc]
+    for _ in range(2):  # what the first run took is archived by the next one, and not twice
+        async with rig.collecting(collector={"depth": True}):
+            await rig.until(lambda: len(_archived(folder)) == 3)
+    async with Bus.session(rig.valkey.url, service="reader") as bus:
+        entries = await bus.tail(Source(DEPTH, SYMBOL), 10)
+    rows = _archived(folder)
+    assert sorted(rows) == [entry.time_ms for entry in entries]
+    for entry in entries:
+        assert isinstance(entry.event, Depth)
+        assert rows[entry.time_ms] == np.frombuffer(entry.event.values, "<f8").tolist()
+
+
+def _archived(folder: Path) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path).to_pydict()
+        for at, time_ms in enumerate(table["open_time_ms"]):
+            assert time_ms not in found
+            found[time_ms] = [table[name][at] for name in DEPTH_COLUMNS]
+    return found
 
 
 async def test_futures_klines_and_funding_have_their_own_streams(rig: Rig) -> None:

@@ -86,7 +86,7 @@ def test_merge_writes_months_of_all_sources_and_reports_the_gaps(
     klinefiles.add_klines(rasters.futures_folder(data_folder, "BTCUSDT", "1m"), futures)
     book = {"open_time_ms": start + MINUTE * np.array([2, 13], dtype=np.int64)}
     book |= {name: np.array([1.0, 2.0]) for name in DEPTH_COLUMNS}
-    depth = rasters.depth_folder(data_folder, "BTCUSDT", "1m")
+    depth = klinefiles.depth_folder(data_folder, "BTCUSDT", "1m")
     klinefiles.write_columns(depth / "2021-05.parquet", {k: v[:1] for k, v in book.items()})
     klinefiles.write_columns(depth / "2021-06.parquet", {k: v[1:] for k, v in book.items()})
 
