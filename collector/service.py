@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -442,13 +442,18 @@ def _short_text(source: Source[Kline], rows: int, market: Market) -> str:
 
 
 async def _write(session: Session, market: Market) -> None:
-    """What is ready goes out in one commit: all candles that closed together."""
+    """What is ready goes out in one commit: all candles that closed together.
+
+    In lock-step a series waits until its last candle is taken; the others go on meanwhile, since
+    who takes this candle may wait for theirs.
+    """
     follow = market.settings.collector.follow
+    untaken: dict[Series, str] = {}
     while True:
         await market.wake.wait()
         market.wake.clear()
         session.alive()
-        while batch := _batch(market, follow):
+        while (batch := _batch(market, follow, untaken)) or untaken:
             writes = [
                 Step(input=None, writes=(_kline_write(series, row),))
                 for series, rows in batch
@@ -460,21 +465,24 @@ async def _write(session: Session, market: Market) -> None:
                 if series.archive is not None:
                     series.archive.add(row.kline for row in rows)
                 key = series.source.key
-                session.health.last_ids[key] = f"{rows[-1].kline.open_time_ms}-0"
+                last_id = session.health.last_ids[key] = f"{rows[-1].kline.open_time_ms}-0"
+                if follow:
+                    untaken[series] = last_id
             if diverged:
                 await _tell_divergence(session, diverged)
             session.alive()
-            if follow:
-                await _until_taken(session, batch)
+            await _until_taken(session, market, untaken)
         if not (follow and market.waits_for_rest()):
             market.idle.set()
 
 
-def _batch(market: Market, lock_step: bool) -> list[tuple[Series, list[Row]]]:
+def _batch(
+    market: Market, lock_step: bool, untaken: Collection[Series]
+) -> list[tuple[Series, list[Row]]]:
     """Rows to write now. In lock-step at most one live candle of each series."""
     batch = []
     left = _BATCH
-    for series in list(market.dirty):
+    for series in [series for series in market.dirty if series not in untaken]:
         rows = series.candles.ready(min(PAGE, left))
         if not rows:
             market.dirty.discard(series)
@@ -512,13 +520,18 @@ async def _tell_divergence(session: Session, diverged: list[Divergence]) -> None
         raise OutOfSync(text)
 
 
-async def _until_taken(session: Session, batch: list[tuple[Series, list[Row]]]) -> None:
-    """Lock-step: until every consumer has acknowledged what was written."""
-    for series, rows in batch:
-        entry_id = f"{rows[-1].kline.open_time_ms}-0"
-        pause_s = 0.0005
-        while not await _is_taken(session.bus, series.source, entry_id):
-            session.alive()
+async def _until_taken(session: Session, market: Market, untaken: dict[Series, str]) -> None:
+    """Lock-step: until every consumer has acknowledged what was written, or another series may
+    have something to write."""
+    pause_s = 0.0005
+    while untaken:
+        for series, entry_id in list(untaken.items()):
+            if await _is_taken(session.bus, series.source, entry_id):
+                del untaken[series]
+        session.alive()
+        if not market.dirty <= untaken.keys():
+            return
+        if untaken:
             await asyncio.sleep(pause_s)
             pause_s = min(0.02, pause_s * 1.5)
 

@@ -516,6 +516,32 @@ async def test_in_lock_step_a_candle_waits_for_the_consumers_of_the_last_one(rig
     check_i1(rig, NEXT + 4)
 
 
+async def test_in_lock_step_a_consumer_may_wait_for_the_same_candle_of_another_symbol(
+    tmp_path: Path, valkey: Server
+) -> None:
+    """As the featurizer does for features that compare two symbols."""
+    symbols = ["BTCUSDT", "ETHUSDT"]
+    keys = [f"kline:{{{symbol}}}:1m" for symbol in symbols]
+    async with rigged(tmp_path, valkey, *(truth(symbol) for symbol in symbols)) as rig:
+        for key in keys:
+            rig.redis.xgroup_create(key, "featurizer", "0", mkstream=True)
+        async with rig.collecting(symbols=symbols, collector={"follow": True}):
+            for symbol in symbols:
+                await rig.until_written(NEXT - 1, symbol=symbol)
+            advancing = asyncio.create_task(rig.advance(5))
+            for index in range(NEXT - 1, NEXT + 5):
+                for symbol in symbols:  # both are there before either is acknowledged
+                    await rig.until_written(index, symbol=symbol)
+                for key in keys if index % 2 else keys[::-1]:
+                    entries: Any = rig.redis.xreadgroup("featurizer", "f", {key: ">"})
+                    ids = [entry_id for entry_id, _ in entries[0][1]]
+                    assert ids[-1] == f"{truth()[index].open_time_ms}-0".encode()
+                    rig.redis.xack(key, "featurizer", *ids)
+            await advancing
+        for symbol in symbols:
+            check_i1(rig, NEXT + 4, symbol)
+
+
 @pytest.mark.parametrize("minutes", [1, 2, 5])
 async def test_in_lock_step_no_candle_is_played_while_rest_is_asked_about_a_hole(
     tmp_path: Path, valkey: Server, minutes: int
