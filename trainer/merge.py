@@ -205,7 +205,7 @@ def _of_folders(
     depth = None
     if book:
         read.append(folder)
-        depth = (book["open_time_ms"], np.column_stack([book[name] for name in DEPTH_COLUMNS]))
+        depth = (book["open_time_ms"], rasters.side_by_side([book[name] for name in DEPTH_COLUMNS]))
     folder = funding.folder_of(settings.data_folder, symbol)
     months = [
         klinefiles.read_columns(folder / f"{month}.parquet", ["funding_time_ms", "funding_rate"])
