@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from shared.features import FeatureSet
 from tests.valkey import Server
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles the feature kernels once, on a fresh checkout: tests that start services give them
+    seconds, not the half minute that this takes for two of them at once."""
+    if not hasattr(config, "workerinput"):
+        FeatureSet.of(["close_1", "close_SMA_2", "close_CORREL_2", "close_QUANTILE50_2"]).window()
 
 
 @pytest.fixture(scope="session")
