@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TextIO
@@ -178,10 +179,21 @@ async def tail(url: str, name: str, *, count: int, follow: bool, as_json: bool, 
             for entry in sorted(fresh, key=lambda e: id_order(e.id)):
                 out.write(show(entry) + "\n")
             out.flush()
+            if not any(last.values()) and (not follow or turn == 0):
+                sys.stderr.write(f"itb tail: nothing on {name!r} yet{_hint(name)}\n")
             if not follow:
                 break
             await asyncio.sleep(_POLL_S)
     return 0
+
+
+def _hint(name: str) -> str:
+    """Keys carry the symbol in braces, which are easily forgotten."""
+    parts = name.split(":")
+    if len(parts) > 1 and "{" not in name:
+        parts[1] = f"{{{parts[1]}}}"
+        return f"; did you mean '{':'.join(parts)}'?"
+    return "; `itb streams` lists what there is"
 
 
 async def _new(

@@ -39,6 +39,12 @@ _REPLAY_START_MS = 1_735_689_600_000  # 2025-01-01T00:00Z: synthetic markets tha
 _DAY_MS = 86_400_000
 
 
+def _port(text: str) -> int:
+    if text.isdigit() and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port (0 to 65535)")
+
+
 def speed(text: str) -> Speed:
     if text in (MAX, MANUAL):
         return text
@@ -56,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("-c", "--config", metavar="FILE", help="symbols and interval of a config.json")
     add("--host", default="127.0.0.1")
-    add("--port", type=int, default=8290, help="0 = any free one")
+    add("--port", type=_port, default=8290, help="0 = any free one")
     add("--data", nargs="+", default=[], metavar="FILE", help="kline files to replay")
     add("--futures-data", nargs="+", default=[], metavar="FILE", help="USD-M klines")
     add("--funding-data", nargs="+", default=[], metavar="FILE", help="SYMBOL-*.parquet")

@@ -252,8 +252,8 @@ def _deciles(
 def _decile_bounds(
     place: npt.NDArray[np.intp], returns: FloatArray, block: int, seed: int
 ) -> list[tuple[float | None, float | None]]:
-    step = _thinning(len(place))
-    place, returns, block = place[::step], returns[::step], -(-block // step)
+    kept, step = _thinned(len(place))
+    place, returns, block = place[kept], returns[kept], -(-block // step)
     inside = (place[:, None] == np.arange(DECILES)).astype(float)
     summed, rows = [], []
     for counts in _resamples(len(place), block, seed):
@@ -314,8 +314,8 @@ def rank_interval(
     a: FloatArray, b: FloatArray, block: int, seed: int
 ) -> tuple[float | None, float | None]:
     """95 % interval of the rank correlation; the ranks are those among all rows, not drawn anew."""
-    step = _thinning(len(a))
-    a, b, block = a[::step], b[::step], max(1, -(-block // step))
+    kept, step = _thinned(len(a))
+    a, b, block = a[kept], b[kept], max(1, -(-block // step))
     if len(a) < 2 * block:
         return None, None
     ranks_a, ranks_b = _ranks(a), _ranks(b)
@@ -341,8 +341,8 @@ def shift_null(
     truth: BoolArray, p: FloatArray, block: int, seed: int
 ) -> tuple[float | None, float | None]:
     """95 % band of the AUC of p shifted in a circle by at least `block` rows either way."""
-    step = _thinning(len(p))
-    truth, p, block = truth[::step], p[::step], max(1, -(-block // step))
+    kept, step = _thinned(len(p))
+    truth, p, block = truth[kept], p[kept], max(1, -(-block // step))
     if len(p) < 4 * block:
         return None, None
     random = np.random.default_rng(seed)
@@ -398,9 +398,15 @@ def permuted_blocks(
     return np.concatenate([parts[at] for at in random.permutation(len(parts))] or [values])
 
 
-def _thinning(rows: int) -> int:
-    """Every n-th row is enough for a bootstrap."""
-    return max(1, rows // _BOOTSTRAP_ROWS)
+def _thinned(rows: int) -> tuple[npt.NDArray[np.int64], int]:
+    """(places, n): one row out of every n in a row is enough for a bootstrap.
+
+    Which of the n is drawn: every n-th row would be rows of one symbol where several take turns.
+    """
+    step = max(1, rows // _BOOTSTRAP_ROWS)
+    starts = np.arange(0, rows, step)
+    places = starts + np.random.default_rng(rows).integers(0, step, len(starts))
+    return np.minimum(places, rows - 1), step
 
 
 def _rounded(value: Any) -> Any:
@@ -445,8 +451,8 @@ def auc_interval(
     Neighbours share most of what their labels look at, so single rows must not be drawn. None
     where the rows are fewer than two blocks or most resamples have one class only.
     """
-    step = _thinning(len(p))
-    truth, p, block = truth[::step], p[::step], max(1, -(-block // step))
+    kept, step = _thinned(len(p))
+    truth, p, block = truth[kept], p[kept], max(1, -(-block // step))
     if len(p) < 2 * block:
         return None, None
     drawn = [_aucs(truth, p, counts) for counts in _resamples(len(p), block, seed)]

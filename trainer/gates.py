@@ -289,6 +289,8 @@ def _sanity(
 
 def _files(bundle: Bundle, values: Floats) -> Iterator[Finding]:
     """The single files against the bundle, on rows that may be scored."""
+    if not len(values):
+        return  # `_sanity` has said so
     found = bundle.run(values)
     folder = bundle.release.folder
     for column, (name, entry) in enumerate(bundle.manifest.models.items()):

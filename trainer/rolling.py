@@ -35,6 +35,7 @@ from shared.klines import KLINE_COLUMNS
 from shared.score import PLAIN_KINDS
 from shared.times import interval_ms, iso
 from trainer import baselines, inputs, outcomes, rasters, splits
+from trainer.csvfiles import write_csv
 from trainer.evaluate import Metrics, ValueMetrics
 from trainer.fanout import Fanout, code_version
 from trainer.folds import Files, Fold, Piece, outputs, pieces, plan_fold, work
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step-days", type=float, metavar="D", help="days of a test block")
     parser.add_argument("--folds", type=int, metavar="N", help="how many test blocks")
     parser.add_argument("--train-days", type=float, metavar="D", help="trailing days trained on")
+    parser.add_argument("--csv", action="store_true", help="write the rows as one csv file, too")
     parser.add_argument(
         "--cpcv", action="store_true", help="combinatorial purged cross-validation instead"
     )
@@ -158,7 +160,9 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         if task.is_cpcv:
             result |= _cpcv(task, rows, folds, found, names, happened, judge, progress)
         else:
-            result |= _walk(task, rows, folds, skipped, found, names, happened, judge, progress)
+            result |= _walk(
+                task, rows, folds, skipped, found, names, happened, judge, progress, csv=args.csv
+            )
     return result | {"seconds": round(time.monotonic() - started, 1)}
 
 
@@ -471,6 +475,8 @@ def _walk(
     happened: Outcomes,
     judge: Judge,
     progress: Progress,
+    *,
+    csv: bool,
 ) -> dict[str, Any]:
     kind = task.settings.signaler.model.aggregate
     table = assemble(folds, found, names, kind)
@@ -513,8 +519,13 @@ def _walk(
         report = about | {"symbol": raster.symbol, "rows": len(here.positions), "alarms": lines}
         report |= of_symbol
         told = _metrics_files(report, _seed_lines(of_symbol["models"]))
-        path = _write_rows(task, raster, symbol, rows, here, folds, names, told)
-        wrote.append(path)
+        wrote += _write_rows(
+            task, raster, symbol, rows, here, folds, names, told, progress if csv else None
+        )
+    if several:
+        progress.note("null bands of labels are for one symbol at a time: run it with --symbol")
+    elif any(m.get("null_low", 0.0) is None for m in figures[None]["models"].values()):
+        progress.note("no null band of some label: that takes two weeks of tested days and more")
     for line in warnings:
         progress.note(line)
     top = figures[None]
@@ -557,10 +568,12 @@ def _write_rows(
     folds: Sequence[Fold],
     names: Sequence[str],
     told: Mapping[str, str],
-) -> Path:
+    csv: Progress | None,
+) -> list[Path]:
     """Every raster row of the tested blocks; NaN where there is no candle, output or outcome.
 
-    told: texts that belong to the rows, by file name.
+    told: texts that belong to the rows, by file name. csv: also one csv file, and who is told how
+    far it is.
     """
     place = np.zeros(len(raster), np.int64) - 1
     for fold in folds:
@@ -593,7 +606,11 @@ def _write_rows(
             (unfinished / file).write_text(text)
 
     out.write([columns], {"kind": "walk_forward", "key": task.key}, about)
-    return out.path
+    if csv is None:
+        return [out.path]
+    path = out.path.with_name(f"{out.path.name}.csv")
+    write_csv(path, columns, csv)
+    return [out.path, path]
 
 
 def _seed_lines(models: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -24,6 +24,7 @@ not written into a release: copy the config lines that are printed.
 
 import argparse
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ import numpy.typing as npt
 
 from shared import klinefiles
 from shared.config import Settings, SignalSearch
-from shared.errors import Usage
+from shared.errors import Failure, Usage
 from shared.rules import NAN, Costs, Rules, problem_of, start
 from shared.times import interval_ms, iso
 from trainer import grid, performance
@@ -96,16 +97,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    search = settings.trainer.signals
     outputs = []
     for one in scored(settings, args, "signals", progress):
+        search = settings.trainer.signals
         rules, costs = rules_and_costs(settings, interval_ms(one.interval))
         capital = settings.trainer.backtest.capital
-        if len(one.market.day_ends) < max(_FEWEST_DAYS, search.periods):
-            raise Usage(
-                f"{one.symbol}: scores of {len(one.market.day_ends)} days cannot be cut into "
-                f"{search.periods} periods; lower trainer.signals.periods or score more candles"
+        days = len(one.market.day_ends)
+        if days < _FEWEST_DAYS:
+            raise Failure(
+                f"{one.symbol}: scores of {days} days, and {_FEWEST_DAYS} are the fewest that "
+                "thresholds can be chosen on and shown on others; score more candles"
             )
+        if days < search.periods:
+            progress.note(
+                f"{one.symbol}: scores of {days} days cannot be cut into {search.periods} periods "
+                f"(trainer.signals.periods): {days} it is; so few days tell little"
+            )
+            search = search.model_copy(update={"periods": days})
         fixed = settings.trader.rules
         rules = rules._replace(
             exit_long=NAN if fixed.exit_long is None else fixed.exit_long,
@@ -486,21 +494,23 @@ def _verdict(
 ) -> tuple[bool, str]:
     """(called lucky, why in words). What cannot be computed does not count as passed."""
     against = []
+    head = f"the best pair, {name} with a Sharpe of {best:.2f},"
     if best <= 0:
-        against.append("its Sharpe ratio is not above 0")
+        return True, f"{head} loses: no pair of these thresholds earns after costs"
     if not dsr >= _DSR_ENOUGH:
         against.append(
             f"its deflated Sharpe ratio is {dsr:.2f} (at least {_DSR_ENOUGH} wanted): the best of "
             f"{points:,} pairs without any skill shows a Sharpe of {expected:.2f}"
         )
-    if not pbo <= _PBO_ENOUGH:
+    if math.isnan(pbo):
+        against.append("too few trades to tell the probability of overfitting")
+    elif pbo > _PBO_ENOUGH:
         against.append(
             f"the probability of overfitting is {pbo:.2f} (at most {_PBO_ENOUGH} wanted)"
         )
     if forward is None or forward <= 0 or forward_return <= 0:
         text = "did not move" if forward is None else f"has a Sharpe of {forward:.2f}"
         against.append(f"the account of thresholds chosen beforehand {text}")
-    head = f"the best pair, {name} with a Sharpe of {best:.2f},"
     if against:
         return True, f"{head} is lucky: {'; '.join(against)}"
     return False, (

@@ -73,6 +73,22 @@ def test_blocks_of_dependent_rows_widen_the_interval() -> None:
     assert blocks[1] - blocks[0] > 3 * (single[1] - single[0])
 
 
+@pytest.mark.parametrize("symbols", [1, 2, 3, 4])
+def test_the_interval_of_several_symbols_holds_the_figure_of_all(symbols: int) -> None:
+    """Rows of symbols take turns; only those of the last one are told apart."""
+    random = np.random.default_rng(symbols)
+    y = (random.random(24_000 * symbols) < 0.3).astype(float)
+    knows = np.arange(len(y)) % symbols == symbols - 1
+    p = np.clip(0.3 + 0.3 * y * knows + random.normal(0, 0.2, len(y)), 0, 1)
+    low, high = auc_interval(y > 0.5, p, 100, 1)
+    whole = auc(y > 0.5, p)
+    assert low is not None
+    assert high is not None
+    assert whole is not None
+    assert low < whole < high
+    assert high - low < 0.06
+
+
 def test_too_few_rows_for_two_blocks_have_no_interval() -> None:
     y, p = sample(0, 30)
     assert auc_interval(y > 0.5, p, 16, 0) == (None, None)

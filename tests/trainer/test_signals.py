@@ -266,18 +266,30 @@ def test_the_command_writes_grid_rows_and_summary(
     assert "signals: 90 pairs; YUSDT long: buy " in capsys.readouterr().out
 
 
-def test_too_few_days_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rows", "code", "says"),
+    [
+        (60, 1, "scores of 1 days, and 2 are the fewest"),
+        (3000, 0, "scores of 4 days cannot be cut into 8 periods (trainer.signals.periods): 4"),
+    ],
+)
+def test_few_days_are_told_and_one_is_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    code: int,
+    says: str,
 ) -> None:
     monkeypatch.setenv("ITB_DATA_FOLDER", str(tmp_path / "DATA"))
-    one = market(3000, 1, gaps=0.0)
+    one = market(rows, 1, gaps=0.0)
     candles = {"open_time_ms": one.open_time_ms, "volume": np.ones(len(one))}
     candles |= {n: getattr(one, n) for n in ("open", "high", "low", "close")}
     klines, scores = tmp_path / "YUSDT-1m.parquet", tmp_path / "scores.parquet"
     pq.write_table(pa.table(candles), klines)
     pq.write_table(pa.table({"open_time_ms": one.open_time_ms, "score": one.score}), scores)
-    assert main(["signals", "--scores", str(scores), "--klines", str(klines)]) == 2
-    assert "cannot be cut into 8 periods" in capsys.readouterr().err
+    assert main(["signals", "--scores", str(scores), "--klines", str(klines)]) == code
+    assert says in capsys.readouterr().err
 
 
 def test_costs_lower_every_pair() -> None:
