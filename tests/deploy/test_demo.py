@@ -175,6 +175,7 @@ def test_every_candle_goes_through_every_stage_and_a_gap_is_marked(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", ["featurizer", "predictor", "valkey-server", "collector"])
 def test_a_killed_process_loses_and_doubles_nothing(
     start: Any, tmp_path: Path, victim: str

@@ -200,6 +200,7 @@ async def test_with_valkey_untouched_nobody_is_told_twice(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_the_last_candle_of_the_data_comes_even_if_the_collector_was_down_when_it_closed(
     tmp_path: Path, models: Path
 ) -> None:

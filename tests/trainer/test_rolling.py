@@ -486,6 +486,7 @@ def interval_of(y: np.ndarray, p: np.ndarray, block: int) -> tuple[float, float]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:X does not")
 def test_on_real_candles_figures_are_those_of_a_plain_walk_forward(
     market_data: Path, tmp_path: Path
@@ -539,6 +540,7 @@ def test_on_real_candles_figures_are_those_of_a_plain_walk_forward(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_on_a_random_walk_no_label_and_no_algorithm_has_skill(tmp_path: Path, seed: int) -> None:
     walked = leaks.random_walk("1m", 40_000, 180, seed)

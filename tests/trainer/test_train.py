@@ -693,6 +693,7 @@ def test_predict_refuses_other_intervals_and_releases(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_held_out_month_of_real_candles_has_equal_outputs(
     market_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
