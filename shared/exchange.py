@@ -1,0 +1,236 @@
+"""An account on an exchange: what may be asked of it and what it answers.
+
+Nouns only: the trader decides with them, `shared.account` speaks Binance's dialect, `shared.filters`
+knows what an order must look like. Prices, quantities, fees and balances are `Decimal`; times are
+UTC epoch milliseconds of the account clock.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Protocol
+
+
+class Side(StrEnum):
+    """Direction of an order."""
+
+    BUY = "BUY"
+    SELL = "SELL"
+
+
+class OrderType(StrEnum):
+    """Types of single orders, as Binance names them."""
+
+    MARKET = "MARKET"
+    LIMIT = "LIMIT"
+    LIMIT_MAKER = "LIMIT_MAKER"
+    STOP_LOSS = "STOP_LOSS"
+    STOP_LOSS_LIMIT = "STOP_LOSS_LIMIT"
+    TAKE_PROFIT = "TAKE_PROFIT"
+    TAKE_PROFIT_LIMIT = "TAKE_PROFIT_LIMIT"
+
+
+class Status(StrEnum):
+    """Where an order stands at the exchange. An order that has ended may have fills all the same."""
+
+    PENDING_NEW = "PENDING_NEW"
+    NEW = "NEW"
+    PARTIALLY_FILLED = "PARTIALLY_FILLED"
+    FILLED = "FILLED"
+    CANCELED = "CANCELED"
+    REJECTED = "REJECTED"
+    EXPIRED = "EXPIRED"
+    EXPIRED_IN_MATCH = "EXPIRED_IN_MATCH"
+
+
+ENDED = frozenset(
+    (Status.FILLED, Status.CANCELED, Status.REJECTED, Status.EXPIRED, Status.EXPIRED_IN_MATCH)
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewOrder:
+    """An order as it is sent. Exactly one of quantity (base) and quote_quantity is given.
+
+    client_id: `^[a-zA-Z0-9-_]{1,36}$`, used once for ever. price: of a limit. time_in_force: GTC,
+    IOC or FOK for the limit types, "" where the type has none.
+    """
+
+    symbol: str
+    client_id: str
+    side: Side
+    type: OrderType
+    quantity: Decimal | None = None
+    quote_quantity: Decimal | None = None
+    price: Decimal | None = None
+    stop_price: Decimal | None = None
+    time_in_force: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewOco:
+    """Two orders of one side and quantity of which one cancels the other: a resting target (a
+    LIMIT_MAKER at target_price) and a stop (STOP_LOSS at stop_price, sold at market; with
+    stop_limit_price a STOP_LOSS_LIMIT, GTC)."""
+
+    symbol: str
+    list_client_id: str
+    side: Side
+    quantity: Decimal
+    target_client_id: str
+    target_price: Decimal
+    stop_client_id: str
+    stop_price: Decimal
+    stop_limit_price: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fill:
+    """One trade of ours. quantity: base; quote_quantity = price * quantity; fee in fee_asset."""
+
+    symbol: str
+    trade_id: int
+    order_id: int
+    side: Side
+    price: Decimal
+    quantity: Decimal
+    quote_quantity: Decimal
+    fee: Decimal
+    fee_asset: str
+    time_ms: int
+    is_maker: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderReport:
+    """An order as the exchange tells it. list_id: of its order list, None = single order.
+
+    client_id: the one it was placed with, also after a cancel. executed: base; executed_quote:
+    quote. fills: those told with this report, which may not be all (`Account.fills` has all).
+    """
+
+    symbol: str
+    order_id: int
+    list_id: int | None
+    client_id: str
+    side: Side
+    type: OrderType
+    status: Status
+    quantity: Decimal
+    price: Decimal
+    stop_price: Decimal
+    executed: Decimal
+    executed_quote: Decimal
+    time_ms: int
+    update_ms: int
+    reason: str = ""
+    fills: tuple[Fill, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """What the account holds of one asset."""
+
+    asset: str
+    free: Decimal
+    locked: Decimal
+
+    @property
+    def total(self) -> Decimal:
+        return self.free + self.locked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permissions:
+    """What the key may do. None: the exchange does not tell."""
+
+    can_trade: bool
+    can_withdraw: bool
+    ip_restricted: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commission:
+    """Shares of what is received, buyer's and seller's parts included."""
+
+    maker: Decimal
+    taker: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalancesChanged:
+    """Absolute balances of the assets that may have changed."""
+
+    balances: tuple[Balance, ...]
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """A deposit, withdrawal or transfer; never a trade."""
+
+    asset: str
+    delta: Decimal
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamGap:
+    """The user stream was away and is back: anything may have happened meanwhile; reconcile."""
+
+    since_ms: int
+
+
+UserEvent = OrderReport | BalancesChanged | Moved | StreamGap
+
+
+class Account(Protocol):
+    """One account. Every call asks once and is never repeated in here.
+
+    Raises, each call:
+        Unavailable: not done for sure, for reasons that pass (no connection was made, 429/418 as
+            `binance.Busy` with retry_after_s); a read: no answer.
+        Rejected: not done for sure, and asking again would not help (code and text in it).
+        Unknown: an order or cancel may or may not have been done: ask before anything else.
+    """
+
+    async def place(self, order: NewOrder, *, timestamp_ms: int) -> OrderReport:
+        """timestamp_ms: of the intent; the exchange refuses it 5 s later, so that a paused trader
+        cannot send an order that is not wanted any more."""
+        ...
+
+    async def place_oco(self, oco: NewOco, *, timestamp_ms: int) -> tuple[OrderReport, ...]: ...
+
+    async def cancel(self, symbol: str, client_id: str) -> OrderReport | None:
+        """The cancelled order; None where the exchange knows no such open order (it may have
+        filled: query it). Cancelling a leg cancels its list."""
+        ...
+
+    async def order(self, symbol: str, client_id: str) -> OrderReport | None:
+        """None: the exchange says that it does not exist (which is no proof for some seconds)."""
+        ...
+
+    async def open_orders(self, symbol: str) -> list[OrderReport]: ...
+
+    async def orders_since(self, symbol: str, start_ms: int) -> list[OrderReport]:
+        """All orders from `start_ms` to now, oldest first (pages over the 24 h windows)."""
+        ...
+
+    async def fills(
+        self, symbol: str, *, order_id: int | None = None, from_trade_id: int | None = None
+    ) -> list[Fill]: ...
+
+    async def balances(self) -> Mapping[str, Balance]: ...
+
+    async def permissions(self) -> Permissions: ...
+
+    async def commission(self, symbol: str) -> Commission: ...
+
+    async def clock_skew_ms(self) -> float:
+        """Account clock minus ours, now."""
+        ...
+
+    def user_events(self) -> AsyncIterator[Sequence[UserEvent]]:
+        """For ever; reconnects by itself and says StreamGap first after every connection."""
+        ...
