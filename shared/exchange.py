@@ -1,8 +1,8 @@
 """An account on an exchange: what may be asked of it and what it answers.
 
-Nouns only: the trader decides with them, `shared.account` speaks Binance's dialect, `shared.filters`
-knows what an order must look like. Prices, quantities, fees and balances are `Decimal`; times are
-UTC epoch milliseconds of the account clock.
+Nouns only: the trader decides with them, `shared.account` speaks Binance's dialect,
+`shared.filters` knows what an order must look like. Prices, quantities, fees and balances are
+`Decimal`; times are UTC epoch milliseconds of the account clock.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -32,7 +32,7 @@ class OrderType(StrEnum):
 
 
 class Status(StrEnum):
-    """Where an order stands at the exchange. An order that has ended may have fills all the same."""
+    """Where an order stands at the exchange. One that has ended may have fills all the same."""
 
     PENDING_NEW = "PENDING_NEW"
     NEW = "NEW"
