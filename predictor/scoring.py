@@ -1,18 +1,13 @@
 """Feature vectors in; of each one prediction and one signal out. Pure."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from shared import score
-from shared.bundle import Bundle, invalid_output, invalid_reason
+from shared.bundle import Bundle
 from shared.bus import Entry, Source, Write
-from shared.events import Feature, Prediction, Signal
+from shared.events import Feature
 from shared.streams import PREDICTION, SIGNAL
+from shared.verdict import Asked, Verdict, events, judge
 
 
 class Current(Protocol):
@@ -20,13 +15,6 @@ class Current(Protocol):
 
     @property
     def bundle(self) -> Bundle: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    outputs: dict[str, float]
-    score: float | None
-    invalid: str
 
 
 class Judge:
@@ -39,7 +27,7 @@ class Judge:
     def __init__(self, current: Current, *, nan_share: float) -> None:
         self._current = current
         self._nan_share = nan_share
-        self._verdicts: dict[tuple[str, str], _Verdict] = {}
+        self._verdicts: dict[tuple[str, str], Verdict] = {}
 
     @property
     def bundle(self) -> Bundle:
@@ -47,52 +35,20 @@ class Judge:
 
     def look(self, entries: Sequence[Entry[Any]]) -> None:
         """Judges these entries; what was judged before is forgotten."""
-        found: dict[tuple[str, str], _Verdict] = {}
-        asked: list[tuple[str, str]] = []
-        vectors: list[npt.NDArray[np.float64]] = []
-        for entry in entries:
-            values = self._values(entry)
-            if isinstance(values, str):
-                found[entry.source.key, entry.id] = _Verdict({}, None, values)
-            else:
-                asked.append((entry.source.key, entry.id))
-                vectors.append(values)
-        if vectors:
-            rows = self.bundle.run(np.stack(vectors))
-            for row, key in enumerate(asked):
-                value = float(rows.score[row])
-                invalid = invalid_output(rows.outputs[row], self.bundle.manifest, value)
-                outputs = {k: v for k, v in rows.named(row).items() if math.isfinite(v)}
-                found[key] = _Verdict(outputs, None if invalid else value, invalid)
-        self._verdicts = found
+        asked = [
+            Asked(symbol=e.source.symbol, feature=feature_of(e), problem=e.problem) for e in entries
+        ]
+        verdicts = judge(self.bundle, asked, nan_share=self._nan_share)
+        self._verdicts = {
+            (e.source.key, e.id): verdict for e, verdict in zip(entries, verdicts, strict=True)
+        }
 
-    def verdict(self, entry: Entry[Any]) -> _Verdict:
+    def verdict(self, entry: Entry[Any]) -> Verdict:
         """What `look` found, or finds now."""
         key = entry.source.key, entry.id
         if key not in self._verdicts:
             self.look([entry])
         return self._verdicts[key]
-
-    def _values(self, entry: Entry[Any]) -> npt.NDArray[np.float64] | str:
-        """The feature vector, or why it gets no score."""
-        if not isinstance(entry.event, Feature):
-            return f"unreadable features: {entry.problem}"
-        manifest, feature = self.bundle.manifest, entry.event
-        if entry.source.symbol not in manifest.symbols:
-            known = ", ".join(manifest.symbols)
-            return f"release {self.bundle.id} was trained on {known} only"
-        if len(feature.values) % 8:
-            return "features are no sequence of float64"
-        values = np.frombuffer(feature.values, "<f8")
-        invalid = invalid_reason(
-            values,
-            manifest,
-            feature.gap,
-            feature.covered,
-            schema=feature.schema,
-            nan_share=self._nan_share,
-        )
-        return invalid or values
 
 
 class Scorer:
@@ -113,31 +69,20 @@ class Scorer:
         """Nothing to remember."""
 
     def step(self, entry: Entry[Any]) -> Sequence[Write[Any]]:
-        bundle = self._judge.bundle
         time_ms = entry.time_ms
-        feature = entry.event if isinstance(entry.event, Feature) else None
-        verdict = self._judge.verdict(entry)
-        schema = bundle.manifest.schema_hash if feature is None else feature.schema
-        thresholds = bundle.manifest.thresholds
-        prediction = Prediction(
-            open_time_ms=time_ms,
-            release=bundle.id,
-            schema=schema,
-            outputs=verdict.outputs,
-        )
-        signal = Signal(
-            open_time_ms=time_ms,
+        prediction, signal = events(
+            self._judge.bundle,
+            self._judge.verdict(entry),
+            feature_of(entry),
             symbol=self._source.symbol,
             interval=self._source.interval,
-            close=math.nan if feature is None else feature.close,
-            score=verdict.score,
-            side=str(score.side(verdict.score, thresholds.buy, thresholds.sell)),
-            invalid=verdict.invalid,
-            release=bundle.id,
-            schema=schema,
-            outputs=verdict.outputs,
+            open_time_ms=time_ms,
         )
         return (
             Write(source=self._prediction, event=prediction, open_time_ms=time_ms),
             Write(source=self._signal, event=signal, open_time_ms=time_ms),
         )
+
+
+def feature_of(entry: Entry[Any]) -> Feature | None:
+    return entry.event if isinstance(entry.event, Feature) else None
