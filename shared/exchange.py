@@ -9,7 +9,29 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from shared.errors import Rejected
+
+if TYPE_CHECKING:
+    from shared.filters import SymbolRules
+
+
+class Denied(Rejected):
+    """The exchange refused, definitely. code, text: its own (-2010, "Account has ...")."""
+
+    def __init__(self, what: str, code: int, text: str) -> None:
+        super().__init__(f"{what}: {code} {text}")
+        self.code = code
+        self.text = text
+
+
+class OutsideWindow(Denied):
+    """-1021, the timestamp is too old or ahead: measure the clock; an order is not repeated."""
+
+
+class KeyDenied(Denied):
+    """The key, its permissions, this address or the signature: nothing will work; tell a person."""
 
 
 class Side(StrEnum):
@@ -176,13 +198,32 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Locked:
+    """Something outside trading locked (delta > 0) or released a part of an asset."""
+
+    asset: str
+    delta: Decimal
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamGap:
-    """The user stream was away and is back: anything may have happened meanwhile; reconcile."""
+    """The user stream is there (again): anything may have happened before; reconcile.
+
+    since_ms: the last sign of life before it, 0 for the first connection.
+    """
 
     since_ms: int
 
 
-UserEvent = OrderReport | BalancesChanged | Moved | StreamGap
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLost:
+    """The user stream is away: poll until the next StreamGap."""
+
+    reason: str
+
+
+UserEvent = OrderReport | BalancesChanged | Moved | Locked | StreamGap | StreamLost
 
 
 class Account(Protocol):
@@ -191,7 +232,7 @@ class Account(Protocol):
     Raises, each call:
         Unavailable: not done for sure, for reasons that pass (no connection was made, 429/418 as
             `binance.Busy` with retry_after_s); a read: no answer.
-        Rejected: not done for sure, and asking again would not help (code and text in it).
+        Denied: not done for sure, and asking again would not help.
         Unknown: an order or cancel may or may not have been done: ask before anything else.
     """
 
@@ -219,7 +260,10 @@ class Account(Protocol):
 
     async def fills(
         self, symbol: str, *, order_id: int | None = None, from_trade_id: int | None = None
-    ) -> list[Fill]: ...
+    ) -> list[Fill]:
+        """All fills of the order, or all from the trade id on, oldest first; with neither: all
+        that the account ever had."""
+        ...
 
     async def balances(self) -> Mapping[str, Balance]: ...
 
@@ -227,10 +271,21 @@ class Account(Protocol):
 
     async def commission(self, symbol: str) -> Commission: ...
 
+    async def rules(self, symbol: str) -> "SymbolRules":
+        """What its orders must look like, as of now. Denied: there is no such symbol."""
+        ...
+
+    async def reference_price(self, symbol: str) -> Decimal:
+        """What the exchange measures notionals and price bands by, now."""
+        ...
+
     async def clock_skew_ms(self) -> float:
         """Account clock minus ours, now."""
         ...
 
     def user_events(self) -> AsyncIterator[Sequence[UserEvent]]:
-        """For ever; reconnects by itself and says StreamGap first after every connection."""
+        """For ever; reconnects by itself and says StreamGap first after every connection.
+
+        Events may come twice, late and out of order, as the exchange sends them.
+        """
         ...
