@@ -43,6 +43,7 @@ from shared.errors import BadInput, Failure, OutOfSync, Rejected, Unavailable
 from shared.events import Depth, Funding, Kline, Level
 from shared.klinefiles import depth_folder
 from shared.logs import Quiet
+from shared.metrics import CANDLES, RECONNECTS, TROUBLES, WEIGHT_LIMIT, WEIGHT_USED
 from shared.runtime import Session
 from shared.stage import janitor
 from shared.streams import (
@@ -460,6 +461,7 @@ async def _write(session: Session, market: Market) -> None:
                 for row in rows
             ]
             diverged = await session.bus.commit(writes)
+            _measure(session, batch)
             for series, rows in batch:
                 series.candles.written(rows)
                 if series.archive is not None:
@@ -474,6 +476,21 @@ async def _write(session: Session, market: Market) -> None:
             await _until_taken(session, market, untaken)
         if not (follow and market.waits_for_rest()):
             market.idle.set()
+
+
+def _measure(session: Session, batch: list[tuple[Series, list[Row]]]) -> None:
+    at_us = now_us()
+    for series, rows in batch:
+        market_ms = series.place.clock.now_ms(at_us)
+        for row in rows:
+            session.metrics.progress(
+                series.source,
+                row.kline.open_time_ms,
+                market_ms=market_ms,
+                published_us=at_us,
+                received_us=row.received_us,
+                at_us=at_us,
+            )
 
 
 def _batch(
@@ -648,6 +665,16 @@ def _report(session: Session, market: Market) -> Series | None:
     names = ("gaps", "repaired", "late", "repeated", "refused", "future", "revisions", "corrected")
     facts |= {name: counts[name] for name in names}
     session.health.facts.update(facts)
+    metrics = session.metrics
+    for name in names:
+        metrics.set(CANDLES, counts[name], name)
+    for name, count in market.counts.items():
+        metrics.set(TROUBLES, count, name)
+    metrics.set(RECONNECTS, max(0, connections - feeds))
+    for place in market.places:
+        weights = place.rest.weights
+        metrics.set(WEIGHT_USED, weights.used(time.time()), place.venue.name)
+        metrics.set(WEIGHT_LIMIT, weights.limit, place.venue.name)
     if ahead is not None:
         key = ahead.source.key
         session.health.not_ready(f"{key} ends in the market's future")

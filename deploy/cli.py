@@ -88,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
     tail("--no-follow", action="store_true", help="end after those")
     tail("--json", action="store_true", help="one JSON object a line")
 
+    ready = _with_config(
+        command("ready", _ready, "Is a service ready? One line; exit code 0 if so, else 1.")
+    )
+    ready("service", metavar="SERVICE", help="collector, featurizer, predictor, notifier, trader")
+
     doctor = _with_config(
         command("doctor", _doctor, "Checks everything the system needs; says what to do.")
     )
@@ -229,6 +234,14 @@ def _tail(args: argparse.Namespace) -> int:
         ),
         stopped=0,
     )
+
+
+def _ready(args: argparse.Namespace) -> int:
+    from shared.ready import check  # noqa: PLC0415
+
+    is_ready, line = check(args.service, args.config)
+    sys.stdout.write(f"{line}\n")
+    return 0 if is_ready else 1
 
 
 def _doctor(args: argparse.Namespace) -> int:

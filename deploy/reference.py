@@ -48,6 +48,8 @@ _EXAMPLES: dict[str, Any] = {
     "telegram_url": "http://127.0.0.1:8081",
     "market_speed": 60,
     "log_level": "debug",
+    "metrics_port": 9100,
+    "metrics_host": "0.0.0.0",  # noqa: S104  # an example for containers
     "signaler.notification_threshold": 2,
     "signaler.analysis.features_horizon": 3000,
     "signaler.model.buy_threshold": 0.25,
@@ -69,6 +71,8 @@ _EXAMPLES: dict[str, Any] = {
     "notifier.alerts": False,
     "notifier.messages_per_minute": 10,
     "notifier.queue": 200,
+    "notifier.watch": ["collector", "featurizer", "predictor", "trader"],
+    "notifier.dead_man_url": "https://hc-ping.com/your-check",
     "trader.mode": "observe",
     "trader.max_age_s": 60,
     "trader.rules.direction": "both",

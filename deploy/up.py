@@ -71,8 +71,11 @@ async def _live(
     screen.say(f"starting Valkey at {server.url}")
     await supervisor.start(server.program())
     await server.wait_ready()
-    for name in SERVICES:
-        await supervisor.start(service(name, *arguments, environment=environment))
+    for number, name in enumerate(SERVICES):
+        own = environment
+        if settings.metrics_port is not None:
+            own = environment | {f"{PREFIX}METRICS_PORT": str(settings.metrics_port + number)}
+        await supervisor.start(service(name, *arguments, environment=own))
     screen.say(f"started {', '.join(SERVICES)}; their logs are in {supervisor.logs}")
     async with asyncio.TaskGroup() as tasks, Observer(server.local_url) as observer:
         if current_id(settings.model_folder) is None:

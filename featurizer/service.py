@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from featurizer.window import FeatureWindow, depth_row
-from shared.bus import Entry, Source, id_order
-from shared.events import Depth, Kline
+from shared.bus import Entry, Source, Write, id_order
+from shared.events import Depth, Feature, Kline
 from shared.features import FeatureSet
 from shared.features.configured import configured
+from shared.metrics import NAN_SHARE
 from shared.runtime import Session
 from shared.stage import Core, Stage, is_foreign, janitor
 from shared.streams import DEPTH, FEATURE, FUTURES_KLINE, KLINE, schema_key
@@ -28,12 +29,19 @@ async def serve(session: Session) -> None:
     session.health.facts.update(schema=features.schema, features=len(features.names))
     sources = [Source(KLINE, symbol, settings.interval) for symbol in settings.symbols]
     companions = _Companions(session, features)
+
+    def measure(write: Write[Any]) -> None:
+        if isinstance(write.event, Feature):
+            values = np.frombuffer(write.event.values, "<f8")
+            session.metrics.set(NAN_SHARE, float(np.isnan(values).mean()), write.source.symbol)
+
     stage = Stage(
         session,
         sources,
         outputs=lambda source: [Source(FEATURE, source.symbol, source.interval)],
         core=lambda source: FeatureWindow(features, source),
         prepare=companions.fetch if companions.needed else None,
+        told=measure,
     )
     await stage.rebuild()
     async with asyncio.TaskGroup() as tasks:

@@ -17,17 +17,20 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from notifier.channel import TELEGRAM, Channel, Closed, Console, Slow
 from notifier.messages import DUPLICATE, alert_text, clean, is_alert, score_text
 from notifier.outbox import Outbox, Pace, Score
+from notifier.watch import dead_man, watch, watch_bus
 from shared.bus import Entry, Source, Step, Write, by_key, id_order, now_us
 from shared.config import Settings
 from shared.errors import OutOfSync, Rejected, Unavailable, Unknown, Usage
 from shared.events import Delivery, Level, Notice, Notification, Signal
 from shared.logs import Quiet
 from shared.market import market_now_ms
+from shared.metrics import MESSAGE_TROUBLE, MESSAGES, WAITING
 from shared.runtime import Session
 from shared.stage import janitor
 from shared.streams import ALERT, NOTICE, NOTIFICATION, SIGNAL
@@ -40,6 +43,7 @@ _FULL_MS = 100
 _REASON = 300
 _LAST_WORD_S = 3.0
 _DUPLICATE_PAUSE = 5.0
+_MEASURE_S = 5.0
 
 
 class Notifier:
@@ -47,7 +51,8 @@ class Notifier:
 
     retry_s: shortest and longest pause before another attempt. answer_s: how long we wait for an
     answer before we take it that none comes. durable_s: how long a claim may take to reach the disk
-    before we say so.
+    before we say so. silent_s: after how long without a heartbeat a service is told to be silent.
+    ping_s: pause between two calls of the dead-man address.
     """
 
     def __init__(
@@ -56,10 +61,14 @@ class Notifier:
         retry_s: tuple[float, float] = (1.0, 60.0),
         answer_s: float = 30.0,
         durable_s: float = 5.0,
+        silent_s: float = 30.0,
+        ping_s: float = 60.0,
     ) -> None:
         self.retry_s = retry_s
         self.answer_s = answer_s
         self.durable_s = durable_s
+        self.silent_s = silent_s
+        self.ping_s = ping_s
         self.pace: Pace | None = None
         self.closed = ""
 
@@ -82,7 +91,27 @@ class Notifier:
             tasks.create_task(delivery.run(), name="delivery")
             said = [Source(NOTIFICATION, symbol, settings.interval) for symbol in settings.symbols]
             tasks.create_task(janitor(session, [*said, _ALERTS, _NOTICES], least_rows=1))
+            tasks.create_task(watch(session, silent_s=self.silent_s))
+            tasks.create_task(watch_bus(session))
+            tasks.create_task(self._measure(session, outbox))
+            url = settings.notifier.dead_man_url
+            if url is not None:
+                healthy = partial(self._is_healthy, session)
+                tasks.create_task(dead_man(url.get_secret_value(), healthy, every_s=self.ping_s))
             await intake.run()
+
+    def _is_healthy(self, session: Session) -> bool:
+        """Whether an alert that comes now would reach people."""
+        return session.health.ready and not self._is_in_trouble(session)
+
+    def _is_in_trouble(self, session: Session) -> bool:
+        return bool(self.closed or session.health.facts.get("trouble"))
+
+    async def _measure(self, session: Session, outbox: Outbox) -> None:
+        while True:
+            session.metrics.set(MESSAGE_TROUBLE, float(self._is_in_trouble(session)))
+            session.metrics.set(WAITING, len(outbox))
+            await asyncio.sleep(_MEASURE_S)
 
 
 class _Intake:
@@ -142,6 +171,7 @@ class _Intake:
         for entry in entries:
             health.last_ids[entry.source.key] = entry.id
         health.facts |= {"counts": dict(self._counts), "waiting": len(self._outbox)}
+        self._session.metrics.done(entries)
 
     async def _signal(self, entry: Entry[Signal], clocks: dict[str, int | None]) -> list[Step]:
         source, signal = entry.source, entry.event
@@ -454,6 +484,7 @@ class _Delivery:
         await self._bus.write(replace(claim, event=event, sequence=claim.sequence + 1))
         self._counts[outcome.state] += 1
         self._session.health.facts["outcomes"] = dict(self._counts)
+        self._session.metrics.add(MESSAGES, outcome.state)
 
     async def _close(self, error: Closed) -> None:
         """Nothing can be sent any more: say so where people can still see it, go on reading."""

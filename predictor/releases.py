@@ -9,6 +9,7 @@ from shared.bundle import Bundle
 from shared.config import Settings
 from shared.errors import BadInput
 from shared.events import Level
+from shared.metrics import RELEASE, RELEASE_REFUSED
 from shared.releases import current_folder, current_id
 from shared.runtime import Session
 
@@ -66,9 +67,14 @@ class ReleaseInUse:
             return
         self._bundle, self._next = self._next, None
         self._session.health.facts["release"] = self._bundle.id
+        self._session.metrics.only(RELEASE, self._bundle.id)
         log.info("release in use", extra={"release": self._bundle.id})
 
     async def _look(self) -> None:
+        await self._look_once()
+        self._session.metrics.set(RELEASE_REFUSED, float(bool(self._refused)))
+
+    async def _look_once(self) -> None:
         try:
             found = await asyncio.to_thread(current_id, self._folder)
             known = self._next or self._bundle

@@ -1,10 +1,13 @@
 """The predictor: `feature` to `prediction` and `signal`, by the promoted release."""
 
 import asyncio
+from typing import Any
 
 from predictor.releases import ReleaseInUse
 from predictor.scoring import Judge, Scorer
-from shared.bus import Source
+from shared.bus import Source, Write
+from shared.events import Signal
+from shared.metrics import SCORE, SIGNALS
 from shared.runtime import Session
 from shared.stage import Stage, janitor
 from shared.streams import FEATURE, PREDICTION, SIGNAL
@@ -15,6 +18,14 @@ async def serve(session: Session) -> None:
     settings = session.settings
     release = ReleaseInUse(session)
     judge = Judge(release, nan_share=settings.limits.nan_share)
+
+    def measure(write: Write[Any]) -> None:
+        signal = write.event
+        if isinstance(signal, Signal):
+            session.metrics.add(SIGNALS, "invalid" if signal.invalid else signal.side or "none")
+            if signal.score is not None:
+                session.metrics.observe(SCORE, signal.score)
+
     stage = Stage(
         session,
         [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols],
@@ -24,6 +35,7 @@ async def serve(session: Session) -> None:
         ],
         core=lambda source: Scorer(judge, source),
         look=judge.look,
+        told=measure,
     )
     await release.first()
     await stage.rebuild()

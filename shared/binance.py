@@ -104,6 +104,11 @@ class Weights:
         self._turn(now_s)
         self.total = max(self.total, used)
 
+    def used(self, now_s: float) -> int:
+        """Weight of the running minute, all programs of this address together."""
+        self._turn(now_s)
+        return self.total
+
     def refused(self, retry_after_s: float, now_s: float) -> None:
         self._stopped_until_s = max(self._stopped_until_s, now_s + retry_after_s)
 

@@ -100,6 +100,24 @@ class Divergence:
     found: bytes | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStanding:
+    """How far a group has come on a stream. unread: None where the server cannot tell."""
+
+    delivered: str
+    pending: int
+    unread: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a stream looks like from outside. last_id: None for an empty or missing one."""
+
+    length: int
+    last_id: str | None
+    groups: Mapping[str, GroupStanding]
+
+
 def id_ms(entry_id: str) -> int:
     return int(entry_id.split("-", 1)[0])
 
@@ -277,6 +295,41 @@ class Bus:
             g["name"].decode(): (g["last-delivered-id"].decode(), int(g["pending"])) for g in groups
         }
 
+    async def standings(self, keys: Sequence[str]) -> list[Standing]:
+        """Of many streams at once, in the order of `keys`."""
+        commands: list[Command] = []
+        for key in keys:
+            commands += [
+                ("XLEN", key),
+                ("XREVRANGE", key, "+", "-", "COUNT", 1),
+                ("XINFO", "GROUPS", key),
+            ]
+        replies = await self._link.call(*commands) if commands else []
+        found = []
+        for length, newest, groups in zip(*[iter(replies)] * 3, strict=True):
+            missing = isinstance(groups, Exception) and "no such key" in str(groups)
+            facts = [] if missing else [_pairs(group) for group in check(groups)]
+            found.append(
+                Standing(
+                    length=int(check(length)),
+                    last_id=check(newest)[0][0].decode() if newest else None,
+                    groups={
+                        g["name"].decode(): GroupStanding(
+                            delivered=g["last-delivered-id"].decode(),
+                            pending=int(g["pending"]),
+                            unread=None if g.get("lag") is None else int(g["lag"]),
+                        )
+                        for g in facts
+                    },
+                )
+            )
+        return found
+
+    async def server_facts(self) -> dict[str, str]:
+        """What the server says of its memory and its persistence (INFO's fields)."""
+        memory = _info(await self._link.one("INFO", "memory"))
+        return memory | _info(await self._link.one("INFO", "persistence"))
+
     async def own_pending(self, source: Source[E]) -> list[Entry[E]]:
         """Everything delivered to us and not acknowledged, oldest first.
 
@@ -415,6 +468,8 @@ class Bus:
 
     def _encode(self, write: Write[Any], cause: Entry[Any] | None, published_us: int) -> bytes:
         received_us = write.received_us or published_us
+        if not write.received_us and cause is not None and cause.meta.received_us:
+            received_us = cause.meta.received_us
         market_ms = write.market_ms
         if market_ms is None and cause is not None and cause.meta.market_ms is not None:
             elapsed_ms = (published_us - cause.meta.published_us) // 1000

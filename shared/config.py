@@ -170,6 +170,25 @@ class Notifier(_Section):
     alerts: bool = Field(default=True, description="send notices of level warning and above")
     messages_per_minute: int = Field(default=20, ge=1, le=1800, description="per chat")
     queue: int = Field(default=1000, ge=10, description="messages held while Telegram is away")
+    watch: Names = Field(
+        default=("collector", "featurizer", "predictor"),
+        description="services whose silence is told even if they were never heard; all others "
+        "once they were",
+    )
+    dead_man_url: SecretStr | None = Field(
+        default=None,
+        description="address that is called each minute while messages can be sent; whoever "
+        "listens there watches the notifier",
+    )
+
+    @field_validator("dead_man_url", mode="before")
+    @classmethod
+    def _address(cls, value: Any) -> Any:
+        if value and (
+            not isinstance(value, str) or urlsplit(value).scheme not in ("http", "https")
+        ):
+            raise ValueError("not an address such as https://host/your-check")
+        return value or None
 
 
 class TradingRules(_Section):
@@ -482,6 +501,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="what is logged: debug, info, warning, error"
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_535,
+        description="port of /metrics, /live and /ready; null: none. Services that `itb up` starts "
+        "take this one and those after it",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="address of that port")
 
     signaler: Signaler = Field(default_factory=Signaler)
     collector: Collector = Field(default_factory=Collector)

@@ -33,7 +33,7 @@ class Redactor:
 
     @classmethod
     def of(cls, settings: Settings) -> "Redactor":
-        values = (getattr(settings, name) for name in SECRETS)
+        values = [getattr(settings, name) for name in SECRETS] + [settings.notifier.dead_man_url]
         return cls(v.get_secret_value() for v in values if isinstance(v, SecretStr))
 
     def __call__(self, text: str) -> str:

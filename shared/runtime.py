@@ -1,4 +1,4 @@
-"""How a service runs: config, logs, sessions on the bus, heartbeat, watchdog, exit codes.
+"""How a service runs: config, logs, sessions on the bus, heartbeat, metrics, watchdog, exit codes.
 
 A service is `async def serve(session: Session)`: it is called with a fresh session, rebuilds its
 state from the streams and works until something breaks. After a lost connection or a lost stream
@@ -7,6 +7,7 @@ it is called again; any other error ends the process, and the supervisor starts 
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -23,8 +24,10 @@ from typing import Any, NoReturn
 from shared import logs
 from shared.bus import Bus, Source, Write, id_order
 from shared.config import Settings, load
+from shared.endpoint import serving
 from shared.errors import Failure, OutOfSync, Unavailable
 from shared.events import Level, Notice
+from shared.metrics import BUILD, LAG, READY, SESSIONS, Metrics
 from shared.streams import NOTICE, health_key
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,7 @@ class Session:
     bus: Bus
     health: Health
     alive: Callable[[], None]
+    metrics: Metrics = field(default_factory=Metrics)
 
     async def notice(
         self,
@@ -192,16 +196,68 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield error
 
 
+class Process:
+    """What outlives the sessions of a process: its metrics, its watchdog, what it last said."""
+
+    def __init__(self, settings: Settings, service: str) -> None:
+        self.service = service
+        self.instance = settings.instance or service
+        self.metrics = Metrics(service, self.instance, settings.market_speed)
+        self.metrics.only(BUILD, code_version())
+        self.watchdog = _Watchdog(service)
+        self._beat: dict[str, Any] = {}
+        self._beat_s = 0.0
+        self._why = ""
+        self.no_session("starts")
+
+    def no_session(self, why: str) -> None:
+        """Not ready, whatever the last session said."""
+        self._why = why
+        self.metrics.set(READY, 0)
+
+    def said(self, beat: dict[str, Any]) -> None:
+        """A heartbeat, as it stands on the bus now."""
+        self._beat, self._beat_s, self._why = beat, time.monotonic(), ""
+        self.metrics.set(READY, float(beat["ready"]))
+        self.metrics.set(LAG, float(beat["lag"]))
+
+    def is_live(self) -> bool:
+        return not self.watchdog.stands_still()
+
+    def readiness(self) -> dict[str, Any]:
+        """The last heartbeat, unless it is none any more: `ready` (bool) and `reason` (text)."""
+        why = self._why
+        if not why and (silent_s := time.monotonic() - self._beat_s) > 3 * HEARTBEAT_S:
+            why = f"no heartbeat has reached the bus for {silent_s:.0f} s"
+        own = {"service": self.service, "instance": self.instance}
+        return self._beat | own | ({"ready": False, "reason": why} if why else {})
+
+
 async def sessions(settings: Settings, service: str, serve: Serve) -> None:
-    """Calls `serve` with one session after the other, for ever."""
-    watchdog = _Watchdog(service)
+    """Calls `serve` with one session after the other, for ever. Answers over HTTP meanwhile, where
+    the config names a port."""
+    process = Process(settings, service)
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.metrics_port is not None:
+            endpoint = serving(
+                process.metrics,
+                host=settings.metrics_host,
+                port=settings.metrics_port,
+                live=process.is_live,
+                ready=process.readiness,
+            )
+            await stack.enter_async_context(endpoint)
+        await _sessions(settings, serve, process)
+
+
+async def _sessions(settings: Settings, serve: Serve, process: Process) -> None:
     quiet = logs.Quiet()
     delay_s = _BACKOFF_S[0]
     while True:
-        watchdog.alive()
+        process.watchdog.alive()
         started = time.monotonic()
         try:
-            await _one_session(settings, service, serve, watchdog.alive)
+            await _one_session(settings, serve, process)
             return
         except (Unavailable, OutOfSync) as error:
             lost: Exception = error
@@ -213,30 +269,39 @@ async def sessions(settings: Settings, service: str, serve: Serve) -> None:
             lost = leaves[0]  # type: ignore[assignment]  # no fatal one: all are ours
         if time.monotonic() - started > 10 * _BACKOFF_S[1]:
             delay_s = _BACKOFF_S[0]
+        process.metrics.add(SESSIONS, type(lost).__name__)
+        process.no_session(f"session lost: {lost}")
         if (held := quiet.allows(type(lost).__name__)) is not None:
             log.warning("session lost: %s", lost, extra={"left_out": held})
         await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
         delay_s = min(_BACKOFF_S[1], delay_s * 2)
 
 
-async def _one_session(
-    settings: Settings, service: str, serve: Serve, alive: Callable[[], None]
-) -> None:
+async def _one_session(settings: Settings, serve: Serve, process: Process) -> None:
     health = Health()
+    alive = process.watchdog.alive
+
+    def stands_by() -> None:
+        alive()
+        process.no_session(f"stands by: another process works as {process.instance}")
+
     opening = Bus.session(
         settings.redis_url,
-        service=service,
+        service=process.service,
         instance=settings.instance,
         message_bytes=settings.limits.message_bytes,
-        alive=alive,
+        alive=stands_by,
     )
     async with opening as bus, asyncio.TaskGroup() as tasks:
-        heart = tasks.create_task(_heartbeat(bus, health, settings.step_ms))
-        await serve(Session(settings=settings, bus=bus, health=health, alive=alive))
+        heart = tasks.create_task(_heartbeat(bus, health, settings.step_ms, process))
+        session = Session(
+            settings=settings, bus=bus, health=health, alive=alive, metrics=process.metrics
+        )
+        await serve(session)
         heart.cancel()
 
 
-async def _heartbeat(bus: Bus, health: Health, step_ms: int) -> None:
+async def _heartbeat(bus: Bus, health: Health, step_ms: int, process: Process) -> None:
     key = health_key(bus.service, bus.instance)
     while True:
         lag = await _lag(bus, health, step_ms)
@@ -257,6 +322,7 @@ async def _heartbeat(bus: Bus, health: Health, step_ms: int) -> None:
             **health.facts,
         }
         await bus.put(key, json.dumps(beat), ttl_ms=int(6 * HEARTBEAT_S * 1000))
+        process.said(beat)
         # Often while not ready, so that a start is seen at once; then each 5 s (FAULTS R10).
         await asyncio.sleep(HEARTBEAT_S if ready else 0.25)
 
@@ -284,8 +350,11 @@ class _Watchdog:
     def alive(self) -> None:
         self._last = time.monotonic()
 
+    def stands_still(self) -> bool:
+        return time.monotonic() - self._last >= STALL_S
+
     def _watch(self) -> None:
-        while time.monotonic() - self._last < STALL_S:
+        while not self.stands_still():
             time.sleep(1.0)
         logs.last_words(
             f"{self._service} stood still for {STALL_S:.0f} s and ends; it is restarted"

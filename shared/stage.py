@@ -67,7 +67,8 @@ class Stage:
     """Runs cores over their inputs. `outputs` names the streams that a core writes per input id.
 
     prepare: fetches what a core needs besides its input. look: sees the entries of all inputs that
-    come next, before the cores are given them one by one: to compute for many at once.
+    come next, before the cores are given them one by one: to compute for many at once. told: sees
+    each output that is on the bus now.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Stage:
         core: Callable[[Source[Any]], Core],
         prepare: Prepare | None = None,
         look: Callable[[Sequence[Entry[Any]]], None] | None = None,
+        told: Callable[[Write[Any]], None] | None = None,
     ) -> None:
         self._session = session
         self._bus = session.bus
@@ -87,6 +89,7 @@ class Stage:
         self._core = core
         self._prepare = prepare
         self._look = look
+        self._told = told
         self._tracks: dict[str, _Track] = {}
         self._ends: dict[str, str] = {}  # of each output, when the state was rebuilt
         self._quiet = Quiet(_DIVERGED_S)
@@ -191,6 +194,12 @@ class Stage:
         diverged = await self._bus.commit(steps)
         for entry in entries:
             self._session.health.last_ids[entry.source.key] = entry.id
+        self._session.metrics.done(entries)
+        if self._told is not None:
+            for step in steps:
+                for write in step.writes:
+                    if write.source.key in self._ends:
+                        self._told(write)
         if diverged:
             await self._tell(diverged)
 

@@ -143,6 +143,10 @@ def health_key(service: str, instance: str) -> str:
     return f"health:{service}:{instance}"
 
 
+# Plain key: who the notifier waits for, `{"service:instance": people know that it is silent}`.
+WATCHED_KEY = "watched"
+
+
 def schema_text() -> str:
     """Every stream with its key, its ids and its fields, as JSON."""
     shapes = []

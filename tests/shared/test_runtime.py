@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from tests.valkey import Server
+from tests.valkey import Server, free_port
 
 ROOT = Path(__file__).parents[2]
 # A service that counts its sessions on the bus and then does what it is told.
@@ -29,6 +31,11 @@ async def serve(session):
     if what == "behind":
         session.health.last_ids["kline:{BTCUSDT}:1m"] = "60000-0"
     session.health.is_ready()
+    if what == "lame":
+        session.health.not_ready("no release")
+    if what == "stuck":
+        import time
+        time.sleep(600)
     if what == "fail":
         raise Failure("the disk is full; make room")
     if what == "usage":
@@ -213,3 +220,145 @@ def test_of_two_with_one_name_the_second_works_when_the_first_is_killed(valkey: 
     first.communicate()
     wait_for(valkey, lambda client: count(client) == 2, "the second one's session")
     assert end(second)[0] == 0
+
+
+def ask(port: int, path: str, *, timeout: float = 5) -> tuple[int, str]:
+    """Status and body; 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=timeout) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def until_status(port: int, path: str, status: int) -> str:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found, body = ask(port, path)
+        if found == status:
+            return body
+        time.sleep(0.02)
+    raise AssertionError(f"{path} never answered {status}, but {found}: {body}")
+
+
+def ready(*options: str, **env: str) -> tuple[int, str]:
+    """The health check that containers run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "shared.ready", *options],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_over_http_it_is_live_and_ready_and_tells_its_metrics(valkey: Server) -> None:
+    port = str(free_port())
+    process = start("run", valkey, ITB_METRICS_PORT=port)
+    body = json.loads(until_status(int(port), "/ready", 200))
+    assert (body["service"], body["ready"], body["reason"]) == ("probe", True, "")
+    assert ask(int(port), "/live") == (200, '{"live": true}')
+    status, page = ask(int(port), "/metrics")
+    assert status == 200
+    assert 'itb_ready{instance="probe",service="probe"} 1.0' in page
+    assert "process_resident_memory_bytes" in page
+    assert ready("probe", ITB_METRICS_PORT=port) == (0, "probe is ready\n")
+    code, line = ready("other", ITB_METRICS_PORT=port)
+    assert (code, line) == (1, "other is not ready: probe answers in its place\n")
+    assert end(process)[0] == 0
+    code, line = ready("probe", ITB_METRICS_PORT=port)
+    assert code == 1 and "does not answer" in line
+
+
+def test_live_but_not_ready_it_says_why(valkey: Server) -> None:
+    port = free_port()
+    process = start("lame", valkey, ITB_METRICS_PORT=str(port))
+    wait_for(valkey, count, "a session")
+    body = json.loads(until_status(port, "/ready", 503))
+    deadline = time.monotonic() + 30
+    while body["reason"] != "no release" and time.monotonic() < deadline:
+        body = json.loads(until_status(port, "/ready", 503))
+    assert (body["ready"], body["reason"]) == (False, "no release")
+    assert ask(port, "/live")[0] == 200
+    expected = (1, "probe is not ready: no release\n")
+    assert ready("probe", ITB_METRICS_PORT=str(port)) == expected
+    end(process)
+
+
+def test_without_the_bus_it_is_live_and_not_ready(valkey: Server) -> None:
+    port = free_port()
+    process = start("run", valkey, ITB_METRICS_PORT=str(port))
+    until_status(port, "/ready", 200)
+    valkey.kill9()
+    body = json.loads(until_status(port, "/ready", 503))
+    assert body["reason"].startswith("session lost: Redis")
+    assert ask(port, "/live")[0] == 200
+    assert (
+        'itb_bus_sessions_lost_total{instance="probe",service="probe",why="Unavailable"}'
+        in (ask(port, "/metrics")[1])
+    )
+    valkey.start()
+    until_status(port, "/ready", 200)
+    end(process)
+
+
+def test_with_a_loop_that_stands_still_nobody_is_told_that_it_lives(valkey: Server) -> None:
+    port = free_port()
+    process = start("stuck", valkey, ITB_METRICS_PORT=str(port))
+    wait_for(valkey, count, "the session that then sticks")
+    assert ask(port, "/live", timeout=1) == (0, "")
+    process.kill()
+    process.communicate()
+
+
+def test_who_stands_by_is_not_ready_and_says_for_whom(valkey: Server) -> None:
+    first = start("run", valkey)
+    wait_for(valkey, count, "the first one's session")
+    port = free_port()
+    second = start("run", valkey, ITB_METRICS_PORT=str(port))
+    wanted = "stands by: another process works as probe"
+    deadline = time.monotonic() + 30
+    reason = ""
+    while reason != wanted and time.monotonic() < deadline:
+        reason = json.loads(until_status(port, "/ready", 503))["reason"]
+    assert reason == wanted
+    end(first)
+    until_status(port, "/ready", 200)
+    end(second)
+
+
+def test_a_port_that_is_taken_is_one_line(valkey: Server) -> None:
+    process = start("run", valkey, ITB_METRICS_PORT=str(valkey.port))
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith(f"error: metrics_port {valkey.port} of 127.0.0.1 cannot")
+
+
+def test_readiness_without_a_port_is_read_off_the_bus(valkey: Server) -> None:
+    url = {"ITB_REDIS_URL": valkey.url}
+    code, line = ready("probe", **url)
+    assert (code, line) == (1, "probe is not ready: no heartbeat at health:probe:probe\n")
+    process = start("run", valkey)
+    wait_for(
+        valkey,
+        lambda client: json.loads(client.get("health:probe:probe") or "{}").get("ready"),
+        "a ready heartbeat",
+    )
+    assert ready("probe", **url) == (0, "probe is ready\n")
+    process.kill()
+    process.communicate()
+    with redis.Redis(port=valkey.port) as client:
+        beat = json.loads(client.get("health:probe:probe"))
+        beat["time_ms"] -= 20_000
+        client.set("health:probe:probe", json.dumps(beat))
+    code, line = ready("probe", **url)
+    assert code == 1 and "its last heartbeat is" in line
+    valkey.kill9()
+    code, line = ready("probe", **url)
+    assert code == 1 and "Redis is not reachable" in line
+    assert ready("probe", "-c", "absent.json")[0] == 2
