@@ -142,7 +142,8 @@ class _Intake:
         everything: dict[str, Source[Any]] = {**self._signals, _NOTICES.key: _NOTICES}
         for source in everything.values():
             self._session.alive()
-            await self._take(await self._bus.own_pending(source))
+            async for entries in self._bus.retries(await self._bus.own_pending(source)):
+                await self._take(entries)
         block_ms = 1  # the first look does not wait, so that a start is ready at once
         while True:
             self._session.alive()
@@ -197,9 +198,6 @@ class _Intake:
         return self._gone(self._outbox.add_score(Score(entry, text)))
 
     async def _notice(self, entry: Entry[Notice]) -> list[Step]:
-        if entry.event is None and entry.problem != "entry was trimmed":
-            # One that was delivered often only waited long: it is still an alert.
-            entry = await self._bus.at(entry.source, entry.id) or entry
         if entry.event is None:
             return [self._poison(entry, entry.problem)]
         if (

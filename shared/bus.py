@@ -4,15 +4,19 @@
 * A batch of steps is one transaction, `MULTI {XADD out <same id> ...; XACK in} EXEC`: it is done
   whole or not at all, so an output never runs ahead of, or behind, its acknowledgement.
 * Nothing here is retried. An error ends the session; its owner opens a new one and rebuilds.
+* What ends the process that does it is found by `Bus.retries`: the server's delivery count of a
+  pending entry is one (it was delivered) and one for each process since that began it and was not
+  heard of again.
 """
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from shared import codec
@@ -29,7 +33,11 @@ MAX_DELIVERIES = 5
 _PAGE = 2_000
 _BATCH = 256
 _STEPS = 128
+_RETRIED = 64  # entries that are begun together while none of them is suspected
 _PROCESS = secrets.token_hex(4)
+# What this process has begun again and not finished, because its session ended: it is alive, so
+# that was not the entry's doing. (process, consumer and stream, entry id)
+_BEGUN: set[tuple[str, str, str]] = set()
 
 
 def now_us() -> int:
@@ -52,7 +60,10 @@ class Source(Generic[E]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry(Generic[E]):
-    """What stands on a stream. event is None where it cannot be read: `problem` says why."""
+    """What stands on a stream. event is None where it cannot be read: `problem` says why.
+
+    deliveries: where `own_pending` gave it, the server's count; 0 otherwise.
+    """
 
     source: Source[E]
     id: str
@@ -60,6 +71,7 @@ class Entry(Generic[E]):
     meta: Meta
     problem: str = ""
     fields: Mapping[str, bytes] = field(default_factory=dict)
+    deliveries: int = 0
 
     @property
     def time_ms(self) -> int:
@@ -140,6 +152,7 @@ class Bus:
         self.service = service
         self.instance = instance
         self.message_bytes = message_bytes
+        self._url = url
         name = f"itb:{service}:{instance}:{_PROCESS}"
         self._link = Link(url, name=name)
         self._blocking = Link(url, name=name)
@@ -331,37 +344,68 @@ class Bus:
         return memory | _info(await self._link.one("INFO", "persistence"))
 
     async def own_pending(self, source: Source[E]) -> list[Entry[E]]:
-        """Everything delivered to us and not acknowledged, oldest first.
-
-        An entry that was delivered more than MAX_DELIVERIES times comes back as unreadable: it
-        has ended this process that often.
-        """
+        """Everything delivered to us and not acknowledged, oldest first: for `retries`."""
         found: list[Entry[E]] = []
-        start = "0"
+        start = "-"
         while True:
             reply = await self._link.one(
-                "XREADGROUP", "GROUP", self.service, self.instance,
-                "COUNT", _PAGE, "STREAMS", source.key, start,
-            )  # fmt: skip
-            raw = reply[0][1] if reply else []
-            if not raw:
-                break
-            found.extend(self._entry(source, *item) for item in raw)
-            start = found[-1].id
-        if not found:
-            return found
-        counts: dict[str, int] = {}
-        reply = await self._link.one(
-            "XPENDING", source.key, self.service, "-", "+", len(found), self.instance
-        )
-        for pending_id, _, _, deliveries in reply:
-            counts[pending_id.decode()] = int(deliveries)
-        return [
-            _poisoned(entry, counts[entry.id])
-            if counts.get(entry.id, 0) > MAX_DELIVERIES
-            else entry
-            for entry in found
-        ]
+                "XPENDING", source.key, self.service, start, "+", _PAGE, self.instance
+            )
+            counts = {pending_id.decode(): int(count) for pending_id, _, _, count in reply}
+            if not counts:
+                return found
+            reads = [("XRANGE", source.key, one, one) for one in counts]
+            for one, raw in zip(counts, await self._link.call(*reads), strict=True):
+                there = check(raw)
+                entry = self._entry(source, one.encode(), there[0][1] if there else None)
+                found.append(replace(entry, deliveries=counts[one]))
+            start = f"({found[-1].id}"
+
+    async def retries(self, entries: Sequence[Entry[E]]) -> AsyncIterator[list[Entry[E]]]:
+        """The same entries (of one source, in order) in lists that are to be done one after the
+        other: who asks for the next list has survived the last.
+
+        An entry that an earlier process began and did not survive comes alone; one that has ended
+        MAX_DELIVERIES processes comes back as unreadable. Lives that ended before they began an
+        entry, or in which only the session was lost, do not count against it. Entries that are not
+        pending (`deliveries` 0) are not counted.
+        """
+        left, survived = list(entries), list[Entry[E]]()
+        while True:
+            chunk = _begun_together(left)
+            left = left[len(chunk) :]
+            counts = {e.id: self._next_count(e) for e in chunk if e.deliveries}
+            chunk = [
+                _poisoned(e, counts[e.id]) if counts.get(e.id, 0) > MAX_DELIVERIES else e
+                for e in chunk
+            ]
+            # One without an event ends nobody; and of a trimmed one, this would be the last trace.
+            begun = [e for e in chunk if e.deliveries and e.event is not None]
+            by_count = {1: survived}
+            for entry in begun:
+                by_count.setdefault(counts[entry.id], []).append(entry)
+            _BEGUN.update(self._lives(begun))
+            commands = [self._counted(count, same) for count, same in by_count.items() if same]
+            for reply in await self._link.call(*commands) if commands else ():
+                check(reply)
+            _BEGUN.difference_update(self._lives(survived))
+            if not chunk:
+                return
+            yield chunk
+            survived = begun
+
+    def _counted(self, count: int, entries: Sequence[Entry[Any]]) -> Command:
+        """Sets the delivery count of those that are still pending; the others are left alone."""
+        key, ids = entries[0].source.key, [entry.id for entry in entries]
+        return ("XCLAIM", key, self.service, self.instance, 0, *ids, "RETRYCOUNT", count, "JUSTID")
+
+    def _next_count(self, entry: Entry[Any]) -> int:
+        """Its delivery count once this process has begun it."""
+        return entry.deliveries + (not _BEGUN.issuperset(self._lives([entry])))
+
+    def _lives(self, entries: Sequence[Entry[Any]]) -> set[tuple[str, str, str]]:
+        consumer = f"{self._url} {self.service} {self.instance}"
+        return {(_PROCESS, f"{consumer} {entry.source.key}", entry.id) for entry in entries}
 
     async def read(
         self, sources: Mapping[str, Source[Any]], *, count: int = _BATCH, block_ms: int = BLOCK_MS
@@ -576,15 +620,17 @@ def by_key(sources: Iterable[Source[E]]) -> dict[str, Source[E]]:
     return {source.key: source for source in sources}
 
 
+def _begun_together(entries: Sequence[Entry[E]]) -> list[Entry[E]]:
+    """The first of them alone where a life began it and did not get to its end; else with those
+    behind it of which that is not known either."""
+    if entries and entries[0].deliveries > 1:
+        return [entries[0]]
+    return list(itertools.takewhile(lambda entry: entry.deliveries <= 1, entries[:_RETRIED]))
+
+
 def _poisoned(entry: Entry[E], deliveries: int) -> Entry[E]:
-    return Entry(
-        source=entry.source,
-        id=entry.id,
-        event=None,
-        meta=entry.meta,
-        problem=f"delivered {deliveries} times without being done",
-        fields=entry.fields,
-    )
+    problem = f"delivered {deliveries} times without being done"
+    return replace(entry, event=None, problem=entry.problem or problem)
 
 
 def _xadd(write: Write[Any], data: bytes, *, known: bool) -> Command:

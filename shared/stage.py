@@ -146,7 +146,9 @@ class Stage:
             entries = await self._bus.span(source, after=after, upto=delivered, count=_PAGE)
             if not entries:
                 break
-            await self._do([pending.pop(entry.id, entry) for entry in entries])
+            known = [pending.pop(entry.id, entry) for entry in entries]
+            async for some in self._bus.retries(known):
+                await self._do(some)
             after = entries[-1].id
         # What is left was done before, or is no longer on the stream.
         await self._bus.commit([Step(input=entry) for entry in pending.values()])

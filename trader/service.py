@@ -30,7 +30,8 @@ async def serve(session: Session) -> None:
     for source in sources.values():
         session.alive()
         await trader.rebuild(source)
-        await trader.do(await bus.own_pending(source))
+        async for entries in bus.retries(await bus.own_pending(source)):
+            await trader.do(entries)
     block_ms = 1  # the first look does not wait, so that a start is ready at once
     while True:
         session.alive()

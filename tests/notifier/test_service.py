@@ -9,12 +9,12 @@ import pytest
 
 from notifier.messages import DUPLICATE
 from notifier.service import Notifier
-from shared.bus import Source
+from shared.bus import Bus, Source
 from shared.config import Settings
 from shared.errors import OutOfSync
 from shared.events import Delivery, Level, Notification
 from shared.runtime import Session
-from shared.streams import ALERT
+from shared.streams import ALERT, NOTICE
 from tests.fakes.telegram import (
     CHAT,
     TOKEN,
@@ -391,13 +391,18 @@ async def test_a_poison_signal_is_kept_apart_and_told(desk: Desk, telegram: Fake
 
 
 async def test_waiting_for_long_makes_no_alert_a_dead_letter(
-    desk: Desk, telegram: FakeTelegram
+    desk: Desk, telegram: FakeTelegram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Notifiers that take it in and are ended before its turn comes."""
     await desk.bus.write(notice("boom"))
     await desk.raw.xgroup_create("notice", "notifier", "0")
     await desk.raw.xreadgroup("notifier", "notifier", {"notice": ">"})
-    for _life in range(9):
-        await desk.raw.xreadgroup("notifier", "notifier", {"notice": "0"})
+    source = Source(NOTICE)
+    for life in range(9):
+        monkeypatch.setattr("shared.bus._PROCESS", f"life-{life}")
+        async with Bus.session(desk.url, service="notifier") as bus:
+            async for (entry,) in bus.retries(await bus.own_pending(source)):
+                assert entry.event is not None
     async with notifying(desk, told(telegram)):
         (text,) = await telegram.until(1)
     assert text.endswith("boom")

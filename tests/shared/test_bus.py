@@ -1,8 +1,11 @@
 """What the bus promises, on a real server."""
 
 import asyncio
+import contextlib
 import math
+import secrets
 import struct
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -106,25 +109,133 @@ async def test_a_step_writes_and_acknowledges_or_does_nothing(valkey: Server) ->
         assert [e.id for e in await bus.own_pending(SOURCE)] == [second.id]
 
 
-async def test_own_pending_comes_back_after_a_crash_and_poison_is_marked(valkey: Server) -> None:
-    async with Bus.session(valkey.url, service="s") as bus:
-        await bus.write(write(M))
+class Ended(BaseException):
+    """What a process that is gone leaves: nothing."""
+
+
+@contextlib.asynccontextmanager
+async def life(monkeypatch: pytest.MonkeyPatch, server: Server) -> AsyncIterator[Bus]:
+    """A process of its own, which may be ended by Ended."""
+    with monkeypatch.context() as patch, contextlib.suppress(Ended):
+        patch.setattr("shared.bus._PROCESS", secrets.token_hex(4))
+        async with Bus.session(server.url, service="s") as bus:
+            yield bus
+
+
+async def deliver(server: Server, count: int) -> None:
+    """Writes entries and reads them, in a process that does not get further."""
+    async with Bus.session(server.url, service="s") as bus:
+        await bus.write(*(write(n * M) for n in range(1, count + 1)))
         await bus.join([SOURCE])
-        await bus.read(by_key([SOURCE]))
-    for deliveries in range(2, 6):
-        async with Bus.session(valkey.url, service="s") as bus:
-            (entry,) = await bus.own_pending(SOURCE)
-            assert (entry.event, entry.problem) == (kline(M), ""), deliveries
-    async with Bus.session(valkey.url, service="s") as bus:
-        (entry,) = await bus.own_pending(SOURCE)
-        assert entry.event is None
-        assert "delivered 6 times" in entry.problem
-        await bus.commit([Step(input=entry, writes=[bus.dead_letter(entry, entry.problem)])])
+        assert len(await bus.read(by_key([SOURCE]))) == count
+
+
+async def test_an_entry_that_ends_its_process_is_marked_after_five_lives(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deliver(valkey, 1)
+    for _ in range(2, 6):
+        async with life(monkeypatch, valkey) as bus:
+            async for (entry,) in bus.retries(await bus.own_pending(SOURCE)):
+                assert (entry.event, entry.problem) == (kline(M), "")
+                raise Ended
+    async with life(monkeypatch, valkey) as bus:
+        async for (entry,) in bus.retries(await bus.own_pending(SOURCE)):
+            assert entry.event is None
+            assert "delivered 6 times" in entry.problem
+            await bus.commit([Step(input=entry, writes=[bus.dead_letter(entry, entry.problem)])])
         assert await bus.own_pending(SOURCE) == []
     with raw(valkey) as client:
         ((_, fields),) = client.xrange("dead:kline:{BTCUSDT}:1m")
     assert fields[b"reason"] == b"delivered 6 times without being done"
     assert fields[b"id"] == b"60000-0"
+
+
+@pytest.mark.parametrize("poison", [1, 40, 100])
+async def test_it_alone_is_marked_wherever_it_stands(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, poison: int
+) -> None:
+    await deliver(valkey, 100)
+    done: list[int] = []
+    refused: list[int] = []
+    lives = 0
+    while len(done) + len(refused) < 100:
+        lives += 1
+        async with life(monkeypatch, valkey) as bus:
+            async for entries in bus.retries(await bus.own_pending(SOURCE)):
+                if any(e.time_ms == poison * M and e.event is not None for e in entries):
+                    raise Ended
+                await bus.commit([Step(input=entry) for entry in entries])
+                for entry in entries:
+                    (refused if entry.event is None else done).append(entry.time_ms // M)
+    assert refused == [poison]
+    assert done == [n for n in range(1, 101) if n != poison]
+    assert lives == 5, "four that it ended (as the first had been), and one that refused it"
+
+
+async def test_lives_that_ended_before_they_began_an_entry_do_not_count(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deliver(valkey, 100)
+    for _ in range(35):
+        async with life(monkeypatch, valkey) as bus:
+            assert len(await bus.own_pending(SOURCE)) == 100
+            raise Ended
+    async with life(monkeypatch, valkey) as bus:
+        begun = bus.retries(await bus.own_pending(SOURCE))
+        found = [entry async for entries in begun for entry in entries]
+    assert [entry.event for entry in found] == [kline(n * M) for n in range(1, 101)]
+
+
+async def test_of_lives_ended_from_outside_only_those_count_that_had_begun_the_entry(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each life does one list, and is ended in the next one."""
+    await deliver(valkey, 40)
+    for _ in range(45):
+        async with life(monkeypatch, valkey) as bus:
+            done = 0
+            async for entries in bus.retries(await bus.own_pending(SOURCE)):
+                assert all(entry.event is not None for entry in entries)
+                if done:
+                    raise Ended
+                await bus.commit([Step(input=entry) for entry in entries[:1]])
+                done += 1
+    async with life(monkeypatch, valkey) as bus:
+        assert await bus.own_pending(SOURCE) == []
+
+
+async def test_what_waits_after_it_was_taken_in_is_not_suspected(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notifier's way: an entry stays pending while its message waits for its turn."""
+    await deliver(valkey, 3)
+    for _ in range(20):
+        async with life(monkeypatch, valkey) as bus:
+            begun = bus.retries(await bus.own_pending(SOURCE))
+            found = [entry async for entries in begun for entry in entries]
+            assert [entry.event for entry in found] == [kline(n * M) for n in (1, 2, 3)]
+            raise Ended
+
+
+async def test_lost_sessions_of_one_process_do_not_count(valkey: Server) -> None:
+    """A full memory refuses every step for as long as it lasts; nothing is wrong with an entry."""
+    await deliver(valkey, 3)
+    with raw(valkey) as client:
+        client.config_set("maxmemory", 1)
+    for _ in range(20):
+        with pytest.raises(Unavailable):
+            async with Bus.session(valkey.url, service="s") as bus:
+                async for entries in bus.retries(await bus.own_pending(SOURCE)):
+                    assert all(entry.event is not None for entry in entries)
+                    await bus.commit([Step(input=e, writes=[write(9 * M)]) for e in entries])
+    with raw(valkey) as client:
+        client.config_set("maxmemory", 0)
+    async with Bus.session(valkey.url, service="s") as bus:
+        async for entries in bus.retries(await bus.own_pending(SOURCE)):
+            assert all(entry.event is not None for entry in entries)
+            await bus.commit([Step(input=entry) for entry in entries])
+        assert await bus.own_pending(SOURCE) == []
 
 
 async def test_unreadable_entries_say_why(valkey: Server) -> None:
@@ -148,9 +259,11 @@ async def test_a_trimmed_pending_entry_is_unreadable_not_lost_silently(valkey: S
         await bus.read(by_key([SOURCE]))
         with raw(valkey) as client:
             client.xtrim(SOURCE.key, minid="120000-0", approximate=False)
-        first, second = await bus.own_pending(SOURCE)
-        assert (first.event, first.problem) == (None, "entry was trimmed")
-        assert second.event == kline(2 * M)
+        for _ in range(2):  # until it is told and acknowledged
+            begun = bus.retries(await bus.own_pending(SOURCE))
+            first, second = [entry async for entries in begun for entry in entries]
+            assert (first.event, first.problem) == (None, "entry was trimmed")
+            assert second.event == kline(2 * M)
 
 
 async def test_trimming_stops_below_every_group(valkey: Server) -> None:

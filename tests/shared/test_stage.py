@@ -1,12 +1,15 @@
 """A stage's janitor and its chunks; the rest is proved with the services that are stages."""
 
 import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import redis
 
 from shared import stage
-from shared.bus import Bus, Source, Write
+from shared.bus import Bus, Entry, Source, Write
 from shared.config import load
 from shared.events import Kline
 from shared.runtime import Health, Session
@@ -54,3 +57,85 @@ async def test_the_janitor_keeps_what_a_rebuild_needs_and_what_a_group_has_not_d
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+class Fatal(BaseException):
+    """What ends a process."""
+
+
+class Copying:
+    """A core that copies candles to another symbol's stream; one of them ends its process."""
+
+    history = 1
+
+    def __init__(self, fatal_ms: int) -> None:
+        self.fatal_ms = fatal_ms
+
+    def load(self, entries: Sequence[Entry[Any]]) -> None:
+        pass
+
+    def step(self, entry: Entry[Any]) -> list[Write[Any]]:
+        if entry.event is None:
+            return [
+                Write(source=COPY, event=gap("ETHUSDT", entry.time_ms), open_time_ms=entry.time_ms)
+            ]
+        if entry.time_ms == self.fatal_ms:
+            raise Fatal
+        return [Write(source=COPY, event=gap("ETHUSDT", entry.time_ms), open_time_ms=entry.time_ms)]
+
+    def skip(self, missing: int) -> None:
+        pass
+
+
+COPY = Source(KLINE, "ETHUSDT", "1m")
+
+
+def gap(symbol: str, time_ms: int) -> Kline:
+    return Kline.gap_marker(symbol, "1m", time_ms, time_ms + M - 1)
+
+
+@pytest.mark.parametrize("fatal", [1, 70, 200])
+async def test_an_entry_that_ends_its_process_is_refused_after_five_lives_and_no_other_is(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, fatal: int
+) -> None:
+    """FAULTS R8, wherever among what was delivered it stands."""
+    settings = load()
+    async with Bus.session(valkey.url, service="collector") as bus:
+        await bus.write(
+            *(
+                Write(source=SOURCE, event=gap("BTCUSDT", n * M), open_time_ms=n * M)
+                for n in range(1, 301)
+            )
+        )
+
+    async def live() -> None:
+        async with Bus.session(valkey.url, service="copier") as bus:
+            session = Session(settings=settings, bus=bus, health=Health(), alive=lambda: None)
+            one = stage.Stage(
+                session, [SOURCE], outputs=lambda source: [COPY], core=lambda _: Copying(fatal * M)
+            )
+            await one.rebuild()
+            work = asyncio.create_task(one.work())
+            async with asyncio.timeout(30):
+                while not work.done() and await bus.last_id(COPY) != last:  # noqa: ASYNC110  # the server changes it
+                    await asyncio.sleep(0.01)
+            work.cancel()
+            await work
+
+    last = f"{300 * M}-0"
+    deaths = 0
+    for _ in range(10):
+        monkeypatch.setattr("shared.bus._PROCESS", secrets.token_hex(4))
+        try:
+            await live()
+        except asyncio.CancelledError:
+            break
+        except Fatal:
+            deaths += 1
+    assert deaths == 5
+    with redis.Redis(port=valkey.port) as client:
+        assert client.xlen(COPY.key) == 300
+        ((_, letter),) = client.xrange(f"dead:{SOURCE.key}")
+        assert client.xpending(SOURCE.key, "copier")["pending"] == 0
+    assert letter[b"id"] == f"{fatal * M}-0".encode()
+    assert letter[b"reason"] == b"delivered 6 times without being done"
