@@ -61,7 +61,8 @@ def catalogue(user_file: Path | None = None) -> list[Entry]:
         )
         found.append(Entry(ta.form_of(name), function.formula, function.lookback, example))
     ends = {
-        "_rel_B": "x / b, b being the same function at window B",
+        "_rel_B": "x / b, b being the same function at window B (several windows: B the first, "
+        "the others in proportion, or all written: close_MACD_12_26_rel_60_120)",
         "_diff_B": "x - b",
         "_reldiff_B": "(x - b) / b",
         "_pct": "100 * x; behind the endings above",

@@ -3,7 +3,9 @@ mean. A new one is one more entry in FUNCTIONS and a branch in the kernel beside
 
 A name is `[f_|o_][column_]FUNCTION_WINDOW...[_rel_W|_diff_W|_reldiff_W][_pct][_log]`. The endings
 are applied from left to right, `x` being the value so far and `b` the same function at window W:
-`_rel_W` is x / b, `_diff_W` x - b, `_reldiff_W` (x - b) / b, `_pct` 100 * x, `_log` ln x.
+`_rel_W` is x / b, `_diff_W` x - b, `_reldiff_W` (x - b) / b, `_pct` 100 * x, `_log` ln x. Where the
+function has several windows W is the first and the others grow with it (`STOCHD_14_3_rel_56` is
+against STOCHD_56_12), or all are written (`close_MACD_12_26_rel_60_120`).
 
 Conventions are TA-Lib's where it has the function. NaN inputs are skipped, never interpolated; a
 window must lie wholly inside the data; what is undefined (0 / 0, the logarithm of what is not
@@ -369,7 +371,7 @@ _NAME = re.compile(
     rf"(?P<windows>(?:_{_NUMBER})+)(?P<endings>.*)"
 )
 _ENDINGS = re.compile(
-    rf"(?:_(?P<form>rel|diff|reldiff)_(?P<base>{_NUMBER}))?(?P<pct>_pct)?(?P<log>_log)?"
+    rf"(?:_(?P<form>rel|diff|reldiff)(?P<base>(?:_{_NUMBER})+))?(?P<pct>_pct)?(?P<log>_log)?"
 )
 _SOURCES = {None: "kline", "f_": "futur", "o_": "other"}
 
@@ -422,11 +424,6 @@ def parse(name: str, max_window: int) -> TaSpec:
     endings = _ENDINGS.fullmatch(match["endings"])
     if endings is None:
         raise Usage(f"feature {name!r}: the endings are {ENDINGS}, not {match['endings']!r}")
-    if endings["form"] is not None and len(windows) > 1:
-        raise Usage(
-            f"feature {name!r}: {match['function']} has several windows, so that"
-            f" _{endings['form']}_W says too little"
-        )
     prefix = OTHER if source == "other" and not function.needs_other else ""
 
     def slot(of: list[int]) -> Slot:
@@ -453,11 +450,35 @@ def parse(name: str, max_window: int) -> TaSpec:
         name=name,
         source=source,
         slot=slot(windows),
-        base=slot([int(endings["base"])]) if endings["form"] is not None else None,
+        base=None if endings["form"] is None else slot(_base(name, windows, endings, form)),
         form=_FORMS[endings["form"]],
         percent=endings["pct"] is not None,
         logarithm=endings["log"] is not None,
     )
+
+
+def _base(name: str, windows: list[int], endings: re.Match[str], form: str) -> list[int]:
+    """The windows that an ending names: all of them, or the first and the others in proportion.
+
+    Raises:
+        Usage: too few or too many, or the others come out as no whole rows.
+    """
+    given = [int(part) for part in endings["base"][1:].split("_")]
+    if len(given) == len(windows):
+        return given
+    ending = f"_{endings['form']}"
+    if len(given) > 1:
+        raise Usage(
+            f"feature {name!r}: {form} has {len(windows)} windows, and behind {ending} stand "
+            f"{len(given)}"
+        )
+    if any(window * given[0] % (windows[0] or 1) for window in windows):
+        nearest = "_".join(str(round(window * given[0] / windows[0])) for window in windows)
+        raise Usage(
+            f"feature {name!r}: with {given[0]} for {windows[0]} the other windows are no whole "
+            f"rows; write all of them, such as {ending}_{nearest}"
+        )
+    return [window * given[0] // (windows[0] or 1) for window in windows]
 
 
 def form_of(function: str) -> str:

@@ -39,9 +39,12 @@ def value(name, at, kline, futur=None, other=None, step_ms=60_000, first=0):
         return math.nan if found is None else found
 
     x = plain(windows)
-    ending = re.fullmatch(r"(?:_(rel|diff|reldiff)_(\d+))?(_pct)?(_log)?", match["endings"])
+    ending = re.fullmatch(r"(?:_(rel|diff|reldiff)((?:_\d+)+))?(_pct)?(_log)?", match["endings"])
     if ending[1]:
-        base = plain([int(ending[2])])
+        of = [int(w) for w in ending[2][1:].split("_")]
+        if len(of) < len(windows):
+            of = [int(Fraction(of[0], windows[0]) * w) for w in windows]
+        base = plain(of)
         if not (math.isfinite(x) and math.isfinite(base)):
             return math.nan
         if ending[1] != "diff" and base == 0:
