@@ -10,7 +10,7 @@ are promised for one onnxruntime version and CPU kind; elsewhere the golden rows
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from shared.errors import BadInput
+from shared.onnxfile import fields, message, text, text_of
 from shared.releases import BUNDLE, MAX_MODEL_BYTES, Manifest, Release, cpu_kind, read_release
 
 FloatArray = npt.NDArray[np.float64]
@@ -216,12 +217,12 @@ def check_graph(content: bytes) -> None:
         BadInput: what was found.
     """
     seen_graph = False
-    for number, value in _fields(content):
+    for number, value in fields(content):
         if number == 7:
             seen_graph = True
-            _check_graph_part(_message(value))
+            _check_graph_part(message(value))
         elif number == 8:
-            _check_domain(_text(_message(value), 1))
+            _check_domain(text_of(message(value), 1))
         elif number in {20, 25}:
             raise BadInput("it holds functions or training graphs")
     if not seen_graph:
@@ -229,37 +230,37 @@ def check_graph(content: bytes) -> None:
 
 
 def _check_graph_part(graph: memoryview) -> None:
-    for number, value in _fields(graph):
+    for number, value in fields(graph):
         if number == 1:
-            _check_node(_message(value))
+            _check_node(message(value))
         elif number == 5:
-            _check_tensor(_message(value))
+            _check_tensor(message(value))
         elif number == 15:
-            _check_sparse(_message(value))
+            _check_sparse(message(value))
 
 
 def _check_node(node: memoryview) -> None:
-    for number, value in _fields(node):
+    for number, value in fields(node):
         if number == 7:
-            _check_domain(bytes(_message(value)).decode("utf-8", "replace"))
+            _check_domain(text(value))
         elif number == 5:
-            for field, part in _fields(_message(value)):
+            for field, part in fields(message(value)):
                 if field in {5, 10}:
-                    _check_tensor(_message(part))
+                    _check_tensor(message(part))
                 elif field in {6, 11}:
-                    _check_graph_part(_message(part))
+                    _check_graph_part(message(part))
                 elif field in {22, 23}:
-                    _check_sparse(_message(part))
+                    _check_sparse(message(part))
 
 
 def _check_sparse(tensor: memoryview) -> None:
-    for number, value in _fields(tensor):
+    for number, value in fields(tensor):
         if number in {1, 2}:
-            _check_tensor(_message(value))
+            _check_tensor(message(value))
 
 
 def _check_tensor(tensor: memoryview) -> None:
-    for number, value in _fields(tensor):
+    for number, value in fields(tensor):
         if number == 13 or (number == 14 and value != 0):
             raise BadInput("a tensor's data lies outside the file (external data)")
 
@@ -267,57 +268,6 @@ def _check_tensor(tensor: memoryview) -> None:
 def _check_domain(domain: str) -> None:
     if domain not in _DOMAINS:
         raise BadInput(f"it uses operators of {domain!r}; only ONNX and ONNX-ML are allowed")
-
-
-def _text(message: memoryview, field: int) -> str:
-    for number, value in _fields(message):
-        if number == field:
-            return bytes(_message(value)).decode("utf-8", "replace")
-    return ""
-
-
-def _message(value: "int | memoryview") -> memoryview:
-    if isinstance(value, int):
-        raise BadInput("it is no ONNX model (a number where a message must be)")
-    return value
-
-
-def _fields(content: "bytes | memoryview") -> Iterator[tuple[int, "int | memoryview"]]:
-    """Fields of a protobuf message: (number, int or bytes); fixed-width numbers count as 0."""
-    view = memoryview(content)
-    place, end = 0, len(view)
-    while place < end:
-        key, place = _varint(view, place)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            value, place = _varint(view, place)
-            yield number, value
-        elif kind == 2:
-            size, place = _varint(view, place)
-            if place + size > end:
-                raise BadInput("it is cut short")
-            yield number, view[place : place + size]
-            place += size
-        elif kind in {1, 5}:
-            place += 8 if kind == 1 else 4
-            if place > end:
-                raise BadInput("it is cut short")
-            yield number, 0
-        else:
-            raise BadInput("it is no ONNX model (unknown wire type)")
-
-
-def _varint(view: memoryview, place: int) -> tuple[int, int]:
-    result = shift = 0
-    while True:
-        if place >= len(view) or shift > 63:
-            raise BadInput("it is cut short")
-        byte = view[place]
-        place += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return result, place
-        shift += 7
 
 
 def open_session(content: bytes) -> onnxruntime.InferenceSession:

@@ -364,6 +364,17 @@ def read_release(folder: Path, max_bytes: int = MAX_MODEL_BYTES) -> Release:
     return release
 
 
+def read_model(
+    release: Release, entry: ModelEntry | ValueEntry, max_bytes: int = MAX_MODEL_BYTES
+) -> bytes:
+    """One model's own file, of a release that was read.
+
+    Raises:
+        BadInput: it is not the file that was released.
+    """
+    return _read_checked(release.folder, entry.file, entry.sha256, max_bytes)
+
+
 def current_id(model_folder: Path) -> str | None:
     """Id of the live release, None where nothing was promoted yet. Costs one readlink.
 

@@ -1,7 +1,7 @@
 """Small releases for tests: linear models of made-up weights, real ONNX files, a real manifest."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from shared.times import iso
 from trainer.export.models import TrainedModel, export_bundle, export_model
 from trainer.models.lc import Linear
 from trainer.models.scaling import Scaling
+from trainer.release import _calibration
 
 FEATURES = ("close_1", "close_5", "close_15", "close_60", "volume_5", "span_5")
 
@@ -72,7 +73,32 @@ def made_release(
     horizon: int = 60,
 ) -> tuple[Manifest, dict[str, bytes]]:
     """A manifest and its files, not written yet."""
-    models = made_models(len(features), seed, labels)
+    return release_of(
+        made_models(len(features), seed, labels),
+        features,
+        seed=seed,
+        kind=kind,
+        created_s=created_s,
+        left_out=left_out,
+        symbols=symbols,
+        interval=interval,
+        horizon=horizon,
+    )
+
+
+def release_of(
+    models: Sequence[TrainedModel],
+    features: tuple[str, ...],
+    *,
+    seed: int = 0,
+    kind: ScoreKind = ScoreKind.RATIO,
+    created_s: int = 1_700_000_000,
+    left_out: tuple[str, ...] = (),
+    symbols: tuple[str, ...] = ("BTCUSDT",),
+    interval: str = "1m",
+    horizon: int = 60,
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Those models as a release, not written yet."""
     names = [model.name for model in models]
     stacks: list[Stack | None] = [None, None]
     if kind is ScoreKind.STACK:
@@ -104,10 +130,12 @@ def made_release(
         features_horizon=horizon,
         left_out=left_out,
         labels={
-            label: LabelEntry(
-                side="high" if label.startswith("high") else "low", horizon=180, definition=label
+            model.label: LabelEntry(
+                side="high" if model.label.startswith("high") else "low",
+                horizon=180,
+                definition=model.label,
             )
-            for label in labels
+            for model in models
         },
         models={
             model.name: ModelEntry(
@@ -115,8 +143,9 @@ def made_release(
                 sha256=hashlib.sha256(files[f"{model.name}.onnx"]).hexdigest(),
                 label=model.label,
                 inputs="k",
-                algorithm="lc",
+                algorithm=model.algorithm,
                 opset=21,
+                calibration=_calibration(model),
             )
             for model in models
         },

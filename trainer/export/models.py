@@ -12,7 +12,7 @@ from shared.score import LOGIT_MARGIN, ScoreFormula, ScoreKind
 from trainer.export.dense import add_linear, add_networks, add_scaling, add_vectors
 from trainer.export.graph import Graph
 from trainer.export.maps import add_isotonic, add_lines
-from trainer.export.trees import add_trees
+from trainer.export.trees import add_trees, leaf_counts
 from trainer.models.calibration import Core, Isotonic, Map, Mapped
 from trainer.models.fit import Fitted
 from trainer.models.gb import Boosting
@@ -52,8 +52,19 @@ def export_model(model: TrainedModel, features: Sequence[str]) -> bytes:
     add = _add_value if model.is_value else _add_probability
     output = add(graph, model, len(features))
     graph.add("Squeeze", output, graph.constant([1], np.int64), called="output")
-    metadata = {"name": model.name, "label": model.label, "features": list(features)}
-    return graph.model(len(features), {"output": ["n"]}, metadata)
+    return graph.model(len(features), {"output": ["n"]}, _metadata(model, features))
+
+
+def _metadata(model: TrainedModel, features: Sequence[str]) -> dict[str, object]:
+    """leaf_counts: what `shared.contributions` weighs the branches of trees by."""
+    found: dict[str, object] = {
+        "name": model.name,
+        "label": model.label,
+        "features": list(features),
+    }
+    if isinstance(model.core, Boosting):
+        found["leaf_counts"] = leaf_counts(model.core)
+    return found
 
 
 def export_bundle(

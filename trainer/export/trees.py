@@ -34,6 +34,7 @@ class _Arrays:
     left_is_leaf: list[int] = field(default_factory=list)
     right_is_leaf: list[int] = field(default_factory=list)
     leaf_values: list[float] = field(default_factory=list)
+    leaf_counts: list[int] = field(default_factory=list)
 
 
 def add_trees(graph: Graph, model: Boosting, features: str, columns: Sequence[int]) -> str:
@@ -74,6 +75,15 @@ def add_trees(graph: Graph, model: Boosting, features: str, columns: Sequence[in
     if slope != 1.0:
         minus_raw = graph.add("Mul", minus_raw, graph.constant(slope, np.float64))
     return minus_raw
+
+
+def leaf_counts(model: Boosting) -> list[int]:
+    """Training rows of each leaf, in the order in which `add_trees` stores leaves: what TreeSHAP
+    weighs branches by, which the graph has no place for."""
+    arrays = _Arrays()
+    for tree in model.booster.dump_model()["tree_info"]:
+        _add_tree(arrays, tree["tree_structure"], range(model.booster.num_feature()))
+    return arrays.leaf_counts
 
 
 def _logistic_slope(dump: Mapping[str, Any]) -> float:
@@ -144,6 +154,7 @@ def _add_leaf(arrays: _Arrays, leaf: Mapping[str, Any]) -> int:
     if "leaf_const" in leaf:
         raise Failure("LightGBM: linear trees cannot be exported")
     arrays.leaf_values.append(-float(leaf["leaf_value"]))
+    arrays.leaf_counts.append(int(leaf["leaf_count"]))
     return len(arrays.leaf_values) - 1
 
 
