@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,6 +62,20 @@ def _mapping(value: Any) -> Any:
 
 NamedPlaces = Annotated[dict[str, str], BeforeValidator(_mapping)]
 Space = Annotated[dict[str, dict[str, Any]], BeforeValidator(_mapping)]
+
+
+LABEL_WORDS: Mapping[str, tuple[str, ...]] = {
+    "highlow2": ("high2_20_04", "low2_20_04"),
+    "topbot2": ("top2_20_05", "bot2_20_05"),
+    "triple_barrier": ("tb_up", "tb_down"),
+    "trend_scanning": ("trend_up", "trend_down"),
+}
+"""What a word without numbers stands for among labels: both sides, with the usual numbers."""
+
+
+def label_names(given: Iterable[str]) -> tuple[str, ...]:
+    """The labels that these names and words stand for, each once."""
+    return tuple(dict.fromkeys(one for name in given for one in LABEL_WORDS.get(name, (name,))))
 
 
 class _Section(BaseModel):
@@ -444,7 +458,7 @@ class Settings(BaseSettings):
     model_folder: Path = Field(default=Path("MODELS"), description="releases and `current`")
     labels: Names = Field(
         default=("high_10", "high_15", "high_20", "low_10", "low_15", "low_20"),
-        description="what the models predict",
+        description="what the models predict (`python -m trainer labels --list`)",
     )
     algorithms: Annotated[tuple[Algorithm, ...], BeforeValidator(_algorithms)] = Field(
         default_factory=lambda: tuple(Algorithm(name=a, algo=a) for a in ("gb", "nn", "lc")),
@@ -545,7 +559,7 @@ class Settings(BaseSettings):
     def _labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("name at least one label")
-        return value
+        return label_names(value)
 
     @field_validator("algorithms")
     @classmethod

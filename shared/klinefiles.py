@@ -3,7 +3,8 @@
 Only numpy and pyarrow, and pyarrow only once a file is touched: live services use this module.
 A candle is taken as it is or refused with the file and the row; nothing is mended in silence:
 
-* the same candle twice (overlapping files) is one candle; two different ones of a time are refused;
+* the same candle twice (overlapping files) is one candle, and logged; two different ones of a time
+  are refused, and so is a file that is named after another market than the user says;
 * a row whose prices are all NaN is a written-out gap, the same as no row;
 * open times off the raster exist around old exchange outages (hours of candles shifted by seconds).
   Such a candle is not that of its minute: a run of them is left out, so that those minutes are
@@ -73,6 +74,10 @@ _PRICES = ("open", "high", "low", "close")
 _MS_RANGE = (10**11, 10**14)  # 1973 to 5138; from 1e14 on a number is microseconds
 _FILE_NAME = re.compile(r"(?P<symbol>.+?)-(?P<interval>\d+(?:mo|[smhdwM]))(?:-.+)?")
 _MONTH = re.compile(r"\d{4}-\d{2}")
+# An asset and what it is quoted in.
+_MARKET = re.compile(
+    r"[A-Z0-9]{1,15}(USDT|USDC|FDUSD|BUSD|TUSD|USD|DAI|BTC|ETH|BNB|EUR|GBP|TRY|BRL|JPY)"
+)
 
 
 def read_klines(
@@ -98,6 +103,8 @@ def read_klines(
     groups: dict[tuple[str, str], list[_Part]] = {}
     for file in files:
         named_symbol, named_interval = named(file)
+        if symbol is not None and named_symbol is not None:
+            _check_market(file, named_symbol, symbol)
         for part in _read(file):
             spacing = interval or named_interval or _most_frequent_interval(part)
             _check_spacing(part, spacing)
@@ -155,6 +162,19 @@ def named(path: Path) -> tuple[str | None, str | None]:
     if match is None:
         return None, None
     return match["symbol"].upper(), match["interval"]
+
+
+def _check_market(path: Path, named_symbol: str, symbol: str) -> None:
+    """Raises:
+    Usage: the name is that of another market (`data-1m.csv` is none).
+    """
+    if named_symbol.startswith(symbol) or symbol.startswith(named_symbol):
+        return  # BTCUSDT-PERP, BTCUSDT_240329
+    if _MARKET.fullmatch(named_symbol) and _MARKET.fullmatch(symbol):
+        raise Usage(
+            f"{path}: its name says {named_symbol}, and --symbol {symbol}; leave --symbol out, or "
+            f"rename the file if it does hold {symbol}"
+        )
 
 
 # --- one file ------------------------------------------------------------------------------------
@@ -663,6 +683,13 @@ def _sorted_once(parts: list[_Part], times: Times, values: Floats) -> tuple[Time
     """
     source = np.argsort(times, kind="stable")
     times, values = times[source], values[source]
+    bounds = np.cumsum([len(part) for part in parts])
+
+    def where(row: int) -> str:
+        number = int(np.searchsorted(bounds, row, side="right"))
+        return parts[number].where(row - (int(bounds[number]) - len(parts[number])))
+
+    told = False
     while True:
         again = np.zeros(len(times), bool)
         again[1:] = times[1:] == times[:-1]
@@ -674,15 +701,19 @@ def _sorted_once(parts: list[_Part], times: Times, values: Floats) -> tuple[Time
         if conflict.any():
             index = int(conflict.any(axis=1).argmax())
             column = int(conflict[index].argmax())
-            bounds = np.cumsum([len(part) for part in parts])
-            places = []
-            for row in (source[first[index]], source[second[index]]):
-                number = int(np.searchsorted(bounds, row, side="right"))
-                offset = int(bounds[number]) - len(parts[number])
-                places.append(parts[number].where(int(row) - offset))
             raise BadInput(
-                f"{places[1]}: {KLINE_COLUMNS[column]} is {values[second[index], column]:.12g}, "
-                f"but {values[first[index], column]:.12g} in {places[0]}; keep one of the two"
+                f"{where(int(source[second[index]]))}: {KLINE_COLUMNS[column]} is "
+                f"{values[second[index], column]:.12g}, but {values[first[index], column]:.12g} in "
+                f"{where(int(source[first[index]]))}; keep one of the two"
+            )
+        if not told:
+            told = True
+            log.warning(
+                "%s is the candle of %s again: %d candles stand there more than once, each with "
+                "equal values, and are taken once",
+                where(int(source[second[0]])),
+                where(int(source[first[0]])),
+                int(again.sum()),
             )
         values[second] = np.where(np.isnan(values[second]), values[first], values[second])
         keep = np.ones(len(times), bool)

@@ -14,7 +14,7 @@ from trainer import rasters
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--symbol, --interval, --klines, --futures, --until."""
+    """--symbol, --interval, --klines, --futures, --other, --until."""
     parser.add_argument("--symbol", action="append", metavar="S", help="instead of the config's")
     parser.add_argument("--interval", metavar="I", help="instead of the config's or the file's")
     parser.add_argument(
@@ -27,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--futures", nargs="+", type=Path, metavar="FILE", help="futures klines beside --klines"
     )
+    rasters.add_other(parser)
     parser.add_argument(
         "--until",
         type=int,
@@ -44,9 +45,9 @@ def read(
         Usage: options that contradict each other. Failure: data missing or malformed.
     """
     if args.klines is not None:
-        found = [rasters.join(*pair) for pair in rasters.read_bare(args, settings)]
-    elif args.futures is not None:
-        raise Usage("--futures goes with --klines")
+        found = list(rasters.joined_bare(args, settings, rasters.read_bare(args, settings)))
+    elif args.futures is not None or args.other is not None:
+        raise Usage("--futures and --other go with --klines")
     else:
         interval = args.interval or settings.interval
         symbols = args.symbol or settings.symbols
@@ -57,9 +58,11 @@ def read(
     for raster in found:
         source = raster.lacks(features.sources)
         if source is not None:
+            bare = {"futur": ", or give --futures", "other": ", or give --other"}
             raise Usage(
                 f"{raster.symbol}: features read {source} rows, and there are none: download "
-                f"and merge them, or take features_{source} out of the config"
+                f"and merge them{bare.get(source, '') if args.klines is not None else ''}, or take "
+                f"{'such' if source == 'other' else f'features_{source}'} out of the config"
             )
     return found if args.until is None else [before(raster, args.until) for raster in found]
 

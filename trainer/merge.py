@@ -9,7 +9,7 @@ symbols, each after a prefix of its own (`--source eth=ETHUSDT`, config `trainer
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ from trainer.progress import Progress
 Floats = npt.NDArray[np.float64]
 
 FUNDING_COLUMN = "funding_rate"
-OTHER_PREFIX = "o"
-"""Of the columns that CORREL, BETA and o_ features read: those of the config's features_other."""
 _GAPS_SHOWN = 10
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
@@ -110,7 +108,7 @@ def sources_of(settings: Settings, args: argparse.Namespace) -> dict[str, str]:
     """
     found = dict(settings.trainer.merge.sources)
     if settings.features_other is not None:
-        found[OTHER_PREFIX] = settings.features_other
+        found[rasters.OTHER_PREFIX] = settings.features_other
     for text in args.source:
         name, _, given = text.partition("=")
         if not given:
@@ -172,7 +170,7 @@ def _merged(
             bar.advance(len(args.klines))
         for table, futures in tables:
             read = [*args.klines, *(args.futures or ())]
-            others = _others(settings, sources, table, read)
+            others = _others(settings, sources, table, read, [one for one, _ in tables])
             yield read, rasters.join(table, futures, others=others)
         return
     if args.futures is not None:
@@ -240,9 +238,15 @@ def last_funding(
 
 
 def _others(
-    settings: Settings, sources: Mapping[str, str], klines: KlineTable, read: list[Path]
+    settings: Settings,
+    sources: Mapping[str, str],
+    klines: KlineTable,
+    read: list[Path],
+    at_hand: Sequence[KlineTable] = (),
 ) -> dict[str, KlineTable]:
     """The candles of every further source, around those of `klines`; adds to what was read.
+
+    at_hand: tables that were read anyway.
 
     Raises:
         Failure: a source has no candles.
@@ -250,8 +254,12 @@ def _others(
     found: dict[str, KlineTable] = {}
     first, last = int(klines.open_time_ms[0]), int(klines.open_time_ms[-1])
     for prefix, place in sources.items():
-        if place == klines.symbol and prefix != OTHER_PREFIX:
+        if place == klines.symbol and prefix != rasters.OTHER_PREFIX:
             continue  # of several symbols, that one has its own columns already
+        here = [one for one in at_hand if (one.symbol, one.interval) == (place, klines.interval)]
+        if here:
+            found[prefix] = here[0]
+            continue
         if place.endswith(klinefiles.SUFFIXES):
             tables = klinefiles.read_klines([place], interval=klines.interval)
             found[prefix] = tables[0]

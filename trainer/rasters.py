@@ -29,7 +29,9 @@ Columns = Mapping[str, npt.NDArray[Any]]
 
 _STACKED_ROWS = 16_384
 FUTURES_COLUMNS = tuple(f"f_{name}" for name in KLINE_COLUMNS)
-OTHER_COLUMNS = tuple(f"o_{name}" for name in KLINE_COLUMNS)
+OTHER_PREFIX = "o"
+"""Of the columns that CORREL, BETA and o_ features read: those of the config's features_other."""
+OTHER_COLUMNS = tuple(f"{OTHER_PREFIX}_{name}" for name in KLINE_COLUMNS)
 CLOSE = KLINE_COLUMNS.index("close")
 _KNOWN = frozenset(("open_time_ms", *KLINE_COLUMNS, *FUTURES_COLUMNS, *DEPTH_COLUMNS))
 
@@ -465,14 +467,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--futures", nargs="+", type=Path, metavar="FILE", help="futures klines beside --klines"
     )
+    add_other(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE.parquet", help="write this one file")
+
+
+def add_other(parser: argparse.ArgumentParser) -> None:
+    """--other."""
     parser.add_argument(
         "--other",
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="another symbol's klines beside --klines, for features that compare with it",
+        help="another symbol's klines beside --klines, for features that compare with it (not "
+        "needed where --klines holds those of features_other)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.parquet", help="write this one file")
 
 
 def selected(
@@ -499,16 +507,34 @@ def selected(
         return
     tables = read_bare(args, settings)
     _one_if_out(args, [f"{table.symbol} {table.interval}" for table, _ in tables])
-    others = {}
-    if _other(args) is not None:
-        found = klinefiles.read_klines(_other(args) or (), interval=args.interval)
-        if len(found) != 1:
-            raise Usage("--other takes the files of one symbol and interval")
-        others = {OTHER_COLUMNS[0].partition("_")[0]: found[0]}
-    for table, futures in tables:
-        raster = join(table, futures, others=others)
+    for raster in joined_bare(args, settings, tables):
         read = [*args.klines, *(args.futures or ()), *(_other(args) or ())]
         yield read, raster, _output(settings, args, raster, kind)
+
+
+def joined_bare(
+    args: argparse.Namespace,
+    settings: Settings,
+    tables: Sequence[tuple[KlineTable, KlineTable | None]],
+) -> Iterator[Raster]:
+    """The tables of `read_bare` on their rasters, beside them the candles of the other symbol: of
+    --other, or those files of --klines that hold the config's features_other.
+
+    Raises:
+        Usage: --other holds several symbols. BadInput: candles that do not fit.
+    """
+    given: list[KlineTable] | None = None
+    if _other(args) is not None:
+        given = klinefiles.read_klines(_other(args) or (), interval=args.interval)
+        if len(given) != 1:
+            raise Usage("--other takes the files of one symbol and interval")
+    for table, futures in tables:
+        others = given or [
+            one
+            for one, _ in tables
+            if (one.symbol, one.interval) == (settings.features_other, table.interval)
+        ]
+        yield join(table, futures, others={OTHER_PREFIX: others[0]} if others else {})
 
 
 def _other(args: argparse.Namespace) -> list[Path] | None:

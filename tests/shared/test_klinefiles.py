@@ -350,10 +350,29 @@ def test_two_different_candles_of_one_time_are_refused_with_both_places(tmp_path
     assert "X-1m-a.csv: line 4" in message
 
 
-def test_the_same_candle_twice_in_one_file_is_one_candle(tmp_path: Path) -> None:
+def test_the_same_candle_twice_in_one_file_is_one_candle_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lines = rows()
-    [table] = read_klines([save(tmp_path / "X-1m.csv", text([*lines[:3], *lines[2:]]))])
+    twice = [*lines[:3], lines[2], *lines[2:]]
+    [table] = read_klines([save(tmp_path / "X-1m.csv", text(twice))])
     check(table, lines)
+    (said,) = caplog.messages
+    assert "X-1m.csv: line 4 (2021-05-16T00:02:00Z) is the candle of" in said
+    assert "X-1m.csv: line 3 (2021-05-16T00:02:00Z) again: 2 candles stand there" in said
+
+
+def test_a_file_named_after_another_market_is_not_believed_to_hold_this_one(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path / "ETHUSDT-1m-2021-05.csv", text(rows()))
+    with pytest.raises(Usage, match="its name says ETHUSDT, and --symbol BTCUSDT; leave --symbol"):
+        read_klines([tmp_path], symbol="BTCUSDT")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("mine-1m.csv", "BTCUSDT-PERP-1m.csv", "BTCUSDT_240329-1m.csv", "plain.csv"):
+        [table] = read_klines([save(other / name, text(rows()))], symbol="BTCUSDT")
+        assert table.symbol == "BTCUSDT"
 
 
 def test_written_out_gaps_are_gaps(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from shared.klinefiles import write_columns
+from shared.config import Settings
+from shared.klinefiles import read_columns, write_columns
 from shared.klines import KLINE_COLUMNS, KlineTable
 from tests.trainer.walks import MINUTE, walk
 from trainer import cli
@@ -95,3 +96,24 @@ def test_an_unknown_label_is_one_line_before_anything_is_read(
 ) -> None:
     assert cli.main(["labels", "--klines", "nowhere.parquet", "--labels", "high_10", "tb_pu"]) == 2
     assert capsys.readouterr().err == "trainer labels: no label 'tb_pu'; did you mean 'tb_up'?\n"
+
+
+def test_a_bare_word_stands_for_both_sides(
+    candles: tuple[Path, KlineTable], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.parquet"
+    words = ["highlow2", "topbot2", "triple_barrier", "trend_scanning", "tb_up"]
+    options = ["--labels", *words, "--out", str(out)]
+    assert cli.main(["labels", "--klines", str(candles[0]), *options]) == 0
+    assert list(read_columns(out)) == [
+        *("open_time_ms", "high2_20_04", "low2_20_04", "top2_20_05", "bot2_20_05"),
+        *("tb_up", "tb_down", "trend_up", "trend_down"),
+    ]
+    assert Settings(labels=["high_10", "highlow2"]).labels == (
+        *("high_10", "high2_20_04", "low2_20_04"),
+    )
+    capsys.readouterr()
+    assert cli.main(["labels", "--list"]) == 0
+    assert "  highlow2              high2_20_04, low2_20_04\n" in capsys.readouterr().out
+    assert cli.main(["labels", "--klines", "nowhere.csv", "--labels", "topbot"]) == 2
+    assert "did you mean 'topbot2'?" in capsys.readouterr().err

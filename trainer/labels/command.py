@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared.config import Settings
+from shared.config import LABEL_WORDS, Settings, label_names
 from shared.errors import Usage
 from trainer import rasters
 from trainer.csvfiles import write_csv
@@ -39,8 +39,9 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
     if horizon < 1:
         raise Usage(f"--horizon {horizon}: a label looks at least one row ahead")
     if args.list:
-        return {"command": "labels", "horizon": horizon, "forms": _forms(horizon)}
-    names = tuple(dict.fromkeys(rasters.listed(args.labels) or settings.labels))
+        words = {word: list(names) for word, names in LABEL_WORDS.items()}
+        return {"command": "labels", "horizon": horizon, "forms": _forms(horizon), "words": words}
+    names = label_names(rasters.listed(args.labels) or settings.labels)
     specs = [spec(name, horizon) for name in names]
     outputs = []
     for read, raster, out in rasters.selected(settings, args, "labels"):
@@ -111,4 +112,5 @@ def _listing(result: Mapping[str, Any]) -> str:
             text = one["definition"].removesuffix(f", {SIGMA_IS}")
             side = one["side"] or "value"
             lines.append(f"  {one['name']:21} {side:5}  {text}; t1 = {one['t1']}")
-    return "\n".join([*lines, "", SIGMA_IS])
+    words = [f"  {word:21} {', '.join(names)}" for word, names in result["words"].items()]
+    return "\n".join([*lines, "", SIGMA_IS, "", "Words that stand for two of them:", *words])

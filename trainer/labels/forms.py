@@ -16,7 +16,9 @@ rows, as the seed's does.
 `high2` is the predecessor's later `highlow2`, with the stop in percent, not as a share of the
 target: `high2_20_04` is its threshold 2.0 with tolerance 0.2. There, a candle that passes both
 prices is a success for both sides, and so is a gap; here it is the stop, and NaN. `top2` is its
-`topbot2` with the tolerance in percent of the price, not as a share of the level; see `turns`.
+`topbot2` with the tolerance in percent of the price, not as a share of the level; see `turns`. The
+bare words, where labels are listed, stand for both sides with these numbers
+(`shared.config.LABEL_WORDS`).
 
 Thresholds in percent have no cases in a calm market and little else in a wild one: `highv`, `lowv`
 and the triple barrier measure in sigma(t), the population standard deviation of the log returns
@@ -38,6 +40,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from shared.config import LABEL_WORDS
 from shared.errors import Usage
 from shared.klines import KlineTable
 from trainer.labels import moves, paths, touch, turns
@@ -126,7 +129,8 @@ def spec(name: str, horizon: int = HORIZON) -> Spec:
         found = form.pattern.fullmatch(name)
         if found is not None:
             return form.read(found, horizon)
-    close = difflib.get_close_matches(name, known_labels(), n=1, cutoff=0.0)
+    known = (*known_labels(), *LABEL_WORDS)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     raise Usage(f"no label {name!r}; did you mean {close[0]!r}?")
 
 
