@@ -94,6 +94,10 @@ class Weights:
         fits_all = self.total + weight <= max(weight, self.limit * 0.9)
         return 0.0 if fits_own and fits_all else 60.05 - now_s % 60
 
+    def stopped_s(self, now_s: float) -> float:
+        """How long the exchange allows no call at all; 0 = it allows some."""
+        return max(0.0, self._stopped_until_s - now_s)
+
     def sent(self, weight: int, now_s: float) -> None:
         self._turn(now_s)
         self.own += weight
@@ -406,7 +410,7 @@ class Rest:
         try:
             async with self._http.get(url, params=params, timeout=_TIMEOUT) as response:
                 status, headers = response.status, response.headers
-                body = await _read(response)
+                body = await read_body(response)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             self.failed()
             reason = str(error) or type(error).__name__
@@ -415,7 +419,7 @@ class Rest:
         if used is not None and used.isdigit():
             self.weights.heard(int(used), time.time())
         if status in (403, 418, 429):
-            wait_s = _retry_after_s(headers.get("Retry-After"))
+            wait_s = retry_after_s(headers.get("Retry-After"))
             self.weights.refused(wait_s, time.time())
             raise Busy(f"{endpoint}: HTTP {status}, no calls for {wait_s:.0f} s", wait_s)
         try:
@@ -466,7 +470,8 @@ class _Checked:
             raise Unavailable(f"{self._endpoint}: {error}") from None
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Raises: ValueError where it is larger than any honest reply."""
     parts, size = [], 0
     async for part in response.content.iter_any():
         size += len(part)
@@ -476,12 +481,13 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def _retry_after_s(text: str | None) -> float:
+def retry_after_s(text: str | None, unsaid_s: float = _BAN_S) -> float:
+    """A `Retry-After` header; unsaid_s where it says nothing sensible."""
     try:
-        wait_s = float(text) if text is not None else _BAN_S
+        wait_s = float(text) if text is not None else unsaid_s
     except ValueError:
-        wait_s = _BAN_S
-    return wait_s if 0 <= wait_s <= 7 * 86_400 else _BAN_S
+        wait_s = unsaid_s
+    return wait_s if 0 <= wait_s <= 7 * 86_400 else unsaid_s
 
 
 def _levels(levels: Any, *, descending: bool) -> tuple[tuple[float, float], ...]:
