@@ -31,7 +31,7 @@ help:
 	@echo "                       make test-browser: pages in headless Chromium"
 	@echo "make check             format, lint and types"
 	@echo "make bench             the benchmarks"
-	@echo "make docs              write the tables that README.md takes from the code"
+	@echo "make docs              write the tables that README.md and docs/ take from the code"
 	@echo "make lock              resolve the lock files again (UPGRADE=1: newest versions)"
 	@echo "make clean             remove .venv, caches and work/"
 
@@ -65,7 +65,7 @@ bench: $(STAMPS)/bench
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(DEMO_READY)
-	@$(BIN)/python -m deploy.reference README.md
+	@$(BIN)/python -m deploy.reference README.md docs/monitoring.md
 
 clean:
 	rm -rf $(VENV) $(STAMPS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

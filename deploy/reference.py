@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from shared.config import PREFIX, SECRETS, Settings
 from shared.errors import Failure, Usage
+from shared.metrics import CATALOG
 
 # A value that a user might set; README shows it, and a test loads every one of them.
 _EXAMPLES: dict[str, Any] = {
@@ -250,7 +251,16 @@ def command_help() -> str:
     return "\n\n".join(parts)
 
 
-_TABLES = {"config": config_table, "commands": command_help}
+def metrics_table() -> str:
+    """Markdown: every metric with its kind, labels and meaning."""
+    rows = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
+    for metric in CATALOG:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |")
+    return "\n".join(rows)
+
+
+_TABLES = {"config": config_table, "commands": command_help, "metrics": metrics_table}
 _BLOCK = re.compile(r"(<!-- (\w+): written by `make docs` -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

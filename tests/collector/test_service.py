@@ -429,7 +429,10 @@ def test_the_history_covers_twice_what_any_feature_looks_back(tmp_path: Path) ->
 
 
 async def test_c10_two_collectors_write_each_candle_once(rig: Rig) -> None:
-    async with rig.collecting(instance="one"), rig.collecting(instance="two", data_folder="x"):
+    async with (
+        rig.collecting(instance="one"),
+        rig.collecting(instance="two", data_folder=str(rig.folder / "x")),
+    ):
         await rig.until_written(NEXT - 1)
         await rig.advance(10)
         await rig.until_written(NEXT + 9)
