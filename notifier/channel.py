@@ -1,6 +1,8 @@
 """How a message leaves: what every channel does, and the console, the one without a vendor."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from shared.errors import Rejected, Unavailable
@@ -20,6 +22,27 @@ class Closed(Rejected):
     """The target takes no message any more, this one or another, until a person mends it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Button:
+    """Something to press below a message; data comes back with the press, 64 bytes at most."""
+
+    text: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What is sent. text: plain, up to 4096 UTF-16 units (1024 below a picture). mono: with a
+    typewriter's letters, for columns. picture: a PNG. silent: without a sound."""
+
+    text: str
+    bold: bool = False
+    mono: bool = False
+    silent: bool = False
+    picture: bytes | None = None
+    buttons: Sequence[Sequence[Button]] = ()
+
+
 class Channel(Protocol):
     """Where messages go. name and chat are written into the journal of notifications."""
 
@@ -32,8 +55,8 @@ class Channel(Protocol):
     async def check(self) -> None:
         """Asks whether messages can be sent at all. Raises as `send` does."""
 
-    async def send(self, text: str) -> int | None:
-        """Sends plain text; returns the message's id where there is one.
+    async def send(self, message: Message) -> int | None:
+        """Sends it; returns the message's id where there is one.
 
         Raises:
             Unavailable: not sent, try again later (Slow: not before ...).
@@ -53,10 +76,10 @@ class Console:
     async def check(self) -> None:
         return None
 
-    async def send(self, text: str) -> int | None:
+    async def send(self, message: Message) -> int | None:
         try:
             # Bytes, because the terminal's own encoding may have no such characters.
-            sys.stdout.buffer.write(text.encode() + b"\n")
+            sys.stdout.buffer.write(message.text.encode() + b"\n")
             sys.stdout.buffer.flush()
         except (OSError, ValueError) as error:
             raise Closed(f"stdout is closed: {error}") from None

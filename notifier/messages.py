@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from notifier.words import say
+from shared.config import Band
 from shared.events import Level, Notice, Signal
 from shared.times import iso
 
@@ -40,23 +42,50 @@ def price_text(price: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def score_text(signal: Signal, base_asset: str, threshold: int) -> str | None:
+def score_text(signal: Signal, base_asset: str, threshold: int, language: str = "en") -> str | None:
     """`₿ 60,518 📉📉📉 Score: -0.26`; None = silent: no valid score, or below `threshold` steps.
 
     There is one icon at the threshold and one more per step above it; it points where the printed
     sign does (so with threshold 0 a score of zero, `+0.00`, has one that points up).
     """
+    score = _valid(signal)
+    if score is None or (above := steps(score) - threshold) < 0:
+        return None
+    icon = DOWN if math.copysign(1, score) < 0 else UP
+    head = f"{_sign(base_asset)} {price_text(signal.close)}"
+    return f"{head} {icon * (above + 1)} {say('score', language)}: {score:+.2f}"
+
+
+def band_text(
+    signal: Signal, base_asset: str, band: Band | None, arrow: str, language: str = "en"
+) -> str | None:
+    """`〉〉〉📈 ₿ 60,518 Score: +0.26 ↑ BUY ZONE`; band None: the score has left all of them.
+
+    arrow: whether the score has got stronger (`↑`, in either direction). None = no valid score.
+    """
+    score = _valid(signal)
+    if score is None:
+        return None
+    parts = [
+        "" if band is None else clean(band.sign),
+        f"{_sign(base_asset)} {price_text(signal.close)}",
+        f"{say('score', language)}: {score:+.2f}",
+        arrow,
+        "" if band is None else clean(band.text),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _valid(signal: Signal) -> float | None:
+    """The score that people may be told; None where there is none."""
     score = signal.score
     if signal.invalid or score is None or not -1 <= score <= 1:
         return None
-    if not (math.isfinite(signal.close) and signal.close > 0):
-        return None
-    above = steps(score) - threshold
-    if above < 0:
-        return None
-    icon = DOWN if math.copysign(1, score) < 0 else UP
-    sign = SIGNS.get(base_asset) or clean(base_asset)
-    return f"{sign} {price_text(signal.close)} {icon * (above + 1)} Score: {score:+.2f}"
+    return score if math.isfinite(signal.close) and signal.close > 0 else None
+
+
+def _sign(base_asset: str) -> str:
+    return SIGNS.get(base_asset) or clean(base_asset)
 
 
 def is_alert(notice: Notice) -> bool:
@@ -76,10 +105,11 @@ def alert_text(notices: Sequence[Notice], now_ms: int) -> AlertText:
     """One message about as many waiting notices as fit, oldest first: a line per service and code
     with the first one's text and, for a burst, `×` how many. now_ms: our own clock.
     """
-    lines: dict[tuple[str, str], list[Notice]] = {}
+    lines: dict[tuple[str, str, int], list[Notice]] = {}
     shown, taken = "", 0
     for notice in notices[:_NOTICES]:
-        lines.setdefault((notice.service, notice.code), []).append(notice)
+        own = taken + 1 if notice.level == Level.INFO else 0  # what we did: a line each
+        lines.setdefault((notice.service, notice.code, own), []).append(notice)
         text = "\n".join(_line(group, now_ms) for group in lines.values())
         if taken and units(text) > TEXT_UNITS:
             break
@@ -89,6 +119,8 @@ def alert_text(notices: Sequence[Notice], now_ms: int) -> AlertText:
 
 def _line(group: Sequence[Notice], now_ms: int) -> str:
     first = group[0]
+    if first.level == Level.INFO:
+        return f"💰 {clean(first.text, _NOTICE_CHARACTERS)}"
     loud = any(notice.level != Level.WARNING for notice in group)
     times = f" ×{len(group)}" if len(group) > 1 else ""
     since = f" (since {_time(first.time_ms)})" if now_ms - first.time_ms > _OLD_MS else ""

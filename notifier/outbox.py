@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from notifier.channel import Message
 from shared.bus import Entry
 from shared.events import Notice, Signal
 
@@ -19,7 +20,7 @@ class Score:
     """A score that people are to be told. entry: the signal, not acknowledged yet."""
 
     entry: Entry[Signal]
-    text: str
+    message: Message
 
 
 @dataclass(slots=True)

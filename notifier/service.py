@@ -7,7 +7,8 @@ means that the notifier ended in between: a score is then left alone, an alert i
 says that it may be a duplicate. To Telegram nothing is sent before the server has its claim on
 disk: one that was lost with a power cut would be claimed, and sent, twice.
 
-Two tasks: the intake reads the bus and never waits for Telegram; the delivery sends.
+Two tasks a chat: the intake reads the bus and never waits for Telegram; the delivery sends. Each
+chat has a group of its own on the bus, so that one that is slow, blocked or gone holds up no other.
 """
 
 import asyncio
@@ -20,23 +21,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from notifier.channel import TELEGRAM, Channel, Closed, Console, Slow
-from notifier.messages import DUPLICATE, alert_text, clean, is_alert, score_text
+from notifier.bands import last_band
+from notifier.channel import TELEGRAM, Channel, Closed, Console, Message, Slow
+from notifier.chats import SERVICE, Preferences, Recipient, preferences_key, recipients
+from notifier.messages import DUPLICATE, alert_text, clean
 from notifier.outbox import Outbox, Pace, Score
 from notifier.watch import dead_man, watch, watch_bus
-from shared.bus import Entry, Source, Step, Write, by_key, id_order, now_us
+from shared.bus import Bus, Entry, Source, Step, Write, by_key, id_order, now_us
 from shared.config import Settings
 from shared.errors import OutOfSync, Rejected, Unavailable, Unknown, Usage
 from shared.events import Delivery, Level, Notice, Notification, Signal
 from shared.logs import Quiet
 from shared.market import market_now_ms
 from shared.metrics import MESSAGE_TROUBLE, MESSAGES, WAITING
-from shared.runtime import Session
+from shared.runtime import Health, Session
 from shared.stage import janitor
-from shared.streams import ALERT, NOTICE, NOTIFICATION, SIGNAL
+from shared.streams import NOTICE, SIGNAL
 
 log = logging.getLogger(__name__)
-_ALERTS = Source(ALERT)
 _NOTICES = Source(NOTICE)
 _BATCH = 256
 _FULL_MS = 100
@@ -46,8 +48,19 @@ _DUPLICATE_PAUSE = 5.0
 _MEASURE_S = 5.0
 
 
+@dataclass(slots=True)
+class Line:
+    """What outlives a session with the bus: how fast a chat may be written to, whether at all.
+
+    pace: None = as fast as it goes. closed: why nothing can be sent any more, "" = it can.
+    """
+
+    pace: Pace | None
+    closed: str = ""
+
+
 class Notifier:
-    """What outlives a session with the bus: how fast we may send, and whether at all.
+    """What outlives a session with the bus.
 
     retry_s: shortest and longest pause before another attempt. answer_s: how long we wait for an
     answer before we take it that none comes. durable_s: how long a claim may take to reach the disk
@@ -69,49 +82,104 @@ class Notifier:
         self.durable_s = durable_s
         self.silent_s = silent_s
         self.ping_s = ping_s
-        self.pace: Pace | None = None
-        self.closed = ""
+        self._lines: dict[str, Line] = {}
+        self._outboxes: dict[str, Outbox] = {}
+
+    def line(self, settings: Settings, chat: str) -> Line:
+        """The line to a chat, the same one for as long as we live."""
+        if chat not in self._lines:
+            has_token = settings.telegram_bot_token is not None
+            pace = Pace(settings.notifier.messages_per_minute) if has_token else None
+            self._lines[chat] = Line(pace)
+        return self._lines[chat]
 
     async def serve(self, session: Session) -> None:
+        """Every chat works until something breaks."""
+        settings = session.settings
+        everybody = recipients(settings)
+        if settings.telegram_bot_token is not None and not settings.chats():
+            raise Usage("telegram_chat_id is missing: whom should the bot write to?")
+        await _forget_chats(session, everybody)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_trim(session, everybody))
+            tasks.create_task(watch(session, silent_s=self.silent_s))
+            tasks.create_task(watch_bus(session))
+            tasks.create_task(self._measure(session))
+            url = settings.notifier.dead_man_url
+            if url is not None:
+                healthy = partial(self._is_healthy, session)
+                tasks.create_task(dead_man(url.get_secret_value(), healthy, every_s=self.ping_s))
+            for recipient in everybody[1:]:
+                tasks.create_task(self._further(session, recipient))
+            await self._chat(session, everybody[0])
+
+    async def _further(self, session: Session, recipient: Recipient) -> None:
+        """A chat with connections and a group of its own."""
+        settings = session.settings
+        opening = Bus.session(
+            settings.redis_url,
+            service=recipient.group,
+            instance=settings.instance,
+            message_bytes=settings.limits.message_bytes,
+            alive=session.alive,
+        )
+        health = Health()
+        session.health.facts.setdefault("chats", {})[recipient.chat.chat] = health.facts
+        async with opening as bus:
+            own = replace(session, bus=bus, health=health)
+            await self._chat(own, recipient)
+
+    async def _chat(self, session: Session, recipient: Recipient) -> None:
         """Settles what an earlier life left open, then works until something breaks."""
         settings, bus = session.settings, session.bus
-        if settings.telegram_bot_token is not None and not settings.telegram_chat_id:
-            raise Usage("telegram_chat_id is missing: whom should the bot write to?")
-        if self.pace is None and settings.telegram_bot_token is not None:
-            self.pace = Pace(settings.notifier.messages_per_minute)
-        signals = by_key(Source(SIGNAL, symbol, settings.interval) for symbol in settings.symbols)
+        stored = await bus.get(preferences_key(recipient.chat.chat))
+        recipient.preferences = Preferences.from_json(stored)
+        signals = by_key(Source(SIGNAL, symbol, settings.interval) for symbol in recipient.symbols)
         await bus.join((*signals.values(), _NOTICES))
         outbox, wake = Outbox(settings.notifier.queue), asyncio.Event()
-        delivery = _Delivery(session, self, outbox, wake)
-        intake = _Intake(session, outbox, wake, signals)
+        self._outboxes[recipient.chat.chat] = outbox
+        line = self.line(settings, recipient.chat.chat)
+        delivery = _Delivery(session, self, line, recipient, outbox, wake)
+        intake = _Intake(session, recipient, outbox, wake, signals)
         for source in signals.values():
             intake.claimed[source.key] = await delivery.settle_score(source)
         intake.alerted = await delivery.settle_alert()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(delivery.run(), name="delivery")
-            said = [Source(NOTIFICATION, symbol, settings.interval) for symbol in settings.symbols]
-            tasks.create_task(janitor(session, [*said, _ALERTS, _NOTICES], least_rows=1))
-            tasks.create_task(watch(session, silent_s=self.silent_s))
-            tasks.create_task(watch_bus(session))
-            tasks.create_task(self._measure(session, outbox))
-            url = settings.notifier.dead_man_url
-            if url is not None:
-                healthy = partial(self._is_healthy, session)
-                tasks.create_task(dead_man(url.get_secret_value(), healthy, every_s=self.ping_s))
             await intake.run()
 
     def _is_healthy(self, session: Session) -> bool:
-        """Whether an alert that comes now would reach people."""
+        """Whether an alert that comes now would reach people, in the first chat."""
         return session.health.ready and not self._is_in_trouble(session)
 
     def _is_in_trouble(self, session: Session) -> bool:
-        return bool(self.closed or session.health.facts.get("trouble"))
+        chat = recipients(session.settings)[0].chat.chat
+        closed = self.line(session.settings, chat).closed
+        return bool(closed or session.health.facts.get("trouble"))
 
-    async def _measure(self, session: Session, outbox: Outbox) -> None:
+    async def _measure(self, session: Session) -> None:
         while True:
             session.metrics.set(MESSAGE_TROUBLE, float(self._is_in_trouble(session)))
-            session.metrics.set(WAITING, len(outbox))
+            session.metrics.set(WAITING, sum(map(len, self._outboxes.values())))
             await asyncio.sleep(_MEASURE_S)
+
+
+async def _forget_chats(session: Session, everybody: Sequence[Recipient]) -> None:
+    """Groups of chats that the config no longer names would keep the streams from being trimmed."""
+    settings = session.settings
+    read: list[Source[Any]] = [_NOTICES]
+    read += [Source(SIGNAL, symbol, settings.interval) for symbol in settings.symbols]
+    known = {recipient.group for recipient in everybody}
+    for source in read:
+        for group in await session.bus.group_position(source):
+            if group.startswith(f"{SERVICE}@") and group not in known:
+                await session.bus.leave(source, group)
+
+
+async def _trim(session: Session, everybody: Sequence[Recipient]) -> None:
+    said = [r.notifications(symbol) for r in everybody for symbol in r.symbols]
+    told = [source for r in everybody for source in (r.alerts, r.days)]
+    await janitor(session, [*said, *told, _NOTICES], least_rows=1)
 
 
 class _Intake:
@@ -124,11 +192,13 @@ class _Intake:
     def __init__(
         self,
         session: Session,
+        recipient: Recipient,
         outbox: Outbox,
         wake: asyncio.Event,
         signals: dict[str, Source[Signal]],
     ) -> None:
         self._session = session
+        self._recipient = recipient
         self._settings = session.settings
         self._bus = session.bus
         self._outbox = outbox
@@ -136,6 +206,7 @@ class _Intake:
         self._signals = signals
         self.claimed: dict[str, int] = {}
         self.alerted = (0, 0)
+        self._bands: dict[str, int] = {}  # of the signal before
         self._counts = dict.fromkeys(("silent", "too_old", "queued", "crowded_out"), 0)
 
     async def run(self) -> None:
@@ -172,7 +243,8 @@ class _Intake:
         for entry in entries:
             health.last_ids[entry.source.key] = entry.id
         health.facts |= {"counts": dict(self._counts), "waiting": len(self._outbox)}
-        self._session.metrics.done(entries)
+        if self._recipient.first:  # the others read the same entries
+            self._session.metrics.done(entries)
 
     async def _signal(self, entry: Entry[Signal], clocks: dict[str, int | None]) -> list[Step]:
         source, signal = entry.source, entry.event
@@ -180,12 +252,10 @@ class _Intake:
             return [self._poison(entry, entry.problem)]
         if (signal.symbol, signal.interval) != (source.symbol, source.interval):
             return [self._poison(entry, f"it is about {signal.symbol}-{signal.interval}")]
-        text = score_text(
-            signal,
-            self._settings.base_of(signal.symbol),
-            self._settings.signaler.notification_threshold,
-        )
-        if text is None or entry.time_ms <= self.claimed[source.key]:
+        before = await self._band_before(entry)
+        self._bands[source.key] = self._recipient.band_of(signal, before)
+        message = self._recipient.score_message(signal, before, now_ms=now_us() // 1000)
+        if message is None or entry.time_ms <= self.claimed[source.key]:
             self._counts["silent"] += 1
             return [Step(input=entry)]
         if source.key not in clocks:
@@ -195,16 +265,22 @@ class _Intake:
             return [Step(input=entry)]
         self._counts["queued"] += 1
         self.claimed[source.key] = entry.time_ms
-        return self._gone(self._outbox.add_score(Score(entry, text)))
+        return self._gone(self._outbox.add_score(Score(entry, message)))
+
+    async def _band_before(self, entry: Entry[Signal]) -> int:
+        """Band of the newest valid signal before this one; after a start it is on the bus."""
+        given, key = self._settings.notifier.bands, entry.source.key
+        if given is None:
+            return 0
+        if key not in self._bands:
+            earlier = await self._bus.tail(entry.source, _BATCH, upto=f"({entry.id}")
+            self._bands[key] = last_band([one.event for one in earlier], given)
+        return self._bands[key]
 
     async def _notice(self, entry: Entry[Notice]) -> list[Step]:
         if entry.event is None:
             return [self._poison(entry, entry.problem)]
-        if (
-            id_order(entry.id) <= self.alerted
-            or not self._settings.notifier.alerts
-            or not is_alert(entry.event)
-        ):
+        if id_order(entry.id) <= self.alerted or self._recipient.loudness_of(entry.event) == "off":
             return [Step(input=entry)]
         return self._gone(self._outbox.add_alert(entry, entry.event))
 
@@ -232,12 +308,20 @@ class _Delivery:
     """Claims, sends and records, one message after the other."""
 
     def __init__(
-        self, session: Session, notifier: Notifier, outbox: Outbox, wake: asyncio.Event
+        self,
+        session: Session,
+        notifier: Notifier,
+        line: Line,
+        recipient: Recipient,
+        outbox: Outbox,
+        wake: asyncio.Event,
     ) -> None:
         self._session = session
         self._settings = session.settings
         self._bus = session.bus
         self._notifier = notifier
+        self._line = line
+        self._recipient = recipient
         self._outbox = outbox
         self._wake = wake
         self._unfinished: Entry[Notification] | None = None
@@ -252,7 +336,7 @@ class _Delivery:
     async def settle_score(self, signals: Source[Signal]) -> int:
         """Time of the newest claim. One without an outcome may have been sent: it stays at that,
         because a late or doubled score is worse than none."""
-        source = Source(NOTIFICATION, signals.symbol, signals.interval)
+        source = self._recipient.notifications(signals.symbol)
         newest = await self._bus.tail(source, 1)
         if not newest:
             return -1
@@ -264,7 +348,7 @@ class _Delivery:
 
     async def settle_alert(self) -> tuple[int, int]:
         """Id of the newest notice that a claim covers; one without an outcome is sent again."""
-        newest = await self._bus.tail(_ALERTS, 1)
+        newest = await self._bus.tail(self._recipient.alerts, 1)
         if not newest:
             return (0, 0)
         claim = newest[0]
@@ -276,13 +360,16 @@ class _Delivery:
     # -- sending ------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        self._channel = await open_channel(self._settings, self._notifier.answer_s)
+        self._channel = await open_channel(
+            self._settings, self._recipient.chat.chat, self._notifier.answer_s
+        )
         self._session.health.facts["channel"] = self._channel.name
         try:
             await self._check()
             if self._unfinished is not None:
                 claim = _claim(self._unfinished)
-                await self._deliver(claim, claim.event.text + DUPLICATE, fresh=None)
+                again = Message(text=claim.event.text + DUPLICATE)
+                await self._deliver(claim, again, fresh=None)
             while True:
                 if not len(self._outbox):
                     self._wake.clear()
@@ -311,7 +398,7 @@ class _Delivery:
             await self._bus.commit([Step(input=score.entry)])
             return
         claim = Write(
-            source=Source(NOTIFICATION, signal.symbol, signal.interval),
+            source=self._recipient.notifications(signal.symbol),
             event=Notification(
                 signal_id=signal.id,
                 symbol=signal.symbol,
@@ -320,22 +407,24 @@ class _Delivery:
                 state=Delivery.SENDING,
                 channel=self._channel.name,
                 chat=self._channel.chat,
-                text=score.text,
+                text=score.message.text,
             ),
             open_time_ms=signal.open_time_ms,
             received_us=score.entry.meta.received_us,
         )
         if await self._claimed([Step(input=score.entry, writes=[claim])]):
-            await self._deliver(claim, score.text, fresh=lambda: self._fresh(score.entry))
+            await self._deliver(claim, score.message, fresh=lambda: self._fresh(score.entry))
 
     async def _alerts(self) -> None:
         """All alerts that wait, as far as they fit, are one message."""
         waiting = list(self._outbox.alerts)
-        message = alert_text([notice for _, notice in waiting], now_us() // 1000)
-        entries = [entry for entry, _ in waiting[: message.notices]]
+        alert = alert_text([notice for _, notice in waiting], now_us() // 1000)
+        entries = [entry for entry, _ in waiting[: alert.notices]]
+        told = (self._recipient.loudness_of(notice) for _, notice in waiting[: alert.notices])
+        message = Message(text=alert.text, silent="loud" not in told)
         ms, sequence = id_order(entries[-1].id)
         claim = Write(
-            source=_ALERTS,
+            source=self._recipient.alerts,
             event=Notification(
                 signal_id="",
                 symbol="",
@@ -354,7 +443,7 @@ class _Delivery:
         for _ in entries:
             self._outbox.alerts.popleft()
         if claimed:
-            await self._deliver(claim, message.text, fresh=None)
+            await self._deliver(claim, message, fresh=None)
 
     async def _claimed(self, steps: Sequence[Step]) -> bool:
         """Whether the claim is ours. If not, somebody else told people already."""
@@ -387,23 +476,25 @@ class _Delivery:
     async def _deliver(
         self,
         claim: Write[Notification],
-        text: str,
+        message: Message,
         *,
         fresh: Callable[[], Awaitable[bool]] | None,
     ) -> None:
         """fresh: whether a score is still worth sending; None = an alert, sent for ever."""
-        outcome = await self._attempts(text, fresh)
+        outcome = await self._attempts(message, fresh)
         if outcome.state == Delivery.FAILED and fresh is None:
-            log.warning("an alert was not sent: %s", text, extra={"reason": outcome.reason})
+            log.warning("an alert was not sent: %s", message.text, extra={"reason": outcome.reason})
         await self._record(claim, outcome)
         if self._stopping:
             raise asyncio.CancelledError
 
-    async def _attempts(self, text: str, fresh: Callable[[], Awaitable[bool]] | None) -> _Outcome:
-        attempt, reason, shown = 0, "", text
+    async def _attempts(
+        self, message: Message, fresh: Callable[[], Awaitable[bool]] | None
+    ) -> _Outcome:
+        attempt, reason, shown = 0, "", message
         while True:
-            if self._notifier.closed:
-                return _Outcome(Delivery.FAILED, self._notifier.closed)
+            if self._line.closed:
+                return _Outcome(Delivery.FAILED, self._line.closed)
             await self._turn()
             if (attempt or self._held) and fresh is not None and not await fresh():
                 why = "before its claim was on disk"
@@ -423,7 +514,8 @@ class _Delivery:
                 if fresh is not None:
                     return _Outcome(Delivery.UNKNOWN, str(error))
                 reason, pause_s = str(error), max(pause_s, _DUPLICATE_PAUSE * shortest)
-                shown = text if text.endswith(DUPLICATE) else text + DUPLICATE
+                if not shown.text.endswith(DUPLICATE):
+                    shown = replace(message, text=message.text + DUPLICATE)
             except Closed as error:
                 await self._close(error)
                 return _Outcome(Delivery.FAILED, str(error))
@@ -438,15 +530,15 @@ class _Delivery:
                 log.warning("%s: next attempt in %.1f s", reason, pause_s, extra={"left_out": held})
             if self._stopping:
                 return _Outcome(Delivery.SENDING)
-            if self._notifier.pace is not None:
-                self._notifier.pace.block(time.monotonic() + pause_s)
+            if self._line.pace is not None:
+                self._line.pace.block(time.monotonic() + pause_s)
 
-    async def _send(self, text: str) -> int | None:
+    async def _send(self, message: Message) -> int | None:
         """A SIGTERM while a message is on its way leaves it a moment, so that its outcome is
         known; the task then ends behind the record."""
-        if self._notifier.pace is not None:
-            self._notifier.pace.sent(time.monotonic())
-        sending = asyncio.ensure_future(self._channel.send(text))
+        if self._line.pace is not None:
+            self._line.pace.sent(time.monotonic())
+        sending = asyncio.ensure_future(self._channel.send(message))
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
@@ -461,8 +553,8 @@ class _Delivery:
 
     async def _turn(self) -> None:
         """Waits until a message may be sent."""
-        pace = self._notifier.pace
-        while pace is not None and not self._notifier.closed:
+        pace = self._line.pace
+        while pace is not None and not self._line.closed:
             wait_s = pace.wait_s(time.monotonic())
             if wait_s <= 0:
                 return
@@ -486,7 +578,7 @@ class _Delivery:
 
     async def _close(self, error: Closed) -> None:
         """Nothing can be sent any more: say so where people can still see it, go on reading."""
-        self._notifier.closed = str(error)
+        self._line.closed = str(error)
         text = f"{error}; no messages are sent until the notifier is restarted"
         await self._session.notice(Level.ALERT, "messages_stopped", text)
         self._session.health.facts["trouble"] = text
@@ -518,9 +610,9 @@ def _claim(entry: Entry[Notification]) -> Write[Notification]:
     return Write(source=entry.source, event=entry.event, open_time_ms=ms, sequence=sequence)
 
 
-async def open_channel(settings: Settings, answer_s: float) -> Channel:
+async def open_channel(settings: Settings, chat: str, answer_s: float) -> Channel:
     """Telegram with a token, else the console."""
-    token, chat = settings.telegram_bot_token, settings.telegram_chat_id
+    token = settings.telegram_bot_token
     if token is None or not chat:
         return Console()
 

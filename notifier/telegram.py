@@ -28,12 +28,17 @@ from aiogram.exceptions import (
     TelegramUnauthorizedError,
 )
 from aiogram.methods import Response, TelegramMethod
-from aiogram.types import LinkPreviewOptions
+from aiogram.types import (
+    BufferedInputFile,
+    InlineKeyboardButton,
+    InlineKeyboardMarkup,
+    LinkPreviewOptions,
+)
 from aiogram.utils.token import TokenValidationError
 from aiohttp import ClientConnectorError, ClientTimeout, ConnectionTimeoutError, InvalidURL
 from pydantic import SecretStr
 
-from notifier.channel import TELEGRAM, Closed, Slow
+from notifier.channel import TELEGRAM, Closed, Message, Slow
 from shared.errors import Rejected, Unavailable, Unknown, Usage
 from shared.logs import Redactor
 
@@ -107,29 +112,60 @@ class Telegram:
             failure = self._meaning(error)
         raise failure
 
-    async def send(self, text: str) -> int | None:
-        """Sends plain text; follows a chat that moved; where HTML is refused sends it bare."""
-        body, mode = html.escape(text, quote=False), "HTML"
+    async def send(self, message: Message) -> int | None:
+        """Sends it; follows a chat that moved; where the markup is refused sends it bare."""
+        marked = True
         for _attempt in range(3):
             try:
-                message = await self._bot.send_message(
-                    self.chat, body, parse_mode=mode, link_preview_options=_NO_LINKS
-                )
-                return _message_id(message)
+                return _message_id(await self._post(message, marked=marked))
             except TelegramMigrateToChat as error:
                 self.chat = str(error.migrate_to_chat_id)
-                log.warning("the chat moved: set telegram_chat_id to %s", self.chat)
+                log.warning("the chat moved: it is %s now; write that into the config", self.chat)
             except TelegramBadRequest as error:
-                if "can't parse entities" not in error.message or not mode:
+                if "can't parse entities" not in error.message or not marked:
                     failure = self._meaning(error)
                     break
-                body, mode = text, ""
+                marked = False
             except (AiogramError, TimeoutError, OSError) as error:
                 failure = self._meaning(error)
                 break
         else:
             failure = Rejected("Telegram: the chat moves on and on")
         raise failure
+
+    async def _post(self, message: Message, *, marked: bool) -> Any:
+        body, mode = message.text, ""
+        if marked:
+            body, mode = html.escape(body, quote=False), "HTML"
+            if message.bold:
+                body = f"<b>{body}</b>"
+            if message.mono:
+                body = f"<pre>{body}</pre>"
+        quiet = message.silent or None
+        keyboard = None
+        if message.buttons:
+            rows = [
+                [InlineKeyboardButton(text=b.text, callback_data=b.data) for b in row]
+                for row in message.buttons
+            ]
+            keyboard = InlineKeyboardMarkup(inline_keyboard=rows)
+        if message.picture is not None:
+            return await self._bot.send_photo(
+                self.chat,
+                BufferedInputFile(message.picture, "chart.png"),
+                caption=body,
+                parse_mode=mode,
+                disable_notification=quiet,
+                reply_markup=keyboard,
+            )
+        return await self._bot.send_message(
+            self.chat,
+            body,
+            parse_mode=mode,
+            link_preview_options=_NO_LINKS,
+            disable_notification=quiet,
+            reply_markup=keyboard,
+        )
 
     async def close(self) -> None:
         await self._bot.session.close()

@@ -288,6 +288,10 @@ class Bus:
             if not (isinstance(reply, Exception) and error_code(reply) == "BUSYGROUP"):
                 check(reply)
 
+    async def leave(self, source: Source[Any], group: str) -> None:
+        """Ends a group, with what it has not acknowledged: for one that will not come back."""
+        await self._link.one("XGROUP", "DESTROY", source.key, group)
+
     async def delivered_id(self, source: Source[Any]) -> str:
         """How far this service's group has read; `0-0` at the beginning."""
         for group in await self._link.one("XINFO", "GROUPS", source.key):

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import json5
 from pydantic import (
@@ -177,6 +178,86 @@ class Collector(_Section):
     )
 
 
+class Loudness(_Section):
+    """How a chat is told each kind of message: with a sound, without one, or not at all."""
+
+    score: Literal["loud", "silent", "off"] = Field(default="loud", description="scores and bands")
+    trade: Literal["loud", "silent", "off"] = Field(default="loud", description="our orders")
+    alert: Literal["loud", "silent", "off"] = Field(default="loud", description="what went wrong")
+    daily: Literal["loud", "silent", "off"] = Field(
+        default="silent", description="the daily picture and summary"
+    )
+
+
+class Chat(_Section):
+    """One user, group or channel that gets messages, its own way."""
+
+    chat: str = Field(
+        description="numeric id, or @name of a channel", pattern=r"^(-?[0-9]{1,20}|@\w{4,32})$"
+    )
+    symbols: Names = Field(default=(), description="what it is told of; default: all symbols")
+    language: Literal["en", "de", "ru", "zh"] = Field(default="en", description="of its texts")
+    time_zone: str = Field(default="UTC", description="of its clock times: Europe/Berlin")
+    notification_threshold: int | None = Field(
+        default=None, ge=0, le=20, description="default: signaler.notification_threshold"
+    )
+    loudness: Loudness = Field(default_factory=Loudness)
+
+    @field_validator("time_zone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{value!r} is no time zone (such as Europe/Berlin)") from None
+        return value
+
+
+class Band(_Section):
+    """Scores from `edge` on (negative bands: below it) make a message of their own look."""
+
+    edge: float = Field(ge=-1, le=1, description="where the band begins")
+    frequency: int | None = Field(
+        default=None, ge=1, le=1440, description="minutes after which it is told again"
+    )
+    sign: str = Field(default="", max_length=16, description="before the price: 〉〉")
+    bold: bool = Field(default=False, description="printed bold")
+    text: str = Field(default="", max_length=40, description="behind the score: BUY ZONE")
+
+
+def _rows(value: Any) -> Any:
+    """Objects may come from the environment as JSON."""
+    return json5.loads(value) if isinstance(value, str) else value
+
+
+class Bands(_Section):
+    """Messages when the score enters a band, in place of those in steps of 0.05."""
+
+    positive: Annotated[tuple[Band, ...], BeforeValidator(_rows)] = Field(
+        default=(), description="edges above 0, in any order"
+    )
+    negative: Annotated[tuple[Band, ...], BeforeValidator(_rows)] = Field(
+        default=(), description="edges below 0, in any order"
+    )
+    band_up: bool = Field(default=True, description="told when it gets stronger or turns")
+    band_down: bool = Field(default=False, description="told when it gets weaker")
+
+    @model_validator(mode="after")
+    def _sides(self) -> "Bands":
+        if any(band.edge <= 0 for band in self.positive):
+            raise ValueError("positive: edges must be above 0")
+        if any(band.edge >= 0 for band in self.negative):
+            raise ValueError("negative: edges must be below 0")
+        for bands in (self.positive, self.negative):
+            if len({band.edge for band in bands}) != len(bands):
+                raise ValueError("two bands begin at the same edge")
+        return self
+
+
+def _ids(value: Any) -> Any:
+    return [int(part) for part in _split_list(value)] if isinstance(value, str) else value
+
+
 class Notifier(_Section):
     max_age_s: float = Field(
         default=180.0, gt=0, description="signals older than this (market time) are not sent"
@@ -194,6 +275,20 @@ class Notifier(_Section):
         description="address that is called each minute while messages can be sent; whoever "
         "listens there watches the notifier",
     )
+    chats: Annotated[tuple[Chat, ...], BeforeValidator(_rows)] = Field(
+        default=(), description="further chats, or the first one's own settings"
+    )
+    users: Annotated[tuple[int, ...], BeforeValidator(_ids)] = Field(
+        default=(), description="numeric ids of who may command the bot; empty: nobody"
+    )
+    daily: str | None = Field(
+        default=None,
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="when each chat gets its picture of the day, its own time: 08:00",
+    )
+    bands: Annotated[Bands | None, BeforeValidator(_rows)] = Field(
+        default=None, description="messages by bands of the score instead of steps"
+    )
 
     @field_validator("dead_man_url", mode="before")
     @classmethod
@@ -203,6 +298,13 @@ class Notifier(_Section):
         ):
             raise ValueError("not an address such as https://host/your-check")
         return value or None
+
+    @field_validator("chats")
+    @classmethod
+    def _once(cls, value: tuple[Chat, ...]) -> tuple[Chat, ...]:
+        if len({chat.chat for chat in value}) != len(value):
+            raise ValueError("a chat is named twice")
+        return value
 
 
 class TradingRules(_Section):
@@ -603,6 +705,15 @@ class Settings(BaseSettings):
     @property
     def step_ms(self) -> int:
         return interval_ms(self.interval)
+
+    def chats(self) -> tuple[Chat, ...]:
+        """Who gets messages: `telegram_chat_id` first, then the others of `notifier.chats`."""
+        listed = {chat.chat: chat for chat in self.notifier.chats}
+        if self.telegram_chat_id:
+            first = listed.pop(self.telegram_chat_id, None)
+            first = first or Chat.model_construct(chat=self.telegram_chat_id, loudness=Loudness())
+            return (first, *listed.values())
+        return tuple(listed.values())
 
     def base_of(self, symbol: str) -> str:
         """Base asset: `BTC` of `BTCUSDT`."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
 from shared.events import (
@@ -104,6 +104,8 @@ NOTIFICATION = Stream(
 # Messages about notices: a claim covering notices up to `<ms>-<n>` is `<ms>-<2n>`, what became of
 # it `<ms>-<2n+1>`.
 ALERT = Stream("alert", Notification, "", True, NOTIFICATION.summary)
+# A picture of the day: the claim is `<when it is due>-0`, what became of it `-1`.
+DAILY = Stream("daily", Notification, "", True, NOTIFICATION.summary)
 NOTICE = Stream(
     "notice", Notice, "", False, lambda e: {"level": e.level, "code": e.code, "text": e.text}
 )
@@ -118,6 +120,7 @@ STREAMS: tuple[Stream[Any], ...] = (
     ORDER,
     NOTIFICATION,
     ALERT,
+    DAILY,
     NOTICE,
 )
 
@@ -131,6 +134,11 @@ def dead_letters(stream_key: str) -> Stream[DeadLetter]:
         False,
         lambda e: {"reason": e.reason, "id": e.entry_id, "service": e.service},
     )
+
+
+def of_chat(stream: Stream[Notification], chat: str) -> Stream[Notification]:
+    """The messages of a further chat: `notification@-100123:{BTCUSDT}:1m`, `alert@-100123`."""
+    return replace(stream, name=f"{stream.name}@{chat}")
 
 
 def schema_key(schema: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from notifier.channel import Message
 from notifier.messages import DUPLICATE
 from notifier.service import Notifier
 from shared.bus import Bus, Source
@@ -33,11 +34,11 @@ class Ear:
     async def check(self) -> None:
         return None
 
-    async def send(self, text: str) -> int | None:
+    async def send(self, message: Message) -> int | None:
         if self.plan.error is Killed:  # a lost bus does not touch this channel
             self.plan.calls += 1
             self.plan.strike("before")
-        self.heard.append(text)
+        self.heard.append(message.text)
         if self.plan.error is Killed:
             self.plan.strike("after")
         return len(self.heard)

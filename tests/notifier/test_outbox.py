@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from notifier.channel import Message
 from notifier.outbox import Outbox, Pace, Score
 from shared.bus import Entry, Source
 from shared.events import Meta, Notice
@@ -22,13 +23,13 @@ def entry(number: int) -> Entry[Any]:
 def test_the_oldest_scores_go_and_never_an_alert() -> None:
     box = Outbox(3)
     for number in range(3):
-        assert box.add_score(Score(entry(number), "t")) == []
-    assert [gone.entry.id for gone in box.add_score(Score(entry(3), "t"))] == ["0-0"]
+        assert box.add_score(Score(entry(number), Message(text="t"))) == []
+    assert [gone.entry.id for gone in box.add_score(Score(entry(3), Message(text="t")))] == ["0-0"]
     assert [gone.entry.id for gone in box.add_alert(entry(4), NOTICE_EVENT)] == ["1-0"]
     assert [gone.entry.id for gone in box.add_alert(entry(5), NOTICE_EVENT)] == ["2-0"]
     assert [gone.entry.id for gone in box.add_alert(entry(6), NOTICE_EVENT)] == ["3-0"]
     assert box.room == 0
-    assert [gone.entry.id for gone in box.add_score(Score(entry(7), "t"))] == ["7-0"]
+    assert [gone.entry.id for gone in box.add_score(Score(entry(7), Message(text="t")))] == ["7-0"]
     assert [e.id for e, _ in box.alerts] == ["4-0", "5-0", "6-0"]
 
 
@@ -41,7 +42,7 @@ def test_nothing_leaves_the_box_unnoticed(alerts: list[bool], limit: int) -> Non
         elif is_alert:
             gone += 1  # the reader leaves it on the bus
         else:
-            gone += len(box.add_score(Score(entry(number), "t")))
+            gone += len(box.add_score(Score(entry(number), Message(text="t"))))
         assert len(box) <= limit
     assert len(box) + gone == len(alerts)
 

@@ -18,6 +18,7 @@ from shared.streams import ALERT, NOTICE
 from tests.fakes.telegram import (
     CHAT,
     TOKEN,
+    Chat,
     FakeTelegram,
     Hang,
     Migrated,
@@ -26,7 +27,7 @@ from tests.fakes.telegram import (
     RetryAfter,
     Status,
 )
-from tests.notifier.desk import Desk, kline, notice, open_desk, serving, settings, signal
+from tests.notifier.desk import SIGNALS, Desk, kline, notice, open_desk, serving, settings, signal
 from tests.valkey import Server
 
 LINE = "₿ 60,518 📉📉 Score: -0.26"
@@ -45,8 +46,9 @@ async def telegram() -> AsyncIterator[FakeTelegram]:
         yield telegram
 
 
-def told(telegram: FakeTelegram, **notifier: Any) -> Settings:
+def told(telegram: FakeTelegram, *, url: str | None = None, **notifier: Any) -> Settings:
     return settings(
+        redis_url=url,
         telegram_bot_token=TOKEN,
         telegram_chat_id=str(CHAT),
         telegram_url=telegram.url,
@@ -462,3 +464,57 @@ async def test_the_console_does_not_wait_for_the_disk(
         await desk.candles(1)
         await desk.until(NOTIFICATIONS, 2)
     assert LINE.encode() in capfdbinary.readouterr().out
+
+
+GROUP = -100123
+
+
+async def test_every_chat_is_told_its_own_way(desk: Desk, telegram: FakeTelegram) -> None:
+    telegram.chats[GROUP] = Chat(GROUP, "supergroup")
+    group = {
+        "chat": str(GROUP), "language": "de", "notification_threshold": 2,
+        "loudness": {"score": "silent", "alert": "off"},
+    }  # fmt: skip
+    config = told(telegram, url=desk.url, chats=[group])
+    await desk.candles(0)
+    async with notifying(desk, config):
+        await desk.candles(1, score=-0.11)
+        await desk.bus.write(kline(1), signal(1, -0.26), notice("a hole"))
+        mine = await telegram.until(2)
+        theirs = await telegram.until(2, GROUP)
+    assert sorted(mine) == [LINE, "🚨 collector gap (since 2023-11-14T22:14:00Z): a hole"]
+    assert theirs == ["₿ 60,518 📉 Score: -0.11", "₿ 60,518 📉📉📉📉 Score: -0.26"]
+    quiet = {c.params["chat_id"]: c.params.get("disable_notification") for c in telegram.sends()}
+    assert quiet == {str(CHAT): None, str(GROUP): "true"}
+
+
+async def test_a_chat_that_is_gone_holds_up_no_other(desk: Desk, telegram: FakeTelegram) -> None:
+    telegram.chats[GROUP] = Chat(GROUP, "supergroup")
+    await telegram.block(CHAT)
+    await desk.candles(0)
+    async with notifying(desk, told(telegram, url=desk.url, chats=[{"chat": str(GROUP)}])):
+        await desk.candles(3)
+        texts = await telegram.until(4, GROUP)
+    assert sum(text == LINE for text in texts) == 3
+    assert any("bot was blocked by the user" in text for text in texts), "the others are told"
+
+
+async def test_a_restart_doubles_nothing_in_any_chat_and_forgets_chats_that_are_gone(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    telegram.chats[GROUP] = Chat(GROUP, "supergroup")
+    await desk.candles(0)
+    both = told(telegram, url=desk.url, chats=[{"chat": str(GROUP)}])
+    async with notifying(desk, both):
+        await desk.candles(2)
+        await telegram.until(2, GROUP)
+        await telegram.until(2)
+    async with notifying(desk, both):
+        await desk.bus.write(kline(2), signal(2))
+        assert await telegram.until(3, GROUP) == [LINE] * 3
+        assert await telegram.until(3) == [LINE] * 3
+    async with notifying(desk, told(telegram)):
+        await desk.bus.write(kline(3), signal(3))
+        assert await telegram.until(4) == [LINE] * 4
+    assert set(await desk.bus.group_position(SIGNALS)) == {"notifier"}
+    assert len(telegram.texts(GROUP)) == 3

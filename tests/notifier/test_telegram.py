@@ -6,6 +6,7 @@ import traceback
 import pytest
 from pydantic import SecretStr
 
+from notifier.channel import Message
 from notifier.telegram import Telegram
 from shared.errors import Rejected, Unavailable, Unknown, Usage
 from tests.fakes.telegram import CHAT, TOKEN, FakeTelegram, Fault, Hang, Page, Reset, Status
@@ -17,7 +18,7 @@ async def attempt(url: str, token: str = TOKEN) -> list[Exception]:
     """What check and send raise, as whoever logs it would see it."""
     bot = Telegram(SecretStr(token), str(CHAT), base_url=url, timeout_s=0.2)
     found: list[Exception] = []
-    for call in (bot.check(), bot.send("x")):
+    for call in (bot.check(), bot.send(Message(text="x"))):
         try:
             await call
         except (Rejected, Unavailable, Unknown) as error:
@@ -91,6 +92,6 @@ async def test_a_message_of_an_unknown_shape_was_sent_all_the_same(
         real = telegram._message
         monkeypatch.setattr(telegram, "_message", lambda *a: real(*a) | {"chat": "new shape"})
         bot = Telegram(SecretStr(TOKEN), str(CHAT), base_url=telegram.url)
-        assert await bot.send("<x> & y") == 1
+        assert await bot.send(Message(text="<x> & y")) == 1
         await bot.close()
     assert telegram.texts() == ["<x> & y"]
