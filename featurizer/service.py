@@ -4,6 +4,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,7 @@ async def serve(session: Session) -> None:
 
     def measure(write: Write[Any]) -> None:
         if isinstance(write.event, Feature):
-            values = np.frombuffer(write.event.values, "<f8")
-            session.metrics.set(NAN_SHARE, float(np.isnan(values).mean()), write.source.symbol)
+            session.metrics.set(NAN_SHARE, partial(_nan_share, write.event), write.source.symbol)
 
     stage = Stage(
         session,
@@ -48,6 +48,10 @@ async def serve(session: Session) -> None:
         outputs = [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols]
         tasks.create_task(janitor(session, outputs, least_rows=2 * features.lookback))
         await stage.work()
+
+
+def _nan_share(feature: Feature) -> float:
+    return float(np.isnan(np.frombuffer(feature.values, "<f8")).mean())
 
 
 class _Companions:

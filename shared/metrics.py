@@ -7,7 +7,7 @@ when somebody asks (`shared.endpoint`). Every sample carries the labels `service
 
 import bisect
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -143,15 +143,8 @@ class _Histogram:
     total: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Newest:
-    """Where a stream's newest candle stood when it was done: market age then, and our clock."""
-
-    age_ms: float
-    at_us: int
-
-
 Labels = tuple[str, ...]
+Value = float | Callable[[], float]
 
 
 @dataclass(slots=True, eq=False)
@@ -164,17 +157,21 @@ class Metrics:
     service: str = ""
     instance: str = ""
     speed: float = 1.0
-    _values: dict[Metric, dict[Labels, float]] = field(default_factory=dict)
+    _values: dict[Metric, dict[Labels, Value]] = field(default_factory=dict)
     _histograms: dict[Metric, dict[Labels, _Histogram]] = field(default_factory=dict)
-    _newest: dict[tuple[str, str], _Newest] = field(default_factory=dict)
+    # By stream and symbol: milliseconds since the candle's close, and our clock's microseconds.
+    _newest: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
+    _counted: dict[str, int] = field(default_factory=dict)
+    _latencies: dict[str, _Histogram] = field(default_factory=dict)
 
-    def set(self, metric: Metric, value: float, *labels: str) -> None:
-        """The value as it is now; of a counter, too, where somebody else counts for good."""
+    def set(self, metric: Metric, value: Value, *labels: str) -> None:
+        """The value as it is now, or what computes it when somebody asks; of a counter, too, where
+        somebody else counts for good."""
         self._values.setdefault(metric, {})[labels] = value
 
     def add(self, metric: Metric, *labels: str, amount: float = 1.0) -> None:
         values = self._values.setdefault(metric, {})
-        values[labels] = values.get(labels, 0.0) + amount
+        values[labels] = _number(values.get(labels, 0.0)) + amount
 
     def only(self, metric: Metric, *labels: str) -> None:
         """1 for these labels; what the metric said of others is forgotten."""
@@ -196,7 +193,8 @@ class Metrics:
 
     def value(self, metric: Metric, *labels: str) -> float | None:
         """What was last said; None where nothing was."""
-        return self._values.get(metric, {}).get(labels)
+        value = self._values.get(metric, {}).get(labels)
+        return None if value is None else _number(value)
 
     # -- candles ------------------------------------------------------------------------------
 
@@ -204,21 +202,18 @@ class Metrics:
         """Entries that were read and are done now."""
         at_us = now_us()
         for entry in entries:
-            meta = entry.meta
+            meta, event = entry.meta, entry.event
+            # As the id says, without parsing it; what could not be read has its id only.
+            open_time_ms = entry.time_ms if event is None else event.open_time_ms
             self.progress(
-                entry.source,
-                entry.time_ms,
-                market_ms=meta.market_ms,
-                published_us=meta.published_us,
-                received_us=meta.received_us,
-                at_us=at_us,
-            )
+                entry.source, open_time_ms, meta.market_ms, meta.published_us, meta.received_us,
+                at_us,
+            )  # fmt: skip
 
     def progress(
         self,
         source: Source[Any],
         open_time_ms: int,
-        *,
         market_ms: int | None,
         published_us: int,
         received_us: int,
@@ -230,18 +225,33 @@ class Metrics:
         fetched: it has no latency.
         """
         stream = source.stream.name
-        self.add(EVENTS, stream)
+        counted = self._counted
+        counted[stream] = counted.get(stream, 0) + 1
         step_ms = INTERVALS_MS.get(source.interval)
         if step_ms is None or not published_us:
             return
-        past_ms = 0.0 if market_ms is None else max(0, market_ms - open_time_ms - step_ms)
-        age_ms = past_ms + max(0, at_us - published_us) / 1000 * self.speed
-        self._newest[stream, source.symbol] = _Newest(age_ms, at_us)
-        if market_ms is None:
-            return
-        seen_ms = past_ms - (published_us - received_us) / 1000 * self.speed
-        if seen_ms < step_ms:
-            self.observe(LATENCY, age_ms / 1000 / self.speed, stream)
+        speed = self.speed
+        past_ms: float = 0.0 if market_ms is None else market_ms - open_time_ms - step_ms
+        if past_ms < 0:
+            past_ms = 0.0
+        age_ms = past_ms
+        if at_us > published_us:
+            age_ms += (at_us - published_us) / 1000 * speed
+        self._newest[stream, source.symbol] = age_ms, at_us
+        if market_ms is not None and (
+            past_ms - (published_us - received_us) / 1000 * speed < step_ms
+        ):
+            latency = self._latency(stream)
+            seconds = age_ms / 1000 / speed
+            latency.counts[bisect.bisect_left(_SECONDS, seconds)] += 1
+            latency.total += seconds
+
+    def _latency(self, stream: str) -> _Histogram:
+        found = self._latencies.get(stream)
+        if found is None:
+            found = self._latencies[stream] = _Histogram([0] * (len(_SECONDS) + 1))
+            self._histograms.setdefault(LATENCY, {})[stream,] = found
+        return found
 
     # -- Prometheus ---------------------------------------------------------------------------
 
@@ -250,10 +260,11 @@ class Metrics:
         from prometheus_client import core  # noqa: PLC0415  # only where somebody asks
 
         at_us = now_us()
-        ages = {
-            labels: (newest.age_ms + (at_us - newest.at_us) / 1000 * self.speed) / 1000
-            for labels, newest in list(self._newest.items())
+        ages: dict[Labels, Value] = {
+            labels: (age_ms + (at_us - then_us) / 1000 * self.speed) / 1000
+            for labels, (age_ms, then_us) in list(self._newest.items())
         }
+        counted: dict[Labels, Value] = {(name,): count for name, count in self._counted.items()}
         kinds = {"gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily}
         own = (self.service, self.instance)
         for metric in CATALOG:
@@ -267,12 +278,16 @@ class Metrics:
                         histogram.add_metric((*own, *labels), buckets, one.total)
                     yield histogram
                 continue
-            values = ages if metric is AGE else self._values.get(metric)
+            values = {AGE: ages, EVENTS: counted}.get(metric, self._values.get(metric))
             if values:
                 family = kinds[metric.kind](metric.name, metric.text, labels=names)
                 for labels, value in list(values.items()):
-                    family.add_metric((*own, *labels), value)
+                    family.add_metric((*own, *labels), _number(value))
                 yield family
+
+
+def _number(value: Value) -> float:
+    return value() if callable(value) else value
 
 
 def _cumulated(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[str, float]]:

@@ -11,6 +11,7 @@ from shared.metrics import (
     CATALOG,
     EVENTS,
     LATENCY,
+    NAN_SHARE,
     READY,
     RELEASE,
     SCORE,
@@ -49,12 +50,16 @@ def test_a_page_holds_what_was_said_and_nothing_else(metrics: Metrics) -> None:
     metrics.set(READY, 1)
     metrics.add(SIGNALS, "BUY")
     metrics.add(SIGNALS, "BUY", amount=2)
+    shares = [0.5]
+    metrics.set(NAN_SHARE, lambda: shares[-1], "BTCUSDT")
+    shares.append(0.25)
     metrics.only(RELEASE, "old")
     metrics.only(RELEASE, "new")
     assert samples(metrics) == {
         ("itb_ready", labels()): 1,
         ("itb_signals_total", labels(side="BUY")): 3,
         ("itb_release_info", labels(release="new")): 1,
+        ("itb_feature_nan_share", labels(symbol="BTCUSDT")): 0.25,
     }
 
 
@@ -94,7 +99,7 @@ def test_history_that_is_fetched_has_no_latency_but_a_late_service_has_one(
     metrics: Metrics,
 ) -> None:
     progress(metrics, seen_s=3600, done_s=3600.1)
-    assert metrics.value(EVENTS, "kline") == 1
+    assert samples(metrics)[EVENTS.name, labels(stream="kline")] == 1
     assert not any(name.startswith("itb_close_latency") for name, _ in samples(metrics))
     progress(metrics, seen_s=0.1, done_s=600)
     assert samples(metrics)["itb_close_latency_seconds_sum", labels(stream="kline")] == 600
