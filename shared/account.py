@@ -16,7 +16,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
@@ -578,7 +578,7 @@ class BinanceAccount:
             raise Unavailable(what) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(f"user stream: no connection ({_reason(error)})") from None
-        stream = _UserStream(ws, self._silence_s)
+        stream = _UserStream(ws, self._silence_s, self.now_ms)
         try:
             reply = await stream.ask(request)
             if reply.status in _STOP:
@@ -594,13 +594,19 @@ class BinanceAccount:
 
 
 class _UserStream:
-    """One connection to the WebSocket API. heard_ms: our clock, at the last frame of any kind."""
+    """One connection to the WebSocket API. heard_ms: when the last frame of any kind came."""
 
-    def __init__(self, ws: aiohttp.ClientWebSocketResponse, silence_s: float) -> None:
+    def __init__(
+        self,
+        ws: aiohttp.ClientWebSocketResponse,
+        silence_s: float,
+        now_ms: Callable[[], int],
+    ) -> None:
         self._ws = ws
         self._silence_s = silence_s
+        self._now_ms = now_ms
         self._early: deque[dict[str, Any]] = deque()  # events before the reply to our request
-        self.opened_ms = self.heard_ms = _wall_ms()
+        self.opened_ms = self.heard_ms = now_ms()
 
     async def ask(self, request: dict[str, Any]) -> _Reply:
         """Raises: Unavailable."""
@@ -639,7 +645,7 @@ class _UserStream:
                     message = await self._ws.receive()
             except TimeoutError:
                 raise Unavailable(f"user stream: silent for {self._silence_s:.0f} s") from None
-            self.heard_ms = _wall_ms()
+            self.heard_ms = self._now_ms()
             if message.type is aiohttp.WSMsgType.PING:
                 try:
                     await self._ws.pong(message.data)
@@ -980,7 +986,3 @@ def _execution(body: dict[str, Any]) -> OrderReport:
         reason=rejected if rejected not in ("", "NONE") else expired,
         fills=fills,
     )
-
-
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000
