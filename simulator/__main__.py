@@ -25,9 +25,13 @@ from shared.klinefiles import read_klines
 from shared.klines import KlineTable
 from shared.times import floor_ms, interval_ms, iso
 from simulator import synthetic
+from simulator.auth import load_public_key
 from simulator.clock import MANUAL, MAX, Clock, Speed, count_updates
 from simulator.endpoints import FUTURES, SPOT, Venue
+from simulator.exchange.amounts import units
+from simulator.exchange.orders import Key
 from simulator.futures import Funding, Recorded, derive
+from simulator.journal import Journal
 from simulator.market import Market
 from simulator.rest import wall_ms
 from simulator.server import More, PositionFile, Simulator, serving
@@ -57,6 +61,41 @@ def speed(text: str) -> Speed:
     return value
 
 
+def _not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return value
+
+
+def balance(text: str) -> tuple[str, int]:
+    """(asset, units) of `ASSET=AMOUNT`."""
+    asset, _, amount = text.partition("=")
+    try:
+        if not asset.isalnum() or not asset.isupper():
+            raise ValueError
+        return asset, units(amount)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no balance: ASSET=AMOUNT, as in USDT=10000"
+        ) from None
+
+
+def key_of(options: argparse.Namespace) -> Key:
+    """The first account's key."""
+    if options.public_key is None:
+        return Key(options.secret)
+    try:
+        pem = options.public_key.read_text()
+        load_public_key(pem)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{options.public_key}: {error}") from error
+    return Key(public_key=pem)
+
+
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m simulator", description=__doc__)
     add = options.add_argument
@@ -76,7 +115,16 @@ def parser() -> argparse.ArgumentParser:
     add("--workdir", type=Path, metavar="DIR", help="keeps the market's position over restarts")
     add("--key", default="demo")
     add("--secret", default="demo")
-    add("--balance", nargs="+", default=["USDT=10000"], metavar="ASSET=AMOUNT")
+    add("--public-key", type=Path, metavar="PEM", help="Ed25519 or RSA, in place of --secret")
+    add(
+        "--balance",
+        nargs="+",
+        type=balance,
+        default=[("USDT", units("10000"))],
+        metavar="ASSET=AMOUNT",
+    )
+    add("--slippage-bps", type=_not_negative, default=0.0, metavar="X")
+    add("--latency-ms", type=_not_negative, default=0.0, metavar="MS")
     return options
 
 
@@ -169,7 +217,12 @@ def build(options: argparse.Namespace) -> Simulator:
     return Simulator(
         venues={SPOT: spot_venue(market), FUTURES: futures_venue(options, market)},
         clock=Clock(options.speed, start, updates),
-        key=options.key,
+        journal=Journal(workdir / "simulator-exchange.jsonl") if workdir else None,
+        keys={options.key: key_of(options)},
+        balances=dict(options.balance),
+        slippage_bps=options.slippage_bps,
+        latency_ms=options.latency_ms,
+        played_ms=saved,
         more=more,
         position_file=position_file,
     )

@@ -7,9 +7,12 @@ ids of bookTicker, depth snapshots and depth differences are one rising sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from simulator.market import Series
 from simulator.trades import uniform
+
+Ints = npt.NDArray[np.int64]
 
 DEPTH = 1000  # levels on a side
 _LIFE_MS = 10_000  # how long a level keeps its amount
@@ -24,42 +27,67 @@ class Book:
     asks: list[tuple[float, float]]
 
 
+def best_bid(last: int, bought: bool) -> int:
+    """The best bid in ticks, from the last price in ticks; the best ask is one tick above it."""
+    return max(1, last - 1 if bought else last)
+
+
+def spacing_at(last: int) -> int:
+    """Ticks between the levels behind the best one."""
+    return max(1, round(last * 1e-5))
+
+
+def _ticks(bid: int, spacing: int, depth: int, *, is_bid: bool) -> Ints:
+    """Where a side has levels, best first: at its best price, and on a fixed grid behind it."""
+    steps = np.arange(1, depth, dtype=np.int64) * spacing
+    if is_bid:
+        below = np.append(bid, (bid - 1) // spacing * spacing + spacing - steps)
+        return below[below > 0]
+    return np.append(bid + 1, -(-(bid + 2) // spacing) * spacing - spacing + steps)
+
+
+def _lots(series: Series, ticks: Ints, at_ms: int, bid: int, spacing: int, *, is_bid: bool) -> Ints:
+    """How many lots stand at each tick of a side."""
+    phase = (uniform(series.seed, ticks, 20, 1)[:, 0] * _LIFE_MS).astype(np.int64)
+    epoch = (at_ms + phase) // _LIFE_MS
+    draw = uniform(series.seed, ticks * 1_000_003 + epoch, 21 if is_bid else 22, 1)[:, 0]
+    distance = np.abs(ticks - bid) / spacing
+    typical = series.typical_lots * (0.02 + 0.002 * np.minimum(distance, 100.0))
+    return np.maximum(np.rint(typical * -np.log1p(-draw)), 1.0).astype(np.int64)
+
+
+def ladder(
+    series: Series, at_ms: int, last: tuple[int, bool], depth: int, *, is_bid: bool
+) -> list[tuple[int, int]]:
+    """One side as (ticks, lots), best first. last: ticks of the last trade, did its taker buy."""
+    bid, spacing = best_bid(*last), spacing_at(last[0])
+    ticks = _ticks(bid, spacing, depth, is_bid=is_bid)
+    lots = _lots(series, ticks, at_ms, bid, spacing, is_bid=is_bid)
+    # two grid points can meet the best price: keep each price once
+    return list(dict(zip(ticks.tolist(), lots.tolist(), strict=True)).items())
+
+
+def lots_at(series: Series, at_ms: int, last: tuple[int, bool], tick: int, *, is_bid: bool) -> int:
+    """What one side shows at one tick; 0 where it has no level."""
+    bid, spacing = best_bid(*last), spacing_at(last[0])
+    best = bid if is_bid else bid + 1
+    behind = best - tick if is_bid else tick - best
+    if behind < 0 or (behind and tick % spacing) or behind > spacing * (DEPTH - 1):
+        return 0
+    ticks = np.array([tick], dtype=np.int64)
+    return int(_lots(series, ticks, at_ms, bid, spacing, is_bid=is_bid)[0])
+
+
 def book_at(series: Series, at_ms: int, depth: int = DEPTH) -> Book:
     """The book after everything up to `at_ms`."""
     price, bought = series.last_price(at_ms)
-    unit = 10.0**series.price_digits
-    last = round(price * unit)
-    bid = max(1, last - 1 if bought else last)
-    spacing = max(1, round(last * 1e-5))
-    steps = np.arange(1, depth, dtype=np.int64) * spacing
-    below = np.append(bid, (bid - 1) // spacing * spacing + spacing - steps)
-    above = np.append(bid + 1, -(-(bid + 2) // spacing) * spacing - spacing + steps)
-    return Book(
-        at_ms,
-        _side(series, below[below > 0], at_ms, bid, spacing, 21),
-        _side(series, above, at_ms, bid, spacing, 22),
+    tick, lot = 10.0**series.price_digits, 10.0**series.lot_digits
+    last = round(price * tick), bought
+    bids, asks = (
+        [(p / tick, q / lot) for p, q in ladder(series, at_ms, last, depth, is_bid=is_bid)]
+        for is_bid in (True, False)
     )
-
-
-def _side(
-    series: Series,
-    ticks: "np.typing.NDArray[np.int64]",
-    at_ms: int,
-    best: int,
-    spacing: int,
-    lane: int,
-) -> list[tuple[float, float]]:
-    phase = (uniform(series.seed, ticks, 20, 1)[:, 0] * _LIFE_MS).astype(np.int64)
-    epoch = (at_ms + phase) // _LIFE_MS
-    draw = uniform(series.seed, ticks * 1_000_003 + epoch, lane, 1)[:, 0]
-    distance = np.abs(ticks - best) / spacing
-    typical = series.typical_lots * (0.02 + 0.002 * np.minimum(distance, 100.0))
-    lots = np.maximum(np.rint(typical * -np.log1p(-draw)), 1.0)
-    prices = ticks / 10.0**series.price_digits
-    amounts = lots / 10.0**series.lot_digits
-    # two grid points can meet the best price: keep each price once
-    unique = dict(zip(prices.tolist(), amounts.tolist(), strict=True))
-    return list(unique.items())
+    return Book(at_ms, bids, asks)
 
 
 def changes(

@@ -5,6 +5,7 @@ stands on an instant of the data and moves to the next one. Paced, instants are 
 `anchor + (market time passed) / speed`, computed from one anchor, so that lateness never adds up.
 """
 
+import time
 from dataclasses import dataclass
 
 from simulator.market import Market
@@ -23,6 +24,16 @@ def count_updates(step_ms: int, speed: Speed) -> int:
         return _FEWEST_UPDATES
     spacing = max(_UPDATE_MARKET_MS, _UPDATE_WALL_MS * speed)
     return max(_FEWEST_UPDATES, int(step_ms / spacing) - 1)
+
+
+@dataclass(slots=True)
+class AccountClock:
+    """The clock of `/time`, timestamps, orders and trades: wall time, moved by `skew_ms`."""
+
+    skew_ms: int = 0
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000 + self.skew_ms
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from shared.klines import KlineTable
 from shared.times import INTERVALS_MS, floor_ms
@@ -23,14 +24,27 @@ SPOT, FUTURES = "spot", "futures"
 class ApiError(Exception):
     """An answer of the form {"code": .., "msg": ..}."""
 
-    def __init__(self, status: int, code: int, message: str) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: int,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        data: object = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.retry_after_s = retry_after_s
+        self.data = data
 
     def body(self) -> bytes:
-        return json.dumps({"code": self.code, "msg": self.message}, separators=(",", ":")).encode()
+        told: dict[str, object] = {"code": self.code, "msg": self.message}
+        if self.data is not None:
+            told["data"] = self.data
+        return json.dumps(told, separators=(",", ":")).encode()
 
 
 class Venue:
@@ -75,6 +89,7 @@ class View:
     """What a request sees: venue, market time, account (wall) time, time unit of the reply.
 
     adjust: candles as faults leave them (hidden or revised), identity without faults.
+    symbol_info: the exchangeInfo object of a spot symbol, as it is now.
     """
 
     venue: Venue
@@ -84,6 +99,7 @@ class View:
     unit: int
     weight_limit: int
     adjust: Callable[[str, str, list[Candle]], list[Candle]]
+    symbol_info: Callable[[str], dict[str, Any]]
 
 
 _SYMBOL = re.compile(r"^[\w\-.]{1,20}$")
@@ -134,6 +150,10 @@ class Params:
         """A time in milliseconds; microseconds are told by their size."""
         value = self.integer(name)
         return value // 1000 if value is not None and value > 10**14 else value
+
+    def skip(self, *names: str) -> None:
+        """These have been read elsewhere."""
+        self._read.update(names)
 
     def finish(self) -> None:
         """Raises: ApiError -1104 when a parameter was sent that this endpoint does not know."""
@@ -310,7 +330,8 @@ def _filters(series: Series) -> list[dict[str, object]]:
     ]
 
 
-def _spot_symbol(series: Series) -> dict[str, object]:
+def symbol_info(series: Series) -> dict[str, object]:
+    """The exchangeInfo object of a spot symbol, as it is before anybody changes it."""
     base, quote = assets(series.symbol)
     return {
         "symbol": series.symbol,
@@ -368,8 +389,8 @@ def exchange_info(view: View, params: Params) -> str:
     params.finish()
     if permissions is not None and "SPOT" not in permissions and "MARGIN" not in permissions:
         chosen = []
-    if status not in (None, "TRADING"):
-        chosen = []
+    infos = [view.symbol_info(series.symbol) for series in chosen]
+    infos = [one for one in infos if status in (None, one["status"])]
     info = {
         "timezone": "UTC",
         "serverTime": view.wall_ms * view.unit,
@@ -380,7 +401,7 @@ def exchange_info(view: View, params: Params) -> str:
             _rate("RAW_REQUESTS", "MINUTE", 5, 300_000),
         ],
         "exchangeFilters": [],
-        "symbols": [_spot_symbol(series) for series in chosen],
+        "symbols": infos,
     }
     return json.dumps(info, separators=(",", ":"))
 

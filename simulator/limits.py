@@ -1,8 +1,11 @@
 """Request-weight accounting as Binance does it: fixed windows, 429, then a ban (418)."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
+_TEN_MS = 10_000
 _MINUTE_MS = 60_000
+_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +63,55 @@ class Budget:
             f"Way too much request weight used; IP banned until {self._banned_until_ms}. Please "
             "use WebSocket Streams for live updates to avoid bans.",
         )
+
+
+class OrderLimits(Protocol):
+    """How many unfilled orders an account may place."""
+
+    orders_10s: int
+    orders_day: int
+
+
+@dataclass(slots=True)
+class OrderCounts:
+    """One account's unfilled orders in the current windows of ten seconds and of a day (UTC)."""
+
+    limits: OrderLimits
+    in_10s: int = 0
+    in_day: int = 0
+    _ten: int = -1
+    _day: int = -1
+
+    def _turn(self, wall_ms: int) -> None:
+        ten, day = wall_ms // _TEN_MS, wall_ms // _DAY_MS
+        if ten != self._ten:
+            self._ten, self.in_10s = ten, 0
+        if day != self._day:
+            self._day, self.in_day = day, 0
+
+    def spend(self, orders: int, wall_ms: int) -> Refusal | None:
+        """Count orders; a Refusal, and nothing counted, when there would be too many."""
+        self._turn(wall_ms)
+        for count, most, span, name in (
+            (self.in_10s, self.limits.orders_10s, _TEN_MS, "10 SECOND"),
+            (self.in_day, self.limits.orders_day, _DAY_MS, "1 DAY"),
+        ):
+            if count + orders > most:
+                return Refusal(
+                    429,
+                    max(1, -(-(span - wall_ms % span) // 1000)),
+                    f"Too many new orders; current limit is {most} orders per {name}.",
+                )
+        self.in_10s += orders
+        self.in_day += orders
+        return None
+
+    def give_back(self, orders: int, wall_ms: int) -> None:
+        self._turn(wall_ms)
+        self.in_10s = max(0, self.in_10s - orders)
+        self.in_day = max(0, self.in_day - orders)
+
+    def now(self, wall_ms: int) -> tuple[int, int]:
+        """(orders of these ten seconds, of this day)."""
+        self._turn(wall_ms)
+        return self.in_10s, self.in_day

@@ -457,6 +457,18 @@ class Series:
             return float(before), True
         return float(paths.price[i, last]) / 10.0**self.price_digits, bool(paths.buy[i, last])
 
+    def trades_until(self, now_ms: int) -> int:
+        """Id of the last public trade at or before now."""
+        index = int(np.searchsorted(self.base.open_time_ms, now_ms, side="right")) - 1
+        if index < 0:
+            return 0
+        paths, _ = self._chunk(index)
+        i = index % _CHUNK
+        orders = int(paths.orders[i])
+        done = int(np.searchsorted(paths.time_ms[i, :orders], now_ms, side="right"))
+        within = int(paths.before[i, done - 1] + paths.trades[i, done - 1]) if done else 0
+        return int(self._first_trade[index]) - 1 + within
+
 
 class Market:
     """All symbols on one time line."""

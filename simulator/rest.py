@@ -1,15 +1,27 @@
 """The REST side: weights, headers, and the mapping of paths to `endpoints`."""
 
 import asyncio
+import json
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from aiohttp import web
 
-from simulator import endpoints
+from simulator import endpoints, trading
+from simulator.auth import (
+    Caller,
+    check_window,
+    find_key,
+    rest_parameters,
+    rest_payload,
+    verifies,
+)
+from simulator.clock import AccountClock
+from simulator.desk import Desk
 from simulator.endpoints import FUTURES, SPOT, ApiError, Params, Venue, View
 from simulator.faults import Fault, Faults
 from simulator.limits import Budget
@@ -41,43 +53,41 @@ _TEXTS = {
         "unknown.",
     ),
 }
-# The order side's place: these exist, check the key, and say that they are not supported.
-_SIGNED = frozenset(
-    [
-        "account",
-        "account/commission",
-        "allOpenOrders",
-        "allOrderList",
-        "allOrders",
-        "balance",
-        "batchOrders",
-        "income",
-        "leverage",
-        "listenKey",
-        "marginType",
-        "myAllocations",
-        "myFilters",
-        "myPreventedMatches",
-        "myTrades",
-        "openOrderList",
-        "openOrders",
-        "order",
-        "order/amend/keepPriority",
-        "order/cancelReplace",
-        "order/oco",
-        "order/test",
-        "orderList",
-        "orderList/oco",
-        "orderList/oto",
-        "orderList/otoco",
-        "positionRisk",
-        "positionSide/dual",
-        "rateLimit/order",
-        "sor/order",
-        "sor/order/test",
-        "userTrades",
-    ]
-)
+# These exist at Binance, and not here: the key is checked, the answer is -1020.
+_UNSUPPORTED = {
+    SPOT: frozenset(
+        (
+            "myAllocations",
+            "myFilters",
+            "order/amend/keepPriority",
+            "orderList/opo",
+            "orderList/opoco",
+            "orderList/oto",
+            "orderList/otoco",
+            "sor/order",
+            "sor/order/test",
+        )
+    ),
+    FUTURES: frozenset(
+        (
+            "account",
+            "allOpenOrders",
+            "allOrders",
+            "balance",
+            "batchOrders",
+            "income",
+            "leverage",
+            "listenKey",
+            "marginType",
+            "openOrders",
+            "order",
+            "positionRisk",
+            "positionSide/dual",
+            "userTrades",
+        )
+    ),
+}
+_SIGNED_PATHS = frozenset(path for _, path in trading.REST)
 
 
 @dataclass(slots=True)
@@ -87,9 +97,13 @@ class Transcript:
     counts: Counter[str] = field(default_factory=Counter)
     newest: deque[dict[str, object]] = field(default_factory=lambda: deque(maxlen=200))
 
-    def note(self, path: str, query: dict[str, str], status: int, wall_ms: int) -> None:
+    def note(
+        self, path: str, query: Mapping[str, str], status: int, wall_ms: int, method: str = "GET"
+    ) -> None:
         self.counts[path] += 1
-        self.newest.append({"path": path, "query": query, "status": status, "wall_ms": wall_ms})
+        self.newest.append(
+            {"path": path, "method": method, "query": query, "status": status, "wall_ms": wall_ms}
+        )
 
 
 def wall_ms() -> int:
@@ -97,9 +111,23 @@ def wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def _headers(budget: Budget) -> dict[str, str]:
+    used = str(budget.used)
+    return {
+        "X-MBX-USED-WEIGHT": used,
+        "X-MBX-USED-WEIGHT-1M": used,
+        "x-mbx-uuid": str(uuid.uuid4()),
+    }
+
+
+def _unit(request: web.Request) -> int:
+    asked = request.headers.get("X-MBX-TIME-UNIT", "")
+    return MICROSECONDS if asked.upper() == "MICROSECOND" else MILLISECONDS
+
+
 @dataclass(slots=True, kw_only=True)
 class Rest:
-    """The public REST endpoints of both venues.
+    """The REST endpoints of both venues, public and signed.
 
     now: market time of this moment and of the last instant played (the order book's).
     """
@@ -107,7 +135,8 @@ class Rest:
     venues: dict[str, Venue]
     now: Callable[[], tuple[int, int]]
     faults: Faults
-    key: str
+    desk: Desk
+    clock: AccountClock
     budgets: dict[str, Budget] = field(
         default_factory=lambda: {SPOT: Budget(6000), FUTURES: Budget(2400)}
     )
@@ -129,16 +158,14 @@ class Rest:
         route = routes.get(path)
         if path == "userDataStream" and name == SPOT:
             return self._html(request, 410, "410 Gone")
-        if route is None and path not in _SIGNED:
+        if name == SPOT and path in _SIGNED_PATHS:
+            return await self._signed(request, path)
+        if route is None and path not in _UNSUPPORTED[name]:
             return self._html(request, 404, "404 Not Found")
         weight = route.weight(query) if route is not None else 20
         fault = self.faults.request(name, path, query.get("symbol", ""), time.monotonic())
         refusal = budget.spend(weight, now)
-        headers = {
-            "X-MBX-USED-WEIGHT": str(budget.used),
-            "X-MBX-USED-WEIGHT-1M": str(budget.used),
-            "x-mbx-uuid": str(uuid.uuid4()),
-        }
+        headers = _headers(budget)
         if refusal is not None:
             headers["Retry-After"] = str(refusal.retry_after_s)
             error = ApiError(refusal.status, -1003, refusal.message)
@@ -149,25 +176,84 @@ class Rest:
             await asyncio.sleep(fault.ms / 1000)
         try:
             if route is None:
-                self._refuse_signed(request)
-            elif request.method != "GET":
+                find_key(self.desk.state.keys, request.headers.get("X-MBX-APIKEY"))
+                raise ApiError(400, -1020, "This operation is not supported.")
+            if request.method != "GET":
                 raise ApiError(405, -1000, f"Request method '{request.method}' is not supported.")
-            else:
-                body = route.answer(self._view(request, name, now), Params(query))
-                data = body.encode()
-                if fault is not None and fault.kind == "garbage":
-                    data = data[: len(data) // 2]
-                return self._json(request, 200, data, headers)
+            body = route.answer(self.view(name, _unit(request)), Params(query))
         except ApiError as error:
             return self._json(request, error.status, error.body(), headers)
-        raise AssertionError("unreachable")
+        data = body.encode()
+        if fault is not None and fault.kind == "garbage":
+            data = data[: len(data) // 2]
+        return self._json(request, 200, data, headers)
+
+    async def _signed(self, request: web.Request, path: str) -> web.Response:
+        """An endpoint about orders or the account, of spot."""
+        query = request.raw_path.partition("?")[2]
+        body = (await request.read()).decode("utf-8", "surrogateescape")
+        given = rest_parameters(query, body)
+        budget = self.budgets[SPOT]
+        endpoint = trading.REST.get((request.method, path))
+        weight = 1 if endpoint is None else endpoint.weight(given)
+        free = endpoint is not None and endpoint.free
+        fault = self.faults.request(SPOT, path, given.get("symbol", ""), time.monotonic())
+        refusal = budget.spend(0 if free else weight, wall_ms())
+        headers = _headers(budget)
+        if refusal is not None:
+            headers["Retry-After"] = str(refusal.retry_after_s)
+            error = ApiError(refusal.status, -1003, refusal.message)
+            return self._json(request, refusal.status, error.body(), headers, given)
+        if fault is not None and fault.kind in ("429", "418", "status", "timeout", "html"):
+            return await self._fail(request, fault, headers, wall_ms())
+        if fault is not None and fault.kind == "delay":
+            await asyncio.sleep(fault.ms / 1000)
+        try:
+            if endpoint is None:
+                raise ApiError(405, -1000, f"Request method '{request.method}' is not supported.")
+            caller = self._caller(request, query, body, given)
+            params = Params(given)
+            params.skip("signature", "timestamp", "recvWindow")
+            answer = await trading.perform(self.desk, endpoint, caller, params, _unit(request))
+        except ApiError as error:
+            if free:
+                budget.spend(weight, wall_ms())
+                headers |= _headers(budget)
+            if error.retry_after_s is not None:
+                headers["Retry-After"] = str(error.retry_after_s)
+            return self._json(request, error.status, error.body(), headers, given)
+        if endpoint.orders:
+            ten, day = self.desk.order_counts(caller.account).now(self.clock.now_ms())
+            headers["X-MBX-ORDER-COUNT-10S"] = str(ten)
+            headers["X-MBX-ORDER-COUNT-1D"] = str(day)
+        data = json.dumps(answer, separators=(",", ":")).encode()
+        if fault is not None and fault.kind == "garbage":
+            data = data[: len(data) // 2]
+        return self._json(request, 200, data, headers, given)
+
+    def _caller(
+        self, request: web.Request, query: str, body: str, given: Mapping[str, str]
+    ) -> Caller:
+        """Who signed the request.
+
+        Raises: ApiError.
+        """
+        account, key = find_key(self.desk.state.keys, request.headers.get("X-MBX-APIKEY"))
+        payload, signature = rest_payload(query, body)
+        if not signature:
+            raise trading.missing("signature")
+        if not verifies(key, payload, unquote(signature)):
+            raise ApiError(400, -1022, "Signature for this request is not valid.")
+        return check_window(
+            account, key, given.get("timestamp"), given.get("recvWindow"), self.clock.now_ms()
+        )
 
     async def _fail(
         self, request: web.Request, fault: Fault, headers: dict[str, str], now: int
     ) -> web.Response:
         """What a fault answers instead."""
         if fault.kind == "timeout":
-            self.transcript.note(request.path, dict(request.query), 0, now)
+            self.transcript.note(request.path, dict(request.query), 0, now, request.method)
             await asyncio.sleep(fault.ms / 1000)
             if request.transport is not None:
                 request.transport.abort()
@@ -189,8 +275,8 @@ class Rest:
         error = ApiError(status, fault.code or code, fault.message or text)
         return self._json(request, status, error.body(), headers)
 
-    def _view(self, request: web.Request, name: str, now: int) -> View:
-        unit = request.headers.get("X-MBX-TIME-UNIT", "").upper()
+    def view(self, name: str, unit: int) -> View:
+        """What a request for market data sees now."""
         market_now, book = self.now()
 
         def adjust(symbol: str, interval: str, rows: list[Candle]) -> list[Candle]:
@@ -200,33 +286,28 @@ class Rest:
             venue=self.venues[name],
             now_ms=market_now,
             book_ms=book,
-            wall_ms=now,
+            wall_ms=self.clock.now_ms(),
             weight_limit=self.budgets[name].per_minute,
-            unit=MICROSECONDS if unit == "MICROSECOND" else MILLISECONDS,
+            unit=unit,
+            symbol_info=lambda s: self.desk.state.symbols[s].info,
             adjust=adjust,
         )
 
-    def _refuse_signed(self, request: web.Request) -> None:
-        """Signed endpoints: the key is checked; trading itself is not offered by this simulator."""
-        key = request.headers.get("X-MBX-APIKEY")
-        if key is None:
-            raise ApiError(401, -2014, "API-key format invalid.")
-        if key != self.key:
-            raise ApiError(401, -2015, "Invalid API-key, IP, or permissions for action.")
-        raise ApiError(400, -1020, "This operation is not supported.")
-
     def _json(
-        self, request: web.Request, status: int, body: bytes, headers: dict[str, str]
+        self,
+        request: web.Request,
+        status: int,
+        body: bytes,
+        headers: dict[str, str],
+        given: Mapping[str, str] | None = None,
     ) -> web.Response:
-        self.transcript.note(request.path, dict(request.query), status, wall_ms())
-        response = web.Response(
-            status=status, body=body, headers=headers, content_type="application/json"
-        )
-        response.charset = "UTF-8"
-        return response
+        shown = dict(request.query) if given is None else given
+        self.transcript.note(request.path, shown, status, wall_ms(), request.method)
+        headers["Content-Type"] = "application/json;charset=UTF-8"
+        return web.Response(status=status, body=body, headers=headers)
 
     def _html(self, request: web.Request, status: int, text: str) -> web.Response:
-        self.transcript.note(request.path, dict(request.query), status, wall_ms())
+        self.transcript.note(request.path, dict(request.query), status, wall_ms(), request.method)
         return web.Response(
             status=status, text=_NGINX.format(status=text), content_type="text/html"
         )

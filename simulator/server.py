@@ -18,14 +18,18 @@ from aiohttp import web
 from shared.errors import Failure, Usage
 from shared.klines import KlineTable
 from simulator import events
-from simulator.clock import MANUAL, Clock
+from simulator.clock import MANUAL, AccountClock, Clock
 from simulator.control import Control
+from simulator.desk import Desk
 from simulator.endpoints import FUTURES, SPOT, Venue
 from simulator.events import Message, Scene
+from simulator.exchange.orders import Key
 from simulator.faults import Faults
+from simulator.journal import Journal
 from simulator.limits import Budget
 from simulator.rest import Rest, wall_ms
 from simulator.streams import Hub, Rules, asked_for, names_of
+from simulator.wsapi import WsApi
 
 log = logging.getLogger(__name__)
 
@@ -65,18 +69,44 @@ _REPEAT_S = 1.0
 
 @dataclass(kw_only=True)
 class Simulator:
-    """Everything that runs. venues: SPOT and FUTURES. more: makes later candles (synthetic)."""
+    """Everything that runs. venues: SPOT and FUTURES. more: makes later candles (synthetic).
+
+    keys, balances (units): the first account, opened unless the journal knows it. played_ms: market
+    time up to which the journal's orders have met the market; None = the clock's position.
+    """
 
     venues: dict[str, Venue]
     clock: Clock
-    key: str = "demo"
+    account_clock: AccountClock = field(default_factory=AccountClock)
+    journal: Journal | None = None
+    keys: dict[str, Key] = field(default_factory=lambda: {"demo": Key("demo")})
+    balances: dict[str, int] = field(default_factory=dict)
+    slippage_bps: float = 0.0
+    latency_ms: float = 0.0
+    played_ms: int | None = None
     more: More | None = None
     position_file: PositionFile | None = None
     hub: Hub = field(default_factory=Hub)
 
     def __post_init__(self) -> None:
         self.faults = Faults()
-        self.rest = Rest(venues=self.venues, now=self.now, faults=self.faults, key=self.key)
+        self.desk = Desk(
+            self.venues[SPOT].market,
+            now=self.now,
+            account_ms=self.account_clock.now_ms,
+            journal=self.journal,
+            slippage_bps=self.slippage_bps,
+            latency_ms=self.latency_ms,
+        )
+        self.desk.start(self.keys, self.balances, self.played_ms or self.clock.position_ms)
+        self.rest = Rest(
+            venues=self.venues,
+            now=self.now,
+            faults=self.faults,
+            desk=self.desk,
+            clock=self.account_clock,
+        )
+        self.ws_api = WsApi(self.hub, self.rest)
         self.at_end = False
         self._moved = asyncio.Event()
         self._steps_done = 0
@@ -121,6 +151,7 @@ class Simulator:
     async def play(self) -> None:
         """Move the market, for ever; at the end of the data it stands still."""
         self.clock.start(wall_ms())
+        self.desk.move(self.clock.position_ms)
         while True:
             close = self._next_close()
             if close is None:
@@ -155,6 +186,7 @@ class Simulator:
                 break
             await self._woken()
         for instant in instants:
+            self.desk.move(instant)
             self._send(self._messages(self.clock.position_ms, instant), instant)
             self.clock.position_ms = instant
         self._save(close)
@@ -180,6 +212,7 @@ class Simulator:
             await self._woken(wait / 1000)
         if self.hub.version != version:
             messages = self._messages(self.clock.position_ms, instant)
+        self.desk.move(instant)
         self._save(instant)
         self.clock.position_ms = instant
         self._send(messages, instant)
@@ -275,11 +308,20 @@ class Simulator:
         app.router.add_route("*", "/fapi/v1/{tail:.*}", self.rest.fapi)
         app.router.add_route("*", "/sapi/v1/{tail:.*}", self.rest.sapi)
         app.router.add_route("*", "/dapi/v1/{tail:.*}", self.rest.dapi)
+        app.router.add_get("/ws-api/v3", self._ws_api)
         for path in ("/ws", "/stream", "/ws/{names:.+}", "/stream/ws/{names:.+}"):
             app.router.add_get(path, self._spot_socket)
         for path in ("ws", "stream", "ws/{names:.+}", "stream/ws/{names:.+}"):
             app.router.add_get("/{route:public|market|private}/" + path, self._futures_socket)
         return app
+
+    async def _ws_api(self, request: web.Request) -> web.StreamResponse:
+        if not self.hub.admits(asyncio.get_running_loop().time()):
+            return web.Response(status=429, headers={"Retry-After": "300"})
+        refusal = self.faults.refuses(SPOT, time.monotonic())
+        if refusal is not None:
+            return web.Response(status=refusal.status)
+        return await self.ws_api.serve(request)
 
     async def _spot_socket(self, request: web.Request) -> web.StreamResponse:
         return await self._socket(request, SPOT, "")
@@ -333,5 +375,6 @@ async def serving(
     finally:
         simulator.hub.hang_up()
         await runner.cleanup()
+        simulator.desk.close()
         if simulator.position_file is not None:
             simulator.position_file.close()

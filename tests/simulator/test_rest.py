@@ -148,7 +148,7 @@ async def test_signed_and_retired_endpoints_say_so() -> None:
             401, {"code": -2014, "msg": "API-key format invalid."},
         )  # fmt: skip
         for key, code in (("other", -2015), ("mine", -1020)):
-            async with ex.http.post("/api/v3/order", headers={"X-MBX-APIKEY": key}) as reply:
+            async with ex.http.post("/api/v3/sor/order", headers={"X-MBX-APIKEY": key}) as reply:
                 assert (await reply.json())["code"] == code
         async with ex.http.post("/api/v3/userDataStream") as reply:
             assert reply.status == 410
