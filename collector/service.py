@@ -54,6 +54,7 @@ from shared.streams import (
     KLINE,
     PREDICTION,
     SIGNAL,
+    Stream,
 )
 from shared.times import iso
 
@@ -373,6 +374,20 @@ class Market:
 # -- a session with the bus --------------------------------------------------------------------
 
 
+def trimmed(settings: Settings) -> list[Source[Any]]:
+    """The streams that the collector writes and keeps short."""
+    streams: list[Stream[Any]] = [KLINE]
+    if settings.collector.depth:
+        streams.append(DEPTH)
+    if settings.collector.futures:
+        streams += [FUTURES_KLINE, FUNDING]
+    return [
+        Source(stream, symbol, settings.interval)
+        for stream in streams
+        for symbol in settings.symbols
+    ]
+
+
 async def serve(market: Market, session: Session) -> None:
     """Writes until the session breaks."""
     for series in market.series:
@@ -387,9 +402,7 @@ async def serve(market: Market, session: Session) -> None:
         tasks.create_task(_ask(market))
         tasks.create_task(_keep_house(session, market))
         tasks.create_task(_look_back(session, market))
-        own: list[Source[Any]] = [s.source for s in market.series]
-        if market.settings.collector.depth:
-            own += [Source(DEPTH, symbol) for symbol in market.settings.symbols]
+        own = trimmed(market.settings)
         tasks.create_task(janitor(session, own, least_rows=market.history_rows))
         if market.settings.collector.archive:
             tasks.create_task(_complete_archive(session, market))

@@ -11,6 +11,7 @@ import numpy as np
 
 from featurizer.window import FeatureWindow, depth_row
 from shared.bus import Entry, Source, Write, id_order
+from shared.config import Settings
 from shared.events import Depth, Feature, Kline
 from shared.features import FeatureSet
 from shared.features.configured import configured
@@ -45,9 +46,13 @@ async def serve(session: Session) -> None:
     )
     await stage.rebuild()
     async with asyncio.TaskGroup() as tasks:
-        outputs = [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols]
-        tasks.create_task(janitor(session, outputs, least_rows=2 * features.lookback))
+        tasks.create_task(janitor(session, trimmed(settings), least_rows=2 * features.lookback))
         await stage.work()
+
+
+def trimmed(settings: Settings) -> list[Source[Any]]:
+    """The streams that the featurizer writes and keeps short."""
+    return [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols]
 
 
 def _nan_share(feature: Feature) -> float:

@@ -35,7 +35,7 @@ from shared.logs import Quiet
 from shared.market import market_now_ms
 from shared.metrics import MESSAGE_TROUBLE, MESSAGES, WAITING
 from shared.runtime import Health, Session
-from shared.stage import janitor
+from shared.stage import dead_letter_janitor, janitor
 from shared.streams import NOTICE, SIGNAL
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ class Notifier:
             raise Usage("telegram_chat_id is missing: whom should the bot write to?")
         await _forget_chats(session, everybody)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_trim(session, everybody))
+            tasks.create_task(janitor(session, trimmed(everybody), least_rows=1))
+            tasks.create_task(dead_letter_janitor(session))
             tasks.create_task(watch(session, silent_s=self.silent_s))
             tasks.create_task(watch_bus(session))
             tasks.create_task(self._measure(session))
@@ -176,10 +177,11 @@ async def _forget_chats(session: Session, everybody: Sequence[Recipient]) -> Non
                 await session.bus.leave(source, group)
 
 
-async def _trim(session: Session, everybody: Sequence[Recipient]) -> None:
+def trimmed(everybody: Sequence[Recipient]) -> list[Source[Any]]:
+    """The streams that the notifier keeps short: its own, and the notices that it reads."""
     said = [r.notifications(symbol) for r in everybody for symbol in r.symbols]
     told = [source for r in everybody for source in (r.alerts, r.days)]
-    await janitor(session, [*said, *told, _NOTICES], least_rows=1)
+    return [*said, *told, _NOTICES]
 
 
 class _Intake:

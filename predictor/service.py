@@ -6,6 +6,7 @@ from typing import Any
 from predictor.releases import ReleaseInUse
 from predictor.scoring import Judge, Scorer
 from shared.bus import Source, Write
+from shared.config import Settings
 from shared.events import Signal
 from shared.metrics import SCORE, SIGNALS
 from shared.runtime import Session
@@ -39,12 +40,16 @@ async def serve(session: Session) -> None:
     )
     await release.first()
     await stage.rebuild()
-    outputs = [
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(release.watch())
+        tasks.create_task(janitor(session, trimmed(settings), least_rows=1))
+        await stage.work(between=release.swap)
+
+
+def trimmed(settings: Settings) -> list[Source[Any]]:
+    """The streams that the predictor writes and keeps short."""
+    return [
         Source(stream, symbol, settings.interval)
         for stream in (PREDICTION, SIGNAL)
         for symbol in settings.symbols
     ]
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(release.watch())
-        tasks.create_task(janitor(session, outputs, least_rows=1))
-        await stage.work(between=release.swap)

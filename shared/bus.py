@@ -571,6 +571,12 @@ class Bus:
                     floor = min(floor, id_order(first.decode()))
         return int(await self._link.one("XTRIM", source.key, "MINID", f"{floor[0]}-{floor[1]}"))
 
+    async def cap(self, source: Source[Any], most: int) -> int:
+        """Removes the oldest entries beyond `most`, of a stream that no group reads."""
+        if await self.group_position(source):
+            return 0
+        return int(await self._link.one("XTRIM", source.key, "MAXLEN", most))
+
     # -----------------------------------------------------------------------------------------
 
     def _entry(self, source: Source[E], raw_id: bytes, raw: list[bytes] | None) -> Entry[E]:

@@ -15,6 +15,7 @@ from shared.errors import OutOfSync
 from shared.events import Level
 from shared.logs import Quiet
 from shared.runtime import Session
+from shared.streams import dead_letters
 from shared.times import interval_ms
 
 _PAGE = 1_000
@@ -23,6 +24,8 @@ _READ = 4_096  # entries taken at once, over all streams
 
 
 _KEEP_MS = 8 * 86_400_000  # a week for people and replays, and a day to spare
+_KEEP_DEAD_MS = 30 * 86_400_000
+_MOST_DEAD = 1_000  # letters of a stream; each may be as large as a message
 _JANITOR_S = 60.0
 _DIVERGED_S = 60.0  # people are told that often of one output
 
@@ -307,3 +310,16 @@ async def janitor(session: Session, outputs: Sequence[Source[Any]], *, least_row
             newest = await session.bus.last_id(source)
             if newest is not None:
                 await session.bus.trim(source, keep_from_ms=id_order(newest)[0] - keep_ms)
+
+
+async def dead_letter_janitor(session: Session) -> None:
+    """Trims every `dead:<stream>`, for ever: a month, and at most `_MOST_DEAD` letters of each."""
+    bus = session.bus
+    while True:
+        for key in await bus.keys("dead:*"):
+            source = Source(dead_letters(key.removeprefix("dead:")))
+            newest = await bus.last_id(source)
+            if newest is not None:
+                await bus.cap(source, _MOST_DEAD)
+                await bus.trim(source, keep_from_ms=id_order(newest)[0] - _KEEP_DEAD_MS)
+        await asyncio.sleep(_JANITOR_S)

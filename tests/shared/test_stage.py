@@ -13,7 +13,7 @@ from shared.bus import Bus, Entry, Source, Write
 from shared.config import load
 from shared.events import Kline
 from shared.runtime import Health, Session
-from shared.streams import KLINE
+from shared.streams import KLINE, ORDER, STREAMS
 from tests.valkey import Server
 
 M = 60_000
@@ -57,6 +57,58 @@ async def test_the_janitor_keeps_what_a_rebuild_needs_and_what_a_group_has_not_d
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_dead_letters_stay_a_month_and_at_most_so_many(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "_JANITOR_S", 0.01)
+    monkeypatch.setattr(stage, "_MOST_DEAD", 5)
+    day = 86_400_000
+    with redis.Redis(port=valkey.port) as client:
+        for n in range(40):
+            client.xadd("dead:kline:{BTCUSDT}:1m", {"reason": "old"}, id=f"{n * day + day}-0")
+        for n in range(9):
+            client.xadd("dead:signal:{BTCUSDT}:1m", {"reason": "many"}, id=f"{n + 1}-0")
+        for n in range(3):
+            client.xadd("dead:feature:{BTCUSDT}:1m", {"reason": "few"}, id=f"{n * 20 * day + 1}-0")
+        async with Bus.session(valkey.url, service="notifier") as bus:
+            session = Session(settings=load(), bus=bus, health=Health(), alive=lambda: None)
+            task = asyncio.create_task(stage.dead_letter_janitor(session))
+            async with asyncio.timeout(30):
+                while client.xlen("dead:signal:{BTCUSDT}:1m") != 5:  # noqa: ASYNC110  # as above
+                    await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert client.xlen("dead:kline:{BTCUSDT}:1m") == 5
+        oldest = client.xrange("dead:feature:{BTCUSDT}:1m")[0][0]
+        assert oldest == f"{20 * day + 1}-0".encode(), "the newest is 40 days old, it is 20 older"
+
+
+def test_every_stream_is_kept_short_by_who_writes_it() -> None:
+    """FAULTS R11. Only the trader's journal is not: orders are never trimmed."""
+    import collector.service
+    import featurizer.service
+    import notifier.service
+    import predictor.service
+    from notifier.chats import recipients
+
+    settings = load(symbols=["A", "B"], collector={"futures": True, "depth": True})
+    kept_short = [
+        *collector.service.trimmed(settings),
+        *featurizer.service.trimmed(settings),
+        *predictor.service.trimmed(settings),
+        *notifier.service.trimmed(recipients(settings)),
+    ]
+    wanted = {
+        Source(stream, symbol, settings.interval).key
+        for stream in STREAMS
+        for symbol in ("A", "B")
+        if stream is not ORDER
+    }
+    assert {source.key for source in kept_short} == wanted
+    assert len(kept_short) == len(wanted), "each by one service"
 
 
 class Fatal(BaseException):
