@@ -53,7 +53,12 @@ def config_of(folder: Path, rows: int, stride: int | None) -> dict[str, Any]:
     trainer: dict[str, Any] = {"train_days": rows / DAY_ROWS + 1}
     if stride is not None:
         trainer["stride"] = stride
-    return {"symbols": ["BTCUSDT"], "model_folder": str(folder / "models"), "trainer": trainer}
+    return {
+        "symbols": ["BTCUSDT"],
+        "data_folder": str(folder / "data"),
+        "model_folder": str(folder / "models"),
+        "trainer": trainer,
+    }
 
 
 def command(folder: Path, klines: Path) -> dict[str, Any]:
@@ -88,6 +93,8 @@ def fits(folder: Path, klines: Path) -> dict[str, Any]:
     from sklearn.neural_network import MLPClassifier
 
     from trainer import rasters, train
+    from trainer.fanout import Fanout
+    from trainer.fits import matrix
     from trainer.models import gb, lc, nn
     from trainer.models.cases import labels_to_compute
     from trainer.models.fit import recipes
@@ -108,6 +115,7 @@ def fits(folder: Path, klines: Path) -> dict[str, Any]:
         nan_share=settings.limits.nan_share,
         workers=threads,
         advance=lambda count: None,
+        file=matrix(folder, "x"),
     )
 
     def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -116,9 +124,9 @@ def fits(folder: Path, klines: Path) -> dict[str, Any]:
         return found, time.perf_counter() - wall, time.process_time() - cpu
 
     plan = recipes(settings.algorithms)
-    bar = Bar("", None, "")
+    bar, fan = Bar("", None, ""), Fanout(workers=threads, backend="threads")
     found, ours_s, ours_cpu = timed(
-        lambda: train.train(rows, plan, settings, features, data, threads, bar)
+        lambda: train.train(rows, plan, settings, features, data, folder, fan, bar)
     )
     base = chosen(rows, 60_000, found.stride)
     labels = list(dict.fromkeys(model.label for model in found.models))

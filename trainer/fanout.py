@@ -4,6 +4,7 @@ A piece of work is a plain function of one argument, both at the top of a module
 be sent to another process. What is large lies in files that every worker maps into memory.
 """
 
+import argparse
 import contextlib
 import hashlib
 import os
@@ -17,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from shared.config import Settings
 from shared.errors import Failure, Usage
 
 T = TypeVar("T")
@@ -56,6 +58,36 @@ class Fanout:
                 yield at, work(item)
         else:
             yield from _on_this_machine(self.workers, self.backend, work, items)
+
+
+def add_options(parser: argparse.ArgumentParser, *, backend: Backend) -> None:
+    """--workers, --backend, --scheduler. backend: the default."""
+    parser.add_argument("--workers", type=int, metavar="N", help="default: trainer.threads")
+    parser.add_argument(
+        "--backend",
+        choices=("processes", "threads"),
+        default=backend,
+        help=f"what works on this machine (default: {backend})",
+    )
+    parser.add_argument(
+        "--scheduler", metavar="tcp://HOST:PORT", help="fit on this Dask cluster instead"
+    )
+
+
+def workers_of(args: argparse.Namespace, settings: Settings) -> int:
+    """Raises: Usage: --workers is below one."""
+    workers: int | None = args.workers
+    if workers is not None and workers < 1:
+        raise Usage(f"--workers {workers}: at least one")
+    return workers or settings.trainer.threads or os.cpu_count() or 1
+
+
+def of_options(args: argparse.Namespace, settings: Settings, note: Callable[[str], None]) -> Fanout:
+    """What the options say. Raises: Usage: an option is wrong."""
+    workers = workers_of(args, settings)
+    if args.scheduler is not None:
+        check_address(args.scheduler)
+    return Fanout(workers=workers, backend=args.backend, scheduler=args.scheduler, note=note)
 
 
 def _numbered(work: Callable[[T], R], at: int, item: T) -> tuple[int, R]:
@@ -157,8 +189,7 @@ def connected(address: str) -> Iterator[Any]:
     Raises:
         Usage: that is no address. Failure: nothing answers there.
     """
-    if not address.startswith(("tcp://", "tls://")):
-        raise Usage(f"--scheduler {address}: an address such as tcp://host:8786")
+    check_address(address)
     import distributed  # noqa: PLC0415 - slow to import
 
     connect: Any = distributed.Client
@@ -173,6 +204,12 @@ def connected(address: str) -> Iterator[Any]:
         yield client
     finally:
         client.close()
+
+
+def check_address(address: str) -> None:
+    """Raises: Usage: that is no address of a scheduler."""
+    if not address.startswith(("tcp://", "tls://")):
+        raise Usage(f"--scheduler {address}: an address such as tcp://host:8786")
 
 
 def _check_workers(client: Any, address: str) -> None:

@@ -1,35 +1,27 @@
-"""Fits of a cross-validation, each a piece of work of its own: planned here, done anywhere.
+"""Folds of a cross-validation: planned here, their fits done as `fits` does them.
 
 A fold is trained as `train` trains on the candles before its test rows: the same recipes, strides,
-left-out features and chosen labels. Features of all candles lie in one float32 file that every
-worker maps into memory; each fit's out-of-sample outputs go to a file of their own, so that a run
-that was killed goes on with what is missing.
+left-out features and chosen labels.
 """
 
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no stubs
 
-from shared import klinefiles
 from shared.config import Settings
-from shared.errors import BadInput, Failure
+from shared.errors import Failure
 from trainer import baselines
-from trainer.labels import is_value
+from trainer.fits import Piece
 from trainer.models.cases import choose_labels
-from trainer.models.fit import Fitted, Fitter, Job, Recipe, jobs_of
+from trainer.models.fit import Job, Recipe, jobs_of
 from trainer.models.rows import Rows, Usable, chosen, stride_for, usable, valid
 from trainer.splits import Block
 
-Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.intp]
-
-_PREDICT_ROWS = 131_072
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,24 +52,6 @@ class Fold:
     left_out: tuple[int, ...]
     labels_left_out: dict[str, str]
     labels_added: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """One fit and its outputs on the test rows, (n_test,) float64 in `out`.
-
-    baseline: None: the job's recipe on the features; a name: that baseline for the job's label.
-    """
-
-    fold: int
-    name: str
-    files: Files
-    used: Positions
-    job: Job
-    baseline: baselines.Name | None
-    test: Positions
-    seed: int
-    out: Path
 
 
 def plan_fold(
@@ -154,12 +128,16 @@ def pieces(fold: Fold, files: Files, seed: int, folder: Path) -> list[Piece]:
             with_baselines.add(job.label)
             wanted += [(f"{job.label}.{name}", name) for name in baselines.NAMES]
         for name, baseline in wanted:
+            columns = fold.used
+            if baseline is not None:
+                of_baseline = baselines.NAMES[baseline]
+                columns = np.arange(of_baseline.start, of_baseline.stop)
             found.append(
                 Piece(
                     fold=fold.number,
                     name=name,
-                    files=files,
-                    used=fold.used,
+                    x=files.x if baseline is None else files.base,
+                    columns=columns,
                     job=job,
                     baseline=baseline,
                     test=fold.test,
@@ -168,56 +146,3 @@ def pieces(fold: Fold, files: Files, seed: int, folder: Path) -> list[Piece]:
                 )
             )
     return found
-
-
-def work(piece: Piece) -> None:
-    """Fits, and writes the outputs.
-
-    Raises:
-        Failure: the data are not there, or a library refused the config's arguments.
-    """
-    file = piece.files.x if piece.baseline is None else piece.files.base
-    try:
-        x = np.load(file, mmap_mode="r")
-    except FileNotFoundError:
-        raise Failure(
-            f"worker on {socket.gethostname()} sees no {file}: data_folder must lie where all "
-            "workers see it under the same name"
-        ) from None
-    if piece.baseline is None:
-        columns: Positions | slice = piece.used
-    else:
-        columns = baselines.NAMES[piece.baseline]
-    said = np.empty(len(piece.test))
-    # sums in another number of threads have other bits
-    with threadpool_limits(1, user_api="blas"):
-        model = _fitted(np.ascontiguousarray(x[piece.job.positions][:, columns]), piece)
-        for start in range(0, len(piece.test), _PREDICT_ROWS):
-            block = piece.test[start : start + _PREDICT_ROWS]
-            rows = np.ascontiguousarray(x[block][:, columns])
-            said[start : start + len(block)] = model.predict(rows)
-    with klinefiles.replacing(piece.out) as unfinished, unfinished.open("wb") as out:
-        np.save(out, said)
-
-
-def _fitted(x: npt.NDArray[np.float32], piece: Piece) -> "Fitted | baselines.Line":
-    job = replace(piece.job, positions=np.arange(len(x)))
-    if piece.baseline is None:
-        fitter = Fitter(x, 1, piece.seed)
-        [model] = fitter.fit_each([job], lambda _, model: model)
-        return model
-    return baselines.fit(x, job.y, is_value=is_value(job.label), seed=piece.seed, name=piece.name)
-
-
-def outputs(piece: Piece) -> Floats | None:
-    """What `work` wrote; None where it has not yet, or the file is damaged."""
-    try:
-        said = np.load(piece.out)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError):
-        piece.out.unlink(missing_ok=True)
-        return None
-    if said.shape != piece.test.shape or said.dtype != np.float64:
-        raise BadInput(f"{piece.out}: not what this fit writes; remove it and run again")
-    return np.asarray(said)

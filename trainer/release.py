@@ -48,7 +48,8 @@ class Trained:
 
     models: those of the score; values: regressions. metrics, value_metrics: name -> None where its
     test or training part has too few cases. labels_left_out, labels_added: name -> why. compared:
-    every kind of score out of sample; formula: the one that the release gets.
+    every kind of score out of sample; formula: the one that the release gets. fits: how many there
+    were, of which fits_kept an earlier run had left.
     """
 
     models: list[TrainedModel]
@@ -62,6 +63,8 @@ class Trained:
     labels_added: dict[str, str]
     stride: int
     rows: int
+    fits: int
+    fits_kept: int
     test_start_ms: int
     test_rows: int
 

@@ -12,13 +12,9 @@ it as what to expect live.
 """
 
 import argparse
-import contextlib
-import hashlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +30,11 @@ from shared.features.configured import configured
 from shared.klines import KLINE_COLUMNS
 from shared.score import PLAIN_KINDS
 from shared.times import interval_ms, iso
-from trainer import baselines, inputs, outcomes, rasters, splits
+from trainer import baselines, fanout, fits, inputs, outcomes, rasters, splits
 from trainer.csvfiles import write_csv
 from trainer.evaluate import Metrics, ValueMetrics
-from trainer.fanout import Fanout, code_version
-from trainer.folds import Files, Fold, Piece, outputs, pieces, plan_fold, work
+from trainer.fanout import Fanout
+from trainer.folds import Files, Fold, pieces, plan_fold
 from trainer.models.cases import labels_to_compute
 from trainer.models.fit import Recipe, check_labels, inputs_of, recipes
 from trainer.models.rows import Rows, candidates
@@ -69,16 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cpcv", action="store_true", help="combinatorial purged cross-validation instead"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="default: trainer.threads")
-    parser.add_argument(
-        "--backend",
-        choices=("processes", "threads"),
-        default="processes",
-        help="what works on this machine (default: processes)",
-    )
-    parser.add_argument(
-        "--scheduler", metavar="tcp://HOST:PORT", help="fit on this Dask cluster instead"
-    )
+    fanout.add_options(parser, backend="processes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,35 +97,24 @@ class Task:
     @property
     def key(self) -> str:
         """Digest of all that the outputs depend on."""
-        trainer = self.settings.trainer.model_dump(mode="json", exclude={"threads", "rolling"})
-        what = {
-            "trainer": trainer,
-            "labels": self.settings.labels,
-            "algorithms": [a.model_dump(mode="json") for a in self.settings.algorithms],
-            "features": self.features.names,
-            "features_file": self.features.user_sha256,
-            "nan_share": self.settings.limits.nan_share,
+        further = {
             "train_ms": self.train_ms,
             "embargo_rows": self.settings.trainer.rolling.embargo_rows,
             "blocks": [(b.start_ms, b.stop_ms) for b in self.blocks],
             "combinations": [c.groups for c in self.combinations],
-            "data": inputs.digest(self.data),
-            "code": code_version(),
         }
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        return fits.key_of(self.settings, self.features, self.data, further)
 
 
 def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     started = time.monotonic()
+    fan = fanout.of_options(args, settings, progress.note)
     task = _task(_with_options(settings, args), args)
     kind = "combinations" if task.is_cpcv else "folds"
-    fanout = Fanout(
-        workers=task.workers, backend=args.backend, scheduler=args.scheduler, note=progress.note
-    )
-    with _work_folder(task) as folder:
+    with fits.work_folder(settings.data_folder / WORK, task.name, task.key) as folder:
         rows, files = _matrix(task, folder, progress)
         folds, skipped = _plan(task, rows, progress)
-        found, kept = _outputs(task, folds, files, folder, fanout, progress)
+        found, kept = _outputs(task, folds, files, folder, fan, progress)
         names = _model_names(task, folds)
         happened = _outcomes(task, rows)
         judge = Judge(
@@ -204,8 +180,6 @@ def _with_options(settings: Settings, args: argparse.Namespace) -> Settings:
     for name, value in given.items():
         if name != "start" and value <= 0:
             raise Usage(f"--{name.replace('_', '-')} {value}: must be above 0")
-    if args.workers is not None and args.workers < 1:
-        raise Usage(f"--workers {args.workers}: at least one")
     before = settings.trainer.rolling.model_dump()
     if "step_days" in given:
         before["step_rows"] = None
@@ -246,7 +220,7 @@ def _task(settings: Settings, args: argparse.Namespace) -> Task:
         first_ms=first_ms,
         end_ms=end_ms,
         train_ms=train_ms,
-        workers=args.workers or settings.trainer.threads or os.cpu_count() or 1,
+        workers=fanout.workers_of(args, settings),
         blocks=[],
         combinations=[],
         groups=[],
@@ -346,44 +320,9 @@ def _plan(
 # --- work that is kept ---------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _work_folder(task: Task) -> Iterator[Path]:
-    """Where outputs of finished fits are kept; older ones of the same name go away at the end."""
-    parent = task.settings.data_folder / WORK
-    folder = parent / f"{task.name}-{task.key}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Failure(f"{folder}: cannot be written ({error.strerror or error})") from error
-    _drop_matrices(folder)
-    try:
-        yield folder
-    finally:
-        for path in folder.glob(f"*-{os.getpid()}.*"):
-            path.unlink(missing_ok=True)
-    for other in parent.glob(f"{task.name}-{'?' * 16}"):
-        if other != folder and not _drop_matrices(other):
-            shutil.rmtree(other, ignore_errors=True)
-
-
-def _drop_matrices(folder: Path) -> bool:
-    """Removes what killed runs left; True where a living one is at work."""
-    lives = False
-    for path in folder.glob("matrix-*"):
-        pid = path.name.split("-")[2].partition(".")[0]
-        if pid.isdigit() and int(pid) != os.getpid() and klinefiles.is_running(int(pid)):
-            lives = True
-        else:
-            path.unlink(missing_ok=True)
-    return lives
-
-
 def _matrix(task: Task, folder: Path, progress: Progress) -> tuple[Rows, Files]:
     """Features, labels and the baselines' columns of every candle that is trained or tested on."""
-    files = Files(
-        x=(folder / f"matrix-x-{os.getpid()}.npy").absolute(),
-        base=(folder / f"matrix-base-{os.getpid()}.npy").absolute(),
-    )
+    files = Files(x=fits.matrix(folder, "x"), base=fits.matrix(folder, "base"))
     start_ms = task.first_ms
     if task.blocks:
         start_ms = max(start_ms, task.blocks[0].start_ms - task.candle_ms - task.train_ms)
@@ -413,32 +352,19 @@ def _matrix(task: Task, folder: Path, progress: Progress) -> tuple[Rows, Files]:
 
 
 def _outputs(
-    task: Task, folds: Sequence[Fold], files: Files, folder: Path, fanout: Fanout, bars: Progress
+    task: Task, folds: Sequence[Fold], files: Files, folder: Path, fan: Fanout, bars: Progress
 ) -> tuple[dict[tuple[int, str], npt.NDArray[np.float64]], int]:
     """(fold, name) -> outputs; and how many of them an earlier run had left."""
     every = [
-        piece
-        for fold in folds
-        for piece in pieces(fold, files, task.settings.trainer.seed, folder.absolute())
+        piece for fold in folds for piece in pieces(fold, files, task.settings.trainer.seed, folder)
     ]
     found: dict[tuple[int, str], npt.NDArray[np.float64]] = {}
-
-    def take(piece: Piece) -> bool:
-        said = outputs(piece)
-        if said is not None:
-            found[piece.fold, piece.name] = said
-        return said is not None
-
-    left = [piece for piece in every if not take(piece)]
-    kept = len(every) - len(left)
-    if kept:
-        bars.note(f"{kept:,} of {len(every):,} fits are kept from an earlier run")
+    kept = 0
     with bars.bar("fits", len(every), "fits") as bar:
-        bar.advance(kept)
-        for at, _ in fanout.run(work, left):
-            if not take(left[at]):
-                raise Failure(f"{left[at].out} is not there: do all workers see data_folder?")
-            bar.advance(detail=f"{left[at].name}, fold {left[at].fold}")
+        for one in fits.finish(every, fan, bar):
+            assert isinstance(one.found, np.ndarray)  # noqa: S101 - no piece keeps its model
+            found[one.piece.fold, one.piece.name] = one.found
+            kept += one.kept
     return found, kept
 
 

@@ -1,9 +1,14 @@
-"""`trainer train`: features and labels in, a verified release of ONNX models out."""
+"""`trainer train`: features and labels in, a verified release of ONNX models out.
+
+The rows' features lie in a memory-mapped file, finished fits beside it (`trainer.fits`): a run that
+was killed goes on with what is missing. Both go away once the release is written.
+"""
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +21,19 @@ from shared.features.configured import configured
 from shared.releases import write_release
 from shared.score import ScoreFormula, ScoreKind
 from shared.times import interval_ms, iso
-from trainer import aggregates, inputs, outcomes, promote, rasters
+from trainer import aggregates, fanout, fits, inputs, outcomes, promote, rasters
 from trainer.evaluate import Metrics, ValueMetrics, measure, measure_values
 from trainer.export.models import TrainedModel
+from trainer.fanout import Fanout
+from trainer.fits import Finished, Piece
 from trainer.labels import side_of, spec
 from trainer.models import nn, torch_nn
 from trainer.models.cases import choose_labels, labels_to_compute
 from trainer.models.fit import (
-    Fitted,
-    Fitter,
     Job,
     Recipe,
     check_labels,
     ends_before,
-    fit_models,
     inputs_of,
     jobs_of,
     recipes,
@@ -39,6 +43,7 @@ from trainer.progress import Bar, Progress
 from trainer.release import Trained, build, figures_of, score_report
 
 _DAY_MS = 86_400_000
+WORK = ".train"
 # On fewer cases than this before the test rows a measured model would say nothing.
 _FEWEST_TO_MEASURE = 10
 # job, its figures (None: no test row's label is known), its outputs on the test rows
@@ -48,6 +53,7 @@ _Measured = tuple[Job, Metrics | ValueMetrics | None, npt.NDArray[np.float64]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_options(parser)
     parser.add_argument("--promote", action="store_true", help="make the new release live")
+    fanout.add_options(parser, backend="threads")
 
 
 def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
@@ -57,46 +63,44 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         raise Usage("config: algorithms: name at least one")
     check_labels(plan, settings.labels)
     features = configured(settings)
+    fan = fanout.of_options(args, settings, progress.note)
     data = inputs.read(settings, args, features)
-    threads = settings.trainer.threads or os.cpu_count() or 1
-    with progress.bar("features", _rows_to_compute(settings, data, features)) as bar:
-        rows = gather(
-            data,
-            features,
-            labels_to_compute(settings),
-            horizon=settings.trainer.label_horizon,
-            train_days=settings.trainer.train_days,
-            nan_share=settings.limits.nan_share,
-            workers=threads,
-            advance=bar.advance,
-        )
-    left_out = [n for n, out in zip(features.names, rows.left_out, strict=True) if out]
-    if left_out:
-        progress.note(
-            f"left out, without a value in more than half of the rows: {', '.join(left_out)}"
-        )
-    with progress.bar("training", 2 * len(plan) * len(settings.labels), "models") as bar:
-        trained = train(rows, plan, settings, features, data, threads, bar)
-    for name, why in trained.labels_left_out.items():
-        progress.note(f"label {name} left out: {why}")
-    for name, why in trained.labels_added.items():
-        progress.note(f"label {name} {why}")
-    for text in trained.notes:
-        progress.note(text)
-    with progress.bar("parity gate and release", 1, "releases") as bar:
-        manifest, files = build(settings, features, rows, trained, data, threads)
-        folder = write_release(settings.model_folder, manifest, files)
-        bar.advance()
+    name = f"{'+'.join(r.symbol for r in data)}-{data[0].interval}"
+    key = fits.key_of(settings, features, data, {"until": args.until})
+    with fits.work_folder(settings.data_folder / WORK, name, key) as folder:
+        with progress.bar("features", _rows_to_compute(settings, data, features)) as bar:
+            rows = _rows(settings, features, data, fan.workers, bar, fits.matrix(folder, "x"))
+        left_out = [n for n, out in zip(features.names, rows.left_out, strict=True) if out]
+        if left_out:
+            progress.note(
+                f"left out, without a value in more than half of the rows: {', '.join(left_out)}"
+            )
+        with progress.bar("training", 2 * len(plan) * len(settings.labels), "models") as bar:
+            trained = train(rows, plan, settings, features, data, folder, fan, bar)
+        for name, why in trained.labels_left_out.items():
+            progress.note(f"label {name} left out: {why}")
+        for name, why in trained.labels_added.items():
+            progress.note(f"label {name} {why}")
+        for text in trained.notes:
+            progress.note(text)
+        with progress.bar("parity gate and release", 1, "releases") as bar:
+            manifest, files = build(settings, features, rows, trained, data, fan.workers)
+            release = write_release(settings.model_folder, manifest, files)
+            bar.advance()
+        # All that was kept for another attempt is in the release.
+        fits.clear(folder)
     if args.promote:
         promote.newest(settings, manifest.id, data, progress)
     return {
         "command": "train",
         "release": manifest.id,
-        "folder": folder,
+        "folder": release,
         "promoted": bool(args.promote),
         "symbols": list(manifest.symbols),
         "interval": manifest.interval,
         "rows": trained.rows,
+        "fits": trained.fits,
+        "fits_kept": trained.fits_kept,
         "candles": len(rows),
         "first": iso(int(rows.open_ms[0])),
         "last": iso(int(rows.open_ms[-1])),
@@ -137,13 +141,16 @@ def train(
     settings: Settings,
     features: FeatureSet,
     data: Sequence[rasters.Raster],
-    threads: int,
+    folder: Path,
+    fan: Fanout,
     bar: Bar,
 ) -> Trained:
     """Every label with every recipe: first without the test rows, to measure; then on all.
 
     The test rows are the last `trainer.test_share` of the time; no training row's label looks at
     or beyond the first of them.
+
+    rows: their x lies in `matrix(folder, "x")`; folder: where finished fits are kept.
 
     Raises:
         Failure: no label of a side is left, an algorithm's rows hold one class only, or the score
@@ -160,15 +167,33 @@ def train(
     test_start_ms = int(rows.open_ms[base[int(len(base) * (1 - config.test_share))]])
     test = base[rows.open_ms[base] >= test_start_ms]
     columns = tuple(np.flatnonzero(~rows.left_out).tolist())
-    fitter = Fitter.of(rows, threads, config.seed)
     letters = inputs_of(features)
 
     def block_of(label: str) -> int:
         window = spec(label, config.label_horizon).window or config.label_horizon
         return -(-window // stride)
 
-    def measured(job: Job, model: Fitted) -> _Measured:
-        y, outputs = rows.y[job.label][test], model.predict(fitter.x[test])
+    def pieces(jobs: Sequence[Job], *, final: bool) -> list[Piece]:
+        kind = "final" if final else "measured"
+        return [
+            Piece(
+                name=job.name,
+                fold=int(final),
+                x=fits.matrix(folder, "x"),
+                columns=np.array(columns),
+                job=job,
+                test=test[:0] if final else test,
+                seed=config.seed,
+                out=folder / f"{kind}-{job.name}.{'model' if final else 'npy'}",
+                keeps_model=final,
+            )
+            for job in jobs
+        ]
+
+    def measured(one: Finished) -> _Measured:
+        job, outputs = one.piece.job, one.found
+        assert isinstance(outputs, np.ndarray)  # noqa: S101 - it does not keep its model
+        y = rows.y[job.label][test]
         known = ~np.isnan(y)
         figures: Metrics | ValueMetrics | None = None
         if known.any():
@@ -176,19 +201,18 @@ def train(
             figures = measured_by(y[known], outputs[known], block_of(job.label), config.seed)
         return job, figures, outputs
 
-    def exported(job: Job, model: Fitted) -> TrainedModel:
-        return TrainedModel(
-            name=job.name,
-            label=job.label,
-            inputs=letters,
-            algorithm=job.recipe.algo,
-            columns=columns,
-            fitted=model,
-            is_value=job.is_value,
-        )
-
     final = jobs_of(rows, plan, labels, step_ms=step_ms, stride=stride, inputs=letters)
-    bar.advance(max(0, 2 * (len(plan) * len(settings.labels) - len(final))))
+    before = jobs_of(
+        rows,
+        plan,
+        labels,
+        step_ms=step_ms,
+        stride=stride,
+        inputs=letters,
+        allowed=ends_before(rows, test_start_ms),
+    )
+    before = [job for job in before if job.cases >= _FEWEST_TO_MEASURE]
+    bar.advance(max(0, 2 * len(plan) * len(settings.labels) - len(final) - len(before)))
     for job in final:
         if not job.cases:
             raise Failure(
@@ -196,22 +220,9 @@ def train(
                 "params.every_nth_row leave hold no two classes (where it stops early or is "
                 "calibrated, in both parts); let it have more"
             )
-    found: dict[str, _Measured] = {}
-    for one in fit_models(
-        rows,
-        fitter,
-        plan,
-        labels,
-        measured,
-        step_ms=step_ms,
-        stride=stride,
-        inputs=letters,
-        allowed=ends_before(rows, test_start_ms),
-        fewest=_FEWEST_TO_MEASURE,
-    ):
-        found[one[0].name] = one
-        bar.advance(detail=one[0].name)
-    bar.advance(len(final) - len(found))
+    done = list(fits.finish(pieces(before, final=False), fan, bar))
+    with ThreadPoolExecutor(fan.workers) as pool:
+        found = {one[0].name: one for one in pool.map(measured, done)}
     in_score = {f.name: f.label for f in _ordered(final, labels, plan) if not f.is_value}
     happened = outcomes.after(data, rows.symbol[test], rows.open_ms[test], config.label_horizon)
     compared = aggregates.compare(
@@ -225,9 +236,18 @@ def train(
     )
     formula = _formula(settings.signaler.model.aggregate, in_score, compared)
     fitted: dict[str, TrainedModel] = {}
-    for model in fitter.fit_each(final, exported):
-        fitted[model.name] = model
-        bar.advance(detail=model.name)
+    for one in fits.finish(pieces(final, final=True), fan, bar):
+        assert not isinstance(one.found, np.ndarray)  # noqa: S101 - it keeps its model
+        done.append(one)
+        fitted[one.piece.name] = TrainedModel(
+            name=one.piece.name,
+            label=one.piece.job.label,
+            inputs=letters,
+            algorithm=one.piece.job.recipe.algo,
+            columns=columns,
+            fitted=one.found,
+            is_value=one.piece.job.is_value,
+        )
     metrics: dict[str, Metrics | None] = {}
     value_metrics: dict[str, ValueMetrics | None] = {}
     for job in _ordered(final, labels, plan):
@@ -248,9 +268,35 @@ def train(
         notes=tuple(_notes(final)),
         stride=stride,
         rows=len(base),
+        fits=len(done),
+        fits_kept=sum(one.kept for one in done),
         test_start_ms=test_start_ms,
         test_rows=len(test),
     )
+
+
+def _rows(
+    settings: Settings,
+    features: FeatureSet,
+    data: Sequence[rasters.Raster],
+    workers: int,
+    bar: Bar,
+    file: Path,
+) -> Rows:
+    try:
+        return gather(
+            data,
+            features,
+            labels_to_compute(settings),
+            horizon=settings.trainer.label_horizon,
+            train_days=settings.trainer.train_days,
+            nan_share=settings.limits.nan_share,
+            workers=workers,
+            advance=bar.advance,
+            file=file,
+        )
+    except OSError as error:
+        raise Failure(f"{file}: cannot be written ({error.strerror or error})") from error
 
 
 def _ordered(jobs: Sequence[Job], labels: Sequence[str], plan: Sequence[Recipe]) -> list[Job]:

@@ -162,6 +162,21 @@ def test_a_cluster_gives_the_same_bits(cluster: Cluster, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
+def test_a_cluster_trains_the_same_graphs(cluster: Cluster, tmp_path: Path) -> None:
+    from tests.trainer import test_train
+
+    path = test_train.write(tmp_path / "TESTUSDT-1m.parquet", test_train.candles(3500))
+    for name, options in (("here", ()), ("there", ("--scheduler", cluster.address))):
+        settings = test_train.Settings(**test_train.kinds(tmp_path / name))
+        found = test_train.run(settings, "--klines", str(path), *options)
+        assert found["fits_kept"] == 0
+    here, there = (test_train.files_of(tmp_path / name) for name in ("here", "there"))
+    assert len(here) == 13
+    assert here == there
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 def test_a_worker_that_dies_is_told_and_its_work_done_by_others(cluster: Cluster) -> None:
     notes: list[str] = []
     fan = Fanout(scheduler=cluster.address, note=notes.append)

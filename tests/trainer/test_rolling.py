@@ -27,8 +27,9 @@ from shared.features.configured import configured
 from shared.klines import KLINE_COLUMNS, KlineTable
 from shared.score import PLAIN_KINDS, ScoreFormula, ScoreKind, score
 from tests.releases import market
-from trainer import folds, inputs, leaks, rasters, rolling
+from trainer import fits, folds, inputs, leaks, rasters, rolling
 from trainer import train as train_command
+from trainer.fanout import Fanout
 from trainer.labels import label
 from trainer.models.fit import recipes
 from trainer.models.rows import candidates, gather, usable
@@ -142,7 +143,7 @@ def test_the_model_folder_is_not_touched(folder: Path, result: dict[str, Any]) -
 
 
 def test_a_step_trains_exactly_as_train_does_with_the_candles_before(
-    folder: Path, result: dict[str, Any]
+    folder: Path, result: dict[str, Any], tmp_path: Path
 ) -> None:
     found = rows_of(folder)
     settings = Settings(**config(folder))
@@ -152,6 +153,8 @@ def test_a_step_trains_exactly_as_train_does_with_the_candles_before(
         here = np.flatnonzero(found["fold"] == fold)
         start = int(found["open_time_ms"][here[0]])
         before = inputs.before(raster, start)
+        work = tmp_path / str(fold)
+        work.mkdir()
         rows = gather(
             [before],
             features,
@@ -161,10 +164,13 @@ def test_a_step_trains_exactly_as_train_does_with_the_candles_before(
             nan_share=0.2,
             workers=1,
             advance=lambda count: None,
+            file=fits.matrix(work, "x"),
         )
         with Progress(io.StringIO(), quiet=True).bar("training") as bar:
             plan = recipes(settings.algorithms)
-            trained = train_command.train(rows, plan, settings, features, [before], 1, bar)
+            trained = train_command.train(
+                rows, plan, settings, features, [before], work, Fanout(), bar
+            )
         values = features.batch(raster.first_index, raster.kline).astype(np.float32)
         place = (found["open_time_ms"][here] - raster.open_time_ms[0]) // M
         known = ~np.isnan(found["close"][here])

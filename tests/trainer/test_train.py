@@ -3,6 +3,11 @@
 import argparse
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +24,10 @@ from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
 from shared.releases import current_id, list_releases, read_release
 from shared.score import score, side
 from tests.releases import market
-from trainer import labels, predict, rasters, train
+from trainer import fits, labels, predict, rasters, train
 from trainer.models import cases
 from trainer.models import rows as training_rows
-from trainer.models.fit import Fitter, Job
+from trainer.models.fit import Job
 from trainer.progress import Progress
 
 M = 60_000
@@ -264,13 +269,13 @@ def test_no_label_of_a_training_row_reaches_the_test_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[list[Job]] = []
-    real = Fitter.fit_each
+    real = fits.finish
 
-    def spy(self: Fitter, jobs: list[Job], done: Any) -> Any:
-        seen.append(jobs)
-        return real(self, jobs, done)
+    def spy(pieces: list[fits.Piece], *rest: Any) -> Any:
+        seen.append([piece.job for piece in pieces])
+        return real(pieces, *rest)
 
-    monkeypatch.setattr(Fitter, "fit_each", spy)
+    monkeypatch.setattr(fits, "finish", spy)
     table = candles(4000)
     config = settings(tmp_path, algorithms=["lc"])
     found = run(config, "--klines", str(write(tmp_path / "TESTUSDT-1m.parquet", table)))
@@ -384,6 +389,103 @@ def test_several_symbols_train_one_release(tmp_path: Path) -> None:
     found = run(settings(tmp_path, algorithms=["lc"]), "--klines", *paths)
     assert found["symbols"] == ["AUSDT", "BUSDT"]
     assert found["rows"] == 2 * (3500 - FeatureSet.of(NAMES).lookback + 1)
+
+
+# --- finished fits --------------------------------------------------------------------------------
+
+EVERY_KIND: list[dict[str, Any]] = [
+    {"name": "gb", "algo": "gb", "params": {"early_stopping": True, "calibrate": "isotonic"}},
+    {"name": "nn", "algo": "nn", "params": {"calibrate": "platt"}},
+    {"name": "lc", "algo": "lc"},
+    {"name": "svc", "algo": "svc", "params": {"max_rows": 500}},
+]
+
+
+def kinds(folder: Path) -> dict[str, Any]:
+    """The settings of `settings`, as a config file has them."""
+    return {
+        "symbols": ["TESTUSDT"],
+        "model_folder": str(folder / "models"),
+        "data_folder": str(folder / "data"),
+        "features_kline": NAMES,
+        "labels": ["high_10", "low_10", "high_max_60"],
+        "algorithms": EVERY_KIND,
+        "trainer": {"threads": 1},
+    }
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The graphs of the one release there."""
+    [release] = (folder / "models" / "releases").iterdir()
+    return {path.name: path.read_bytes() for path in sorted(release.glob("*.onnx"))}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """Candles, and the graphs of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = write(folder / "TESTUSDT-1m.parquet", candles(3500))
+    found = run(Settings(**kinds(folder)), "--klines", str(path))
+    assert (found["fits"], found["fits_kept"]) == (21, 0)  # three had too few cases to measure
+    assert not (folder / "data").exists(), "nothing is kept behind a release"
+    return path, files_of(folder)
+
+
+def test_killed_between_fits_it_goes_on_to_the_same_graphs(
+    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    path, expected = undisturbed
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(kinds(tmp_path)))
+    command = [sys.executable, "-m", "trainer", "train", "-c", str(config), "--klines", str(path)]
+    work = tmp_path / "data" / train.WORK
+    for least in (3, 14):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 90
+        while len([*work.glob("*/measured-*"), *work.glob("*/final-*")]) < least:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "models").exists()
+    torn = min(work.glob("*/final-*"), default=None) or min(work.glob("*/measured-*"))
+    torn.write_bytes(torn.read_bytes()[:-7])  # as no writer of ours leaves it
+    notes = io.StringIO()
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    found = train.run(
+        Settings(**kinds(tmp_path)), parser.parse_args(["--klines", str(path)]), Progress(notes)
+    )
+    assert found["fits_kept"] >= 13
+    assert "fits are kept from an earlier run" in notes.getvalue()
+    assert files_of(tmp_path) == expected
+    assert not work.exists()
+
+
+def test_processes_give_the_graphs_of_threads(
+    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    path, expected = undisturbed
+    options = ("--klines", str(path), "--backend", "processes", "--workers", "2")
+    run(Settings(**kinds(tmp_path)), *options)
+    assert files_of(tmp_path) == expected
+
+
+def test_another_config_keeps_nothing_of_this_one(
+    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = undisturbed
+
+    def fail(*_: Any) -> Any:
+        raise Failure("the parity gate says no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "build", fail)
+        with pytest.raises(Failure, match="parity gate"):
+            run(Settings(**kinds(tmp_path)), "--klines", str(path))
+    other = kinds(tmp_path) | {"trainer": {"threads": 1, "seed": 8}}
+    assert run(Settings(**other), "--klines", str(path))["fits_kept"] == 0
+    assert not (tmp_path / "data" / train.WORK).exists(), "and clears away what was left of it"
 
 
 # --- labels that stand in in a calm market -------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -285,14 +286,14 @@ class Fitter:
         groups: dict[bytes, list[Job]] = {}
         for job in jobs:
             groups.setdefault(_digest(job.positions), []).append(job)
-        with _single_threaded_and_quiet(), ThreadPoolExecutor(self._workers) as pool:
+        with single_threaded_and_quiet(), ThreadPoolExecutor(self._workers) as pool:
             for group in groups.values():
                 shared = RowSet(self.x, group[0].positions, self._seed)
 
                 def work(job: Job, shared: RowSet = shared) -> T:
-                    return done(job, _fit(job, shared, self._seed))
+                    return done(job, fit_one(job, shared, self._seed))
 
-                longest_first = sorted(group, key=lambda job: _COST[job.recipe.algo])
+                longest_first = sorted(group, key=lambda job: COST[job.recipe.algo])
                 futures = [pool.submit(work, job) for job in longest_first]
                 try:
                     for future in as_completed(futures):
@@ -302,11 +303,18 @@ class Fitter:
                         future.cancel()
 
 
-_COST = {"svc": 0, "gb": 1, "nn": 2, "lc": 3}
+# Which algorithms take longest, first.
+COST = {"svc": 0, "gb": 1, "nn": 2, "lc": 3}
 
 
-def _fit(job: Job, rows: RowSet, seed: int) -> Fitted:
-    """The job's model: fitted on all its rows, or on those before the tail and mapped on it."""
+def fit_one(job: Job, rows: RowSet, seed: int) -> Fitted:
+    """The job's model: fitted on all its rows, or on those before the tail and mapped on it.
+
+    rows: the job's; within `single_threaded_and_quiet`.
+
+    Raises:
+        Failure: a library refused the arguments of the config.
+    """
     around = job.recipe.around
     if not around.has_tail:
         return _finished(_fit_core(job, rows, slice(None), seed, None))
@@ -412,11 +420,35 @@ def _best_length(
             raise AssertionError("only gb and nn have early stopping")
 
 
+class _Quiet:
+    """Who is inside, for the settings of the whole process that fits need."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.undo = contextlib.ExitStack()
+
+
+_QUIET = _Quiet()
+
+
 @contextlib.contextmanager
-def _single_threaded_and_quiet() -> Iterator[None]:
-    """Around all fits, since both settings are the whole process's, not a thread's."""
-    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
-        # Few epochs are meant, and so are the seed's solvers that stop early: metrics show it.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", FutureWarning)
+def single_threaded_and_quiet() -> Iterator[None]:
+    """Around fits. Both settings are the whole process's, not a thread's: the first thread that
+    comes makes them, the last one that leaves takes them back."""
+    with _QUIET.lock:
+        if not _QUIET.inside:
+            # sums in another number of threads have other bits
+            _QUIET.undo.enter_context(threadpool_limits(1, user_api="blas"))
+            _QUIET.undo.enter_context(warnings.catch_warnings())
+            # Few epochs are meant, and so are the seed's solvers that stop early: metrics show it.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+        _QUIET.inside += 1
+    try:
         yield
+    finally:
+        with _QUIET.lock:
+            _QUIET.inside -= 1
+            if not _QUIET.inside:
+                _QUIET.undo.close()

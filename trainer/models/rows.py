@@ -1,5 +1,6 @@
 """Training rows: features and labels of every usable candle, and which of them are trained on."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,11 +70,12 @@ def gather(
     nan_share: float,
     workers: int,
     advance: Callable[[int], None],
+    file: Path | None = None,
 ) -> Rows:
     """Computes the usable rows of the trailing `train_days`.
 
     Left out are gap rows, rows whose longest window reaches before the data, and those that live
-    would call invalid (too many features without a value).
+    would call invalid (too many features without a value). file: as for `candidates`.
 
     Raises:
         Failure: nothing is left.
@@ -87,6 +89,7 @@ def gather(
         start_ms=end_ms - int(train_days * _DAY_MS),
         workers=workers,
         advance=advance,
+        file=file,
     )
     found = usable(rows.x, nan_share)
     return _only(rows, found.keep, found.left_out)
@@ -250,12 +253,20 @@ def _gather_one(
 
 
 def _matrix(rows: int, columns: int, file: Path | None) -> npt.NDArray[np.float32]:
-    """Not yet filled. Of a file, only its pages that are in use lie in memory."""
+    """Not yet filled. Of a file, only its pages that are in use lie in memory.
+
+    Raises:
+        OSError: there is no room for it.
+    """
     if file is None or not rows:  # an empty file cannot be mapped
         return np.empty((rows, columns), np.float32)
     found: npt.NDArray[np.float32] = np.lib.format.open_memmap(
         file, mode="w+", dtype=np.float32, shape=(rows, columns)
     )
+    if hasattr(os, "posix_fallocate"):
+        # A page that finds no room on the disk when it is written ends the process by a signal.
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
     return found
 
 
@@ -293,7 +304,7 @@ def _only(rows: Rows, keep: npt.NDArray[np.bool_], left_out: npt.NDArray[np.bool
     if keep.all():
         return replace(rows, left_out=left_out)
     return Rows(
-        x=rows.x[keep],
+        x=_compacted(rows.x, keep) if isinstance(rows.x, np.memmap) else rows.x[keep],
         y={name: values[keep] for name, values in rows.y.items()},
         open_ms=rows.open_ms[keep],
         t1_ms={name: values[keep] for name, values in rows.t1_ms.items()},
@@ -301,6 +312,16 @@ def _only(rows: Rows, keep: npt.NDArray[np.bool_], left_out: npt.NDArray[np.bool
         symbol=rows.symbol[keep],
         left_out=left_out,
     )
+
+
+def _compacted(x: npt.NDArray[np.float32], keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """The rows that are kept, moved to the front of the same file."""
+    done = 0
+    for start in range(0, len(x), _BLOCK_ROWS):
+        rows = x[start : start + _BLOCK_ROWS][keep[start : start + _BLOCK_ROWS]]
+        x[done : done + len(rows)] = rows
+        done += len(rows)
+    return x[:done]
 
 
 def span_text(rows: Rows) -> str:

@@ -17,9 +17,20 @@ Positions = npt.NDArray[np.intp]
 class RowSet:
     """Threads may share one; each thing is made when the first fit asks for it."""
 
-    def __init__(self, x: Float32Array, positions: Positions, seed: int) -> None:
-        """x: (n, n_columns), of which `positions` are the rows."""
+    def __init__(
+        self,
+        x: Float32Array,
+        positions: Positions,
+        seed: int,
+        *,
+        columns: Positions | None = None,
+    ) -> None:
+        """x: (n, n_columns), of which `positions` are the rows and `columns` (None: all) are used;
+        in memory or a memory-mapped file."""
         self._x = x
+        self._columns = None
+        if columns is not None and len(columns) < x.shape[1]:
+            self._columns = columns
         self._positions = positions
         self._seed = seed
         self._lock = threading.RLock()
@@ -34,8 +45,13 @@ class RowSet:
     def rows(self) -> Float32Array:
         with self._lock:
             if self._rows is None:
-                self._rows = self._x[self._positions]
+                self._rows = self.others(self._positions)
             return self._rows
+
+    def others(self, positions: Positions) -> Float32Array:
+        """Other rows of the same matrix, in memory."""
+        rows = np.asarray(self._x[positions])
+        return rows if self._columns is None else np.ascontiguousarray(rows[:, self._columns])
 
     def scaling(self, is_scale: bool) -> Scaling:
         with self._lock:
@@ -61,7 +77,9 @@ class RowSet:
         key = chosen.tobytes()
         with self._lock:
             if key not in self._parts:
-                self._parts[key] = RowSet(self._x, self._positions[chosen], self._seed)
+                self._parts[key] = RowSet(
+                    self._x, self._positions[chosen], self._seed, columns=self._columns
+                )
             return self._parts[key]
 
     def _apply(self, is_scale: bool, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
