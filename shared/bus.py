@@ -562,7 +562,7 @@ class Bus:
 
     async def trim(self, source: Source[Any], *, keep_from_ms: int) -> int:
         """Removes entries older than `keep_from_ms` that every group has acknowledged."""
-        floor = (keep_from_ms, 0)
+        floor = (max(0, keep_from_ms), 0)
         for name, (delivered, pending) in (await self.group_position(source)).items():
             floor = min(floor, id_order(delivered))
             if pending:
