@@ -26,7 +26,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 from yarl import URL
 
-from shared.binance import Attempts, Busy, Weights, read_body, retry_after_s
+from shared.binance import Attempts, Busy, Weights, read_body, retry_after_s, weight_limit_in
 from shared.errors import BadInput, Unavailable, Unknown, Usage
 from shared.exchange import (
     Balance,
@@ -61,6 +61,7 @@ _WARM_S = 10.0
 _SILENCE_S = 60.0  # the exchange pings every 20 s
 _BODY_BYTES = 32 << 20
 _PAGE = 1000
+_NEAR_DAYS = 30
 _DAY_MS = 86_400_000
 _BACKOFF_S = (0.25, 30.0)
 _ORDERS_WAIT_S = 10.0  # -1015 without a time: the shorter of the two windows of orders
@@ -285,25 +286,32 @@ class BinanceAccount:
             return [_order_report(item) for item in _items(body)]
 
     async def orders_since(self, symbol: str, start_ms: int) -> list[OrderReport]:
+        """By windows of a day, or by order id from the first one on where that asks less often."""
         found: dict[int, OrderReport] = {}
-        while True:
-            is_last = start_ms + _DAY_MS > self.now_ms()
-            query = f"symbol={quote(symbol)}&startTime={start_ms}&limit={_PAGE}"
-            if not is_last:
-                query += f"&endTime={start_ms + _DAY_MS - 1}"
-            body = await self._read("/api/v3/allOrders", query, 20)
+        first_ms, is_near = start_ms, self.now_ms() - start_ms < _NEAR_DAYS * _DAY_MS
+        first_id, is_last = 1, False
+        while not is_last:
+            query = f"symbol={quote(symbol)}&limit={_PAGE}"
+            if not is_near:
+                query += f"&orderId={first_id}"
+            elif start_ms + _DAY_MS <= self.now_ms():
+                query += f"&startTime={start_ms}&endTime={start_ms + _DAY_MS - 1}"
+            else:
+                query += f"&startTime={start_ms}"
+            body = await self._read("/api/v3/allOrders", query, 20, waits=bool(found))
             with _Shaped("allOrders"):
                 page = [_order_report(item) for item in _items(body)]
-                if len(page) >= _PAGE:  # the rest of the window, from the last one's time on
-                    after = max(report.time_ms for report in page)
-                    if after <= start_ms:
-                        raise BadInput(f"{len(page)} orders of one millisecond")
-                    start_ms = after
-                else:
+                is_last = len(page) < _PAGE and "endTime" not in query
+                if len(page) < _PAGE:
                     start_ms += _DAY_MS
-            found |= {report.order_id: report for report in page}
-            if len(page) < _PAGE and is_last:
-                return [found[order_id] for order_id in sorted(found)]
+                else:  # the rest, from the last one on
+                    after_ms = max(report.time_ms for report in page)
+                    after_id = max(report.order_id for report in page) + 1
+                    if (after_ms <= start_ms) if is_near else (after_id <= first_id):
+                        raise BadInput("a whole page of orders, and none of them new")
+                    start_ms, first_id = after_ms, after_id
+            found |= {report.order_id: report for report in page if report.time_ms >= first_ms}
+        return [found[order_id] for order_id in sorted(found)]
 
     async def fills(
         self, symbol: str, *, order_id: int | None = None, from_trade_id: int | None = None
@@ -316,7 +324,8 @@ class BinanceAccount:
                 query += f"&orderId={order_id}"
             if start is not None:
                 query += f"&fromId={start}"
-            body = await self._read("/api/v3/myTrades", query, 20 if order_id is None else 5)
+            weight = 20 if order_id is None else 5
+            body = await self._read("/api/v3/myTrades", query, weight, waits=bool(found))
             with _Shaped("myTrades"):
                 page = [_fill(item) for item in _items(body)]
                 last = max((fill.trade_id for fill in page), default=0)
@@ -369,8 +378,10 @@ class BinanceAccount:
             return Commission(maker=maker, taker=taker)
 
     async def rules(self, symbol: str) -> SymbolRules:
+        """Takes the exchange's request weight from the same reply."""
         body = await self._read("/api/v3/exchangeInfo", f"symbol={quote(symbol)}", 20, signed=False)
         with _Shaped("exchangeInfo"):
+            self.weights.limit = weight_limit_in(body) or self.weights.limit
             return rules_from(body, symbol)
 
     async def reference_price(self, symbol: str) -> Decimal:
@@ -418,14 +429,25 @@ class BinanceAccount:
                 log.warning("the account clock was not measured", extra={"reason": str(error)})
             await asyncio.sleep(_WARM_S)
 
-    async def _read(self, path: str, query: str, weight: int, *, signed: bool = True) -> Any:
-        """Raises: Unavailable, Denied."""
-        return self._answer(path, await self._ask(path, query, weight, signed=signed))
+    async def _read(
+        self, path: str, query: str, weight: int, *, signed: bool = True, waits: bool = False
+    ) -> Any:
+        """waits: for request weight, as the later pages of a long answer do.
 
-    async def _ask(self, path: str, query: str, weight: int, *, signed: bool) -> _Reply:
+        Raises: Unavailable, Denied.
+        """
+        reply = await self._ask(path, query, weight, signed=signed, waits=waits)
+        return self._answer(path, reply)
+
+    async def _ask(
+        self, path: str, query: str, weight: int, *, signed: bool, waits: bool = False
+    ) -> _Reply:
         if self._sessions is None:
             raise RuntimeError("the account is used outside its context")
         wait_s = self.weights.wait_s(weight, time.time())
+        if wait_s > 0 and waits:
+            await asyncio.sleep(wait_s)
+            wait_s = self.weights.wait_s(weight, time.time())
         if wait_s > 0:
             raise Busy(f"{path}: not asked, no request weight left for {wait_s:.0f} s", wait_s)
         self.weights.sent(weight, time.time())

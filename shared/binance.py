@@ -355,18 +355,7 @@ class Rest:
 
     async def weight_limit(self, symbol: str) -> int | None:
         """REQUEST_WEIGHT per minute as the exchange states it, None where it does not."""
-        reply = await self._get("exchangeInfo", {"symbol": symbol}, 20)
-        limits = reply.get("rateLimits") if isinstance(reply, dict) else None
-        for limit in limits if isinstance(limits, list) else ():
-            if (
-                isinstance(limit, dict)
-                and limit.get("rateLimitType") == "REQUEST_WEIGHT"
-                and limit.get("interval") == "MINUTE"
-                and limit.get("intervalNum", 1) == 1
-                and isinstance(limit.get("limit"), int)
-            ):
-                return int(limit["limit"])
-        return None
+        return weight_limit_in(await self._get("exchangeInfo", {"symbol": symbol}, 20))
 
     async def depth(self, symbol: str, limit: int) -> Book:
         """The order book's best `limit` levels."""
@@ -468,6 +457,21 @@ class _Checked:
         if isinstance(error, BadInput):
             self._rest.failed()
             raise Unavailable(f"{self._endpoint}: {error}") from None
+
+
+def weight_limit_in(info: Any) -> int | None:
+    """REQUEST_WEIGHT per minute in a reply of `exchangeInfo`, None where it is not stated."""
+    limits = info.get("rateLimits") if isinstance(info, dict) else None
+    for limit in limits if isinstance(limits, list) else ():
+        if (
+            isinstance(limit, dict)
+            and limit.get("rateLimitType") == "REQUEST_WEIGHT"
+            and limit.get("interval") == "MINUTE"
+            and limit.get("intervalNum", 1) == 1
+            and isinstance(limit.get("limit"), int)
+        ):
+            return int(limit["limit"])
+    return None
 
 
 async def read_body(response: aiohttp.ClientResponse) -> bytes:

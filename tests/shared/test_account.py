@@ -503,6 +503,22 @@ async def test_orders_are_read_over_windows_of_a_day_and_within_them_by_pages() 
         assert window["limit"] == "1000"
 
 
+async def test_old_orders_are_read_by_id() -> None:
+    async with talking() as (account, server):
+        start = account.now_ms() - 400 * 86_400_000
+        old = [FOUND | {"orderId": 1 + i, "time": start - 5} for i in range(1000)]
+        new = [FOUND | {"orderId": 5000, "time": start}]
+        server.answers += [Answer(old), Answer(new)]
+        assert [o.order_id for o in await account.orders_since("BTCUSDT", start)] == [5000]
+        asked = [dict(parse_qsl(a.query)) for a in server.asked]
+        assert [a["orderId"] for a in asked] == ["1", "1001"]
+        assert not any("startTime" in a for a in asked)
+        server.answers.append(Answer(old))
+        server.answers.append(Answer(old))
+        with pytest.raises(Unavailable, match="none of them new"):
+            await account.orders_since("BTCUSDT", start)
+
+
 TRADE: dict[str, Any] = {
     "symbol": "BTCUSDT", "id": 56, "orderId": 28, "orderListId": -1, "price": "58999.50000000",
     "qty": "0.00400000", "quoteQty": "235.99800000", "commission": "0.00000400",
