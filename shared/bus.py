@@ -429,6 +429,29 @@ class Bus:
             for item in items
         ]
 
+    async def follow(
+        self,
+        sources: Mapping[str, Source[Any]],
+        after: Mapping[str, str],
+        *,
+        count: int = _BATCH,
+        block_ms: int = BLOCK_MS,
+    ) -> list[Entry[Any]]:
+        """What stands behind the ids `after`, up to `count` per stream, in order per stream; []
+        after `block_ms` of silence. No group: who only looks takes nothing away from anybody.
+
+        sources, after: by key, see `by_key`.
+        """
+        reply = await self._blocking.one(
+            "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS",
+            *sources, *(after[key] for key in sources), wait_s=block_ms / 1000,
+        )  # fmt: skip
+        return [
+            self._entry(sources[key.decode()], *item)
+            for key, items in reply or ()
+            for item in items
+        ]
+
     # -- writing ------------------------------------------------------------------------------
 
     async def commit(self, steps: Sequence[Step]) -> list[Divergence]:
