@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A full environment serves every target; otherwise the smallest that does.
 DEMO_READY := $(if $(wildcard $(STAMPS)/dev),$(STAMPS)/dev,$(STAMPS)/demo)
 
-.PHONY: help setup demo test test-slow test-browser check format bench lock docs clean
+.PHONY: help setup demo test test-slow test-browser check format bench lock docs vendor clean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make check             format, lint and types"
 	@echo "make bench             the benchmarks"
 	@echo "make docs              write the tables that README.md and docs/ take from the code"
+	@echo "make vendor            fetch the dashboard's charting library again (needs npm)"
 	@echo "make lock              resolve the lock files again (UPGRADE=1: newest versions)"
 	@echo "make clean             remove .venv, caches and work/"
 
@@ -66,6 +67,9 @@ bench: $(STAMPS)/bench
 
 docs: $(DEMO_READY)
 	@$(BIN)/python -m deploy.reference README.md docs/monitoring.md
+
+vendor: $(DEMO_READY)
+	@$(BIN)/python -m deploy.vendor
 
 clean:
 	rm -rf $(VENV) $(STAMPS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -98,6 +98,15 @@ def parser() -> argparse.ArgumentParser:
     )
     doctor("--redis-url", metavar="U", help="instead of the config's")
     doctor("--json", action="store_true", help="one JSON list on stdout")
+
+    password = command(
+        "dashboard-password", _dashboard_password,
+        "Asks for a password and writes its hash, for dashboard.password_file.",
+    )  # fmt: skip
+    password.add_argument(
+        "path", nargs="?", type=Path, default=Path("dashboard_password"), metavar="FILE",
+        help="where to (dashboard_password)",
+    )  # fmt: skip
     return whole
 
 
@@ -259,6 +268,22 @@ def _doctor(args: argparse.Namespace) -> int:
         return 1 if any(line.mark is Mark.FAIL for line in found) else 0
 
     return _run(check)
+
+
+def _dashboard_password(args: argparse.Namespace) -> int:
+    from getpass import getpass  # noqa: PLC0415
+
+    from dashboard.credentials import PasswordHash, write_password  # noqa: PLC0415
+
+    if sys.stdin.isatty():
+        password = getpass("Password: ")
+        if getpass("Again: ") != password:
+            raise Usage("the two are not the same; nothing was written")
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    write_password(args.path, PasswordHash.of(password))
+    sys.stdout.write(f"wrote {args.path}; name it in dashboard.password_file of your config\n")
+    return 0
 
 
 def _positive(text: str) -> int:

@@ -371,6 +371,34 @@ class Trader(_Section):
     rules: TradingRules = Field(default_factory=TradingRules)
 
 
+class Dashboard(_Section):
+    """The page in the browser. Without `password_file` or `token_file` it is served to this
+    machine alone and nobody can change anything through it."""
+
+    host: str = Field(default="127.0.0.1", description="address that the page is served on")
+    port: int = Field(default=8260, ge=1, le=65_535, description="port that it is served on")
+    hosts: Names = Field(
+        default=(),
+        description="further names that people may open the page by, such as bot.example.org",
+    )
+    https: bool = Field(
+        default=False, description="a proxy adds TLS: the login is only ever sent over https"
+    )
+    password_file: Path | None = Field(
+        default=None, description="holds a password's hash, as `itb dashboard-password` writes it"
+    )
+    token_file: Path | None = Field(
+        default=None, description="holds a token to log in with; made where it is not there yet"
+    )
+    session_hours: float = Field(default=12.0, gt=0, le=720, description="how long a login lasts")
+    control: bool = Field(
+        default=False,
+        description="after a login also halt, resume, promote and roll back; false: only look",
+    )
+    candles: int = Field(default=3_000, ge=100, le=20_000, description="candles that are shown")
+    viewers: int = Field(default=50, ge=1, le=1_000, description="pages that are open at once")
+
+
 class Backtest(_Section):
     """What trading is assumed to cost, in `backtest` and in `signals`."""
 
@@ -630,6 +658,7 @@ class Settings(BaseSettings):
     collector: Collector = Field(default_factory=Collector)
     notifier: Notifier = Field(default_factory=Notifier)
     trader: Trader = Field(default_factory=Trader)
+    dashboard: Dashboard = Field(default_factory=Dashboard)
     trainer: Trainer = Field(default_factory=Trainer)
     limits: Limits = Field(default_factory=Limits)
 

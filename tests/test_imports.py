@@ -17,7 +17,7 @@ SERVICES = frozenset(
     ("collector", "featurizer", "predictor", "notifier", "trader", "trainer", "simulator")
 )
 OURS = SERVICES | {"shared", "deploy", "tests", "dashboard", "benchmarks"}
-LIVE = ("collector", "featurizer", "predictor", "notifier", "trader")
+LIVE = ("collector", "featurizer", "predictor", "notifier", "trader", "dashboard")
 TRAINING_STACK = (
     "pandas",
     "lightgbm",

@@ -1,0 +1,90 @@
+// Numbers and times as people read them; "–" for what is not known.
+
+const NOTHING = "–";
+const formats = new Map();
+
+function formatter(options) {
+  const key = JSON.stringify(options);
+  if (!formats.has(key)) formats.set(key, new Intl.NumberFormat("en-US", options));
+  return formats.get(key);
+}
+
+const known = (value) => typeof value === "number" && Number.isFinite(value);
+const minus = (text) => text.replace("-", "−");
+
+export function fixed(value, digits) {
+  if (!known(value)) return NOTHING;
+  return minus(formatter({ minimumFractionDigits: digits, maximumFractionDigits: digits })
+    .format(value));
+}
+
+// Up to so many significant digits.
+export function number(value, digits = 6) {
+  return known(value) ? minus(formatter({ maximumSignificantDigits: digits }).format(value)) : NOTHING;
+}
+
+export function whole(value) {
+  return known(value) ? minus(formatter({ maximumFractionDigits: 0 }).format(value)) : NOTHING;
+}
+
+export function signed(value, digits) {
+  if (!known(value)) return NOTHING;
+  const text = fixed(value, digits);
+  return Number(value.toFixed(digits)) > 0 ? `+${text}` : text;
+}
+
+// 0.0123 is "+1.23 %".
+export function percent(share, digits = 2) {
+  return known(share) ? `${signed(100 * share, digits)} %` : NOTHING;
+}
+
+export function milliseconds(value) {
+  if (!known(value)) return NOTHING;
+  if (value < 10) return `${fixed(value, 1)} ms`;
+  if (value < 10_000) return `${whole(value)} ms`;
+  return duration(value);
+}
+
+export function duration(ms) {
+  if (!known(ms)) return NOTHING;
+  const seconds = Math.max(0, Math.round(ms / 1000));
+  if (seconds < 120) return `${seconds} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 120) return `${minutes} min`;
+  const hours = Math.round(minutes / 60);
+  return hours < 72 ? `${hours} h` : `${whole(hours / 24)} days`;
+}
+
+const two = (value) => String(value).padStart(2, "0");
+
+export function clock(ms, withSeconds = false) {
+  const time = new Date(ms);
+  const text = `${two(time.getUTCHours())}:${two(time.getUTCMinutes())}`;
+  return withSeconds ? `${text}:${two(time.getUTCSeconds())}` : text;
+}
+
+export function day(ms) {
+  const time = new Date(ms);
+  return `${time.getUTCFullYear()}-${two(time.getUTCMonth() + 1)}-${two(time.getUTCDate())}`;
+}
+
+// "2025-12-31 12:15", UTC as everything here.
+export function moment(ms, withSeconds = false) {
+  return known(ms) ? `${day(ms)} ${clock(ms, withSeconds)}` : NOTHING;
+}
+
+// "12:15", with the day only where it is another than that of `now`.
+export function short(ms, now) {
+  return day(ms) === day(now) ? clock(ms) : `${day(ms).slice(5)} ${clock(ms)}`;
+}
+
+// How many decimals the prices of a market have, from the prices themselves.
+export function priceDigits(prices) {
+  let digits = 2;
+  for (const price of prices) {
+    if (!known(price)) continue;
+    const [, fraction = ""] = String(price).split(".");
+    if (!fraction.includes("e")) digits = Math.max(digits, fraction.length);
+  }
+  return Math.min(digits, 8);
+}

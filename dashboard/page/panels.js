@@ -1,0 +1,480 @@
+// What lies under the tabs. A panel is drawn when its tab is shown, and again when its data change.
+
+import { $, h, setText, table } from "/page/dom.js";
+import {
+  duration, fixed, milliseconds, moment, number, percent, signed, whole,
+} from "/page/format.js";
+import { get } from "/page/connection.js";
+import { Lines } from "/page/lines.js";
+
+const TABS = ["trades", "models", "features", "data", "pipeline", "releases"];
+const mean = (values) => {
+  const known = values.filter((one) => one !== null && one !== undefined);
+  return known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
+};
+
+function side(text) {
+  const kind = text === "BUY" || text === "high" ? "up" : text === "SELL" || text === "low" ? "down" : "";
+  return h("span", { class: `side ${kind}` }, text || "–");
+}
+
+function facts(pairs) {
+  return h("dl", { class: "facts" }, pairs.map(([name, value]) =>
+    h("div", {}, h("dt", {}, name), h("dd", {}, value ?? "–"))));
+}
+
+const heading = (text, note) => h("div", { class: "panel-head" }, h("h3", {}, text),
+  note ? h("p", { class: "note" }, note) : null);
+
+// -- trades ---------------------------------------------------------------------------------------
+
+class Trades {
+  constructor(page) {
+    this.page = page;
+    this.lines = new Lines("Worth of the account and of buy-and-hold over the candles shown", [
+      { name: "by the rules", colour: "accent", format: (v) => percent(v) },
+      { name: "buy and hold", colour: "muted", dashed: true, format: (v) => percent(v) },
+    ]);
+    this.head = h("div", {});
+    this.trades = h("div", {});
+    this.journal = h("div", {});
+    $("panel-trades").append(this.head, this.lines.element, this.trades, this.journal);
+  }
+
+  values(row) {
+    const { capital } = this.page.store.whatif;
+    return [row.equity === null ? null : row.equity / capital - 1,
+      row.held === null ? null : row.held / capital - 1];
+  }
+
+  redraw() {
+    this.drawn = null;
+    this.draw();
+  }
+
+  chart() {
+    const { store } = this.page;
+    if (this.drawn === store.whatif.symbol) return;
+    this.drawn = store.whatif.symbol;
+    const rows = store.rows.filter((row) => row.equity !== null);
+    const values = rows.map((row) => this.values(row));
+    this.lines.draw(rows.map((row) => row.time), [values.map((v) => v[0]), values.map((v) => v[1])]);
+  }
+
+  rows(changed) {
+    if (this.page.store.whatif === null) return;
+    for (const row of changed) {
+      if (row.equity !== null) this.lines.update(row.time, this.values(row));
+    }
+  }
+
+  draw() {
+    const { store, chart } = this.page;
+    const digits = chart.digits ?? 2;
+    const held = store.whatif;
+    if (held === null) return;
+    this.chart();
+    const cost = `${number(100 * held.fee, 3)} % fee and ${number(100 * held.slippage, 3)} % slippage a trade`;
+    this.head.replaceChildren(heading("What the rules make of these scores",
+      held.problem || `Simulated, no orders: ${whole(held.capital)} ${store.hello.quote} since `
+        + `${moment(held.since)}, ${cost}, filled at the next open.`));
+    const trades = [...held.trades].reverse();
+    this.trades.replaceChildren(trades.length ? table("Trades by the rules, newest first", [
+      ["Candle", ""], ["Side", ""], ["Price", "num"], ["Quantity", "num"], ["Fee", "num"],
+      ["Profit", "num"], ["Why", "wide"],
+    ], trades.map((trade) => [
+      moment(trade.open_time_ms), side(trade.side), fixed(trade.price, digits),
+      number(trade.quantity, 5), fixed(trade.fee, 2),
+      trade.profit === null ? "" : h("span", { class: trade.profit > 0 ? "up" : "down" }, signed(trade.profit, 2)),
+      trade.reason,
+    ])) : h("p", { class: "empty" }, "The rules have not traded on these candles."));
+    const lines = store.orders.filter((line) => line.symbol === store.symbol).reverse();
+    this.journal.replaceChildren(
+      heading("The trader's journal", "Every signal with a side leads to a line here."),
+      lines.length ? table("The trader's journal, newest first", [
+        ["Candle", ""], ["State", ""], ["Side", ""], ["Quantity", "num"], ["Price", "num"],
+        ["Score", "num"], ["Why", "wide"],
+      ], lines.slice(0, 200).map((line) => [
+        this.page.whyButton(line.open_time_ms, moment(line.open_time_ms)), line.state,
+        side(line.side), line.quantity || "", line.price || "", signed(line.score, 3), line.reason,
+      ])) : h("p", { class: "empty" }, "The trader has written nothing yet."));
+  }
+}
+
+// -- models ---------------------------------------------------------------------------------------
+
+class Models {
+  constructor(page) {
+    this.page = page;
+    this.lines = new Lines("Mean output of the models for a rise and for a fall", [
+      { name: "for a rise, mean", colour: "up", format: (v) => fixed(v, 3) },
+      { name: "for a fall, mean", colour: "down", format: (v) => fixed(v, 3) },
+    ]);
+    this.body = h("div", {});
+    $("panel-models").append(
+      heading("Outputs of every model", "Each model gives the probability of one label; the score folds them into one number."),
+      h("div", { class: "columns" }, this.body, this.lines.element));
+    this.problem = h("p", { class: "empty" });
+  }
+
+  sides() {
+    const release = this.page.store.release;
+    const sides = {};
+    for (const model of release?.models ?? []) sides[model.name] = model.side;
+    const of = (name) => sides[name] ?? (name.startsWith("high") ? "high" : "low");
+    return { high: (name) => of(name) === "high", low: (name) => of(name) === "low" };
+  }
+
+  async redraw() {
+    const { store } = this.page;
+    const { symbol } = store;
+    let found;
+    try {
+      found = await get(`/api/outputs?symbol=${encodeURIComponent(symbol)}`);
+    } catch (error) {
+      this.body.replaceChildren(h("p", { class: "problem" }, error.message));
+      return;
+    }
+    if (symbol !== store.symbol) return;
+    const is = this.sides();
+    const names = Object.keys(found.outputs);
+    const means = ["high", "low"].map((kind) => {
+      const columns = names.filter(is[kind]).map((name) => found.outputs[name]);
+      return found.time.map((_, n) => mean(columns.map((column) => column[n])));
+    });
+    const told = found.time.map((_, n) => n).filter((n) => means[0][n] !== null || means[1][n] !== null);
+    this.lines.draw(told.map((n) => found.time[n]), means.map((column) => told.map((n) => column[n])));
+    found.time.forEach((time, n) => {
+      const row = store.row(time);
+      if (row !== null && row.outputs === null) row.outputs = names.map((name) => found.outputs[name][n]);
+    });
+    this.draw();
+  }
+
+  rows(changed) {
+    const is = this.sides();
+    const { models } = this.page.store;
+    for (const row of changed) {
+      if (!row.outputs?.length) continue;
+      this.lines.update(row.time, ["high", "low"].map((kind) =>
+        mean(row.outputs.filter((_, n) => is[kind](models[n])))));
+    }
+  }
+
+  draw() {
+    const { store } = this.page;
+    const row = store.judged;
+    const release = store.release;
+    if (row === null || !row.outputs) {
+      this.body.replaceChildren(h("p", { class: "empty" }, "No model has spoken yet."));
+      return;
+    }
+    const value = (name) => row.outputs[store.models.indexOf(name)] ?? null;
+    const known = release?.models ?? store.models.map((name) => ({ name, side: this.sides().high(name) ? "high" : "low" }));
+    const bar = (share, kind) => h("span", { class: "bar", "aria-hidden": "true" },
+      h("i", { class: kind, vars: { "--share": `${100 * (share ?? 0)}%` } }));
+    this.body.replaceChildren(table("Newest output of every model", [
+      ["Model", ""], ["For", ""], ["Output", "num"], ["", "bars"], ["AUC", "num"],
+    ], known.map((model) => [
+      model.name, side(model.side), fixed(value(model.name), 3),
+      bar(value(model.name), model.side === "high" ? "up" : "down"),
+      model.auc === null || model.auc === undefined ? "–"
+        : h("span", { title: `95 %: ${fixed(model.auc_low, 3)} to ${fixed(model.auc_high, 3)}` }, fixed(model.auc, 3)),
+    ])), h("p", { class: "note" }, `Candle of ${moment(row.time)}. AUC: on a purged tail of the training data; 0.5 is a coin.`));
+  }
+}
+
+// -- features -------------------------------------------------------------------------------------
+
+class Features {
+  constructor(page) {
+    this.page = page;
+    this.body = h("div", {});
+    $("panel-features").append(this.body);
+  }
+
+  async redraw() {
+    await this.draw();
+  }
+
+  rows() {
+    this.draw();
+  }
+
+  async draw() {
+    const { store } = this.page;
+    let found;
+    try {
+      found = await get(`/api/features?symbol=${encodeURIComponent(store.symbol)}`);
+    } catch (error) {
+      this.body.replaceChildren(h("p", { class: "problem" }, error.message));
+      return;
+    }
+    if (found.symbol !== store.symbol) return;
+    if (!found.features.length) {
+      this.body.replaceChildren(h("p", { class: "empty" }, found.problem || "No features yet."));
+      return;
+    }
+    const place = (row) => {
+      if (row.rank === null) return "–";
+      return h("span", { class: "where", title: `${fixed(100 * row.rank, 1)} % of the values are smaller` },
+        h("i", { vars: { "--at": `${100 * row.rank}%` } }));
+    };
+    this.body.replaceChildren(
+      heading("Features of the newest candle", `Candle of ${moment(found.time)}; where each value lies among the `
+        + `${whole(found.candles)} candles shown: the left end is the smallest, the right end the largest. The most unusual first.`),
+      table("Features of the newest candle", [
+        ["Feature", ""], ["Value", "num"], ["Among the candles shown", "bars"], ["Median", "num"],
+        ["1 %", "num"], ["99 %", "num"], ["None", "num"],
+      ], found.features.map((row) => [
+        row.name, number(row.value, 5), place(row), number(row.p50, 4), number(row.p1, 4),
+        number(row.p99, 4), row.missing ? `${fixed(100 * row.missing, 1)} %` : "",
+      ])));
+  }
+}
+
+// -- data -----------------------------------------------------------------------------------------
+
+class Data {
+  constructor(page) {
+    this.page = page;
+    this.body = h("div", {});
+    this.notices = h("div", {});
+    $("panel-data").append(this.body, this.notices);
+  }
+
+  async redraw() {
+    this.draw();
+    const { store } = this.page;
+    let found;
+    try {
+      found = await get(`/api/ledger?symbol=${encodeURIComponent(store.symbol)}`);
+    } catch (error) {
+      this.body.replaceChildren(h("p", { class: "problem" }, error.message));
+      return;
+    }
+    if (found.symbol !== store.symbol) return;
+    const { counts, late_ms: late } = found;
+    const rows = counts.candles + counts.backfilled + counts.gap + counts.hole;
+    const whole_ = rows ? (counts.candles + counts.backfilled) / rows : null;
+    this.body.replaceChildren(
+      heading("Data ledger", `Rows of the raster from ${moment(found.first)} to ${moment(found.last)}.`),
+      facts([
+        ["whole", whole_ === null ? "–" : `${fixed(100 * whole_, 2)} %`],
+        ["live candles", whole(counts.candles)],
+        ["backfilled", whole(counts.backfilled)],
+        ["gap markers", whole(counts.gap)],
+        ["holes", h("span", { class: counts.hole ? "down" : "" }, whole(counts.hole))],
+        ["unreadable entries", h("span", { class: counts.unreadable ? "down" : "" }, whole(counts.unreadable))],
+        ["close to bus, median", late ? milliseconds(late.p50) : "–"],
+        ["close to bus, worst", late ? milliseconds(late.max) : "–"],
+      ]),
+      found.runs.length ? table("Gaps and holes, newest first", [
+        ["Kind", ""], ["From", ""], ["To", ""], ["Candles", "num"],
+      ], found.runs.map(([kind, first, last, count]) => [
+        kind === "gap" ? "gap: the exchange has none" : "hole: not on the bus", moment(first), moment(last), whole(count),
+      ]), { caption: true }) : h("p", { class: "note" }, "No candle is missing."));
+  }
+
+  rows() {
+    this.redraw();
+  }
+
+  draw() {
+    const { store } = this.page;
+    const lines = [...store.notices].reverse();
+    this.notices.replaceChildren(
+      heading("What the services said", "Repairs, revisions, late candles, refusals; alerts also go to Telegram."),
+      lines.length ? table("Notices, newest first", [
+        ["Time", ""], ["Level", ""], ["From", ""], ["What", ""], ["", "wide"],
+      ], lines.map((line) => [
+        moment(line.time_ms, true), h("span", { class: `level ${line.level}` }, line.level), line.service, line.code, line.text,
+      ])) : h("p", { class: "empty" }, "Nothing yet."));
+  }
+}
+
+// -- pipeline -------------------------------------------------------------------------------------
+
+class Pipeline {
+  constructor(page) {
+    this.page = page;
+    this.services = h("div", {});
+    this.latency = h("div", {});
+    this.lines = new Lines("Time from a candle's receipt to its signal", [
+      { name: "candle received to signal on the bus, ms", colour: "accent", format: (v) => milliseconds(v) },
+    ]);
+    $("panel-pipeline").append(this.services, h("div", { class: "columns" }, this.latency, this.lines.element));
+  }
+
+  redraw() {
+    const { rows } = this.page.store;
+    const live = rows.filter((row) => row.total_us !== null);
+    this.lines.draw(live.map((row) => row.time), [live.map((row) => row.total_us / 1000)]);
+    this.draw();
+  }
+
+  rows(changed) {
+    for (const row of changed) if (row.total_us !== null) this.lines.update(row.time, [row.total_us / 1000]);
+  }
+
+  draw() {
+    const { store } = this.page;
+    const { status, symbol } = store;
+    if (status === null) return;
+    const known = new Set(["service", "instance", "version", "pid", "time_ms", "ready", "reason", "lag", "last_ids"]);
+    const extra = (one) => Object.entries(one).filter(([key, value]) =>
+      !known.has(key) && value !== "" && value !== null && !(typeof value === "object" && !Object.keys(value).length))
+      .map(([key, value]) => `${key} ${typeof value === "object" ? JSON.stringify(value).replaceAll('"', "") : value}`)
+      .join(" · ");
+    const rows = status.services.map((one) => [
+      one.instance && one.instance !== one.service ? `${one.service} (${one.instance})` : one.service,
+      h("span", { class: one.ready === true ? "up" : "warn" }, one.ready === true ? "ready" : "not ready"),
+      one.time_ms ? duration(status.now_ms - one.time_ms) : "–",
+      whole(one.lag), one.version ?? "", String(one.pid ?? ""),
+      one.reason || extra(one),
+    ]);
+    this.services.replaceChildren(heading("Services", "Each writes a heartbeat every five seconds."),
+      table("Services", [
+        ["Service", ""], ["State", ""], ["Heard", "num"], ["Behind", "num"], ["Version", ""], ["Pid", "num"], ["", "wide"],
+      ], rows));
+    const found = status.latency[symbol];
+    const names = {
+      collector: "collector: received to bus", featurizer: "featurizer: candle to features",
+      predictor: "predictor: features to signal", total: "in all: received to signal",
+    };
+    this.latency.replaceChildren(heading("Latency", found?.candles
+      ? `Our own clock, the newest ${whole(found.candles)} live candles.` : "No live candle yet."),
+    found?.candles ? table("Latency per stage", [
+      ["Stage", ""], ["p50", "num"], ["p90", "num"], ["p99", "num"], ["worst", "num"],
+    ], Object.entries(found.stages).map(([stage, one]) => [
+      names[stage] ?? stage, milliseconds(one.p50), milliseconds(one.p90), milliseconds(one.p99), milliseconds(one.max),
+    ])) : "");
+  }
+}
+
+// -- releases -------------------------------------------------------------------------------------
+
+class Releases {
+  constructor(page) {
+    this.page = page;
+    $("panel-releases").append(this.body = h("div", {}));
+  }
+
+  redraw() {
+    this.draw();
+  }
+
+  rows() {}
+
+  draw() {
+    const { releases, hello } = this.page.store;
+    if (releases === null || hello === null) return;
+    const may = (action) => hello.actions.includes(action);
+    const act = (action, argument, text) => h("button", {
+      type: "button", class: "small", onclick: () => this.page.control.ask(action, argument),
+    }, text);
+    const rows = releases.releases.map((one) => {
+      const live = one.id === releases.live;
+      const buttons = [];
+      if (may("promote") && !live && !one.problem) buttons.push(act("promote", one.id, "Promote"));
+      if (may("rollback") && live && releases.back) buttons.push(act("rollback", "", "Roll back"));
+      const name = h("span", { class: "mono" }, one.id);
+      if (one.problem) return [name, h("span", { class: "warn" }, "refused"), "", "", "", "", "", one.problem];
+      const aucs = one.models.map((model) => model.auc).filter((auc) => auc !== null);
+      return [
+        name, live ? h("span", { class: "badge" }, "live") : "",
+        `${one.models.length} models, ${one.features} features`,
+        aucs.length ? fixed(mean(aucs), 3) : "–",
+        `${signed(one.buy, 2)} / ${signed(one.sell, 2)}`,
+        `${moment(one.start_ms).slice(0, 10)} – ${moment(one.end_ms).slice(0, 10)}`,
+        whole(one.rows),
+        h("span", { class: "row-buttons" },
+          one.report ? h("a", { href: `/releases/${one.id}/report.html`, target: "_blank", rel: "noopener" }, "Report") : null,
+          buttons),
+      ];
+    });
+    this.body.replaceChildren(
+      heading("Releases", releases.problem || (releases.count
+        ? `${whole(releases.count)} in the model folder. The predictor takes what is live at the next candle.`
+        : "There is none yet: `python -m trainer train --promote` makes the first.")),
+      rows.length ? table("Releases, newest first", [
+        ["Release", ""], ["", ""], ["What", ""], ["Mean AUC", "num"], ["Buy / sell", "num"],
+        ["Trained on", ""], ["Rows", "num"], ["", ""],
+      ], rows) : "",
+      releases.history.length ? table("What was live when, newest first", [
+        ["Time", ""], ["What", ""], ["Release", ""], ["Before", ""],
+      ], [...releases.history].reverse().map((one) => [
+        String(one.time).replace("T", " ").replace("Z", ""), one.action, h("span", { class: "mono" }, one.release),
+        one.previous ? h("span", { class: "mono" }, one.previous) : "none",
+      ]), { caption: true }) : "");
+  }
+}
+
+// -- the tabs -------------------------------------------------------------------------------------
+
+export class Panels {
+  constructor(page) {
+    this.page = page;
+    this.panels = {
+      trades: new Trades(page), models: new Models(page), features: new Features(page),
+      data: new Data(page), pipeline: new Pipeline(page), releases: new Releases(page),
+    };
+    this.shown = "trades";
+    for (const name of TABS) {
+      $(`tab-${name}`).addEventListener("click", () => this.show(name));
+      $(`tab-${name}`).addEventListener("keydown", (event) => this.key(event, name));
+    }
+    const asked = location.hash.slice(1);
+    if (TABS.includes(asked)) this.show(asked, false);
+  }
+
+  get now() {
+    return this.panels[this.shown];
+  }
+
+  show(name, remember = true) {
+    this.shown = name;
+    for (const one of TABS) {
+      const chosen = one === name;
+      $(`tab-${one}`).setAttribute("aria-selected", String(chosen));
+      $(`tab-${one}`).tabIndex = chosen ? 0 : -1;
+      $(`panel-${one}`).hidden = !chosen;
+    }
+    if (remember) history.replaceState(null, "", `#${name}`);
+    if (this.page.store.symbol !== null) this.now.redraw();
+  }
+
+  key(event, name) {
+    const at = TABS.indexOf(name);
+    const to = {
+      ArrowRight: (at + 1) % TABS.length, ArrowLeft: (at + TABS.length - 1) % TABS.length,
+      Home: 0, End: TABS.length - 1,
+    }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    this.show(TABS[to]);
+    $(`tab-${TABS[to]}`).focus();
+  }
+
+  // After a message of this kind.
+  took(kind, changed) {
+    const { shown, now } = this;
+    if (kind === "snapshot") now.redraw();
+    else if (kind === "rows") {
+      now.rows(changed);
+      if (shown === "trades" || shown === "models") now.draw();
+    } else if (kind === "whatif" || kind === "orders" || kind === "account") {
+      if (shown === "trades") now.draw();
+    } else if (kind === "notices") {
+      if (shown === "data") now.draw();
+    } else if (kind === "status") {
+      if (shown === "pipeline") now.draw();
+    } else if (kind === "releases" && (shown === "releases" || shown === "models")) now.draw();
+  }
+
+  paint() {
+    for (const panel of Object.values(this.panels)) panel.lines?.paint();
+  }
+}
+
+export { side, facts, heading, setText };
