@@ -93,6 +93,19 @@ def parser() -> argparse.ArgumentParser:
     )
     ready("service", metavar="SERVICE", help="collector, featurizer, predictor, notifier, trader")
 
+    explain = _with_config(
+        command(
+            "explain",
+            _explain,
+            "Why a signal says what it says; computes it again from the candles on the bus and "
+            "ends with 1 where a bit differs.",
+        )
+    )
+    explain("signal_id", metavar="SIGNAL_ID", help="such as BTCUSDT-1m-1700000000000")
+    explain("--redis-url", metavar="U", help="instead of the config's")
+    explain("--png", type=Path, metavar="FILE", help="also as a picture (needs matplotlib)")
+    explain("--json", action="store_true", help="one JSON object on stdout")
+
     doctor = _with_config(
         command("doctor", _doctor, "Checks everything the system needs; says what to do.")
     )
@@ -251,6 +264,19 @@ def _ready(args: argparse.Namespace) -> int:
     is_ready, line = check(args.service, args.config)
     sys.stdout.write(f"{line}\n")
     return 0 if is_ready else 1
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from deploy import explain  # noqa: PLC0415
+
+    options = explain.Options(
+        signal_id=args.signal_id,
+        config=args.config,
+        redis_url=args.redis_url,
+        json=args.json,
+        png=args.png,
+    )
+    return _run(lambda: explain.run(options, sys.stdout))
 
 
 def _doctor(args: argparse.Namespace) -> int:

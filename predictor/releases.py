@@ -66,7 +66,8 @@ class ReleaseInUse:
         if self._next is None:
             return
         self._bundle, self._next = self._next, None
-        self._session.health.facts["release"] = self._bundle.id
+        facts = {"release": self._bundle.id, "model_folder": str(self._folder.absolute())}
+        self._session.health.facts.update(facts)
         self._session.metrics.only(RELEASE, self._bundle.id)
         log.info("release in use", extra={"release": self._bundle.id})
 

@@ -277,6 +277,14 @@ class Bus:
     async def length(self, source: Source[Any]) -> int:
         return int(await self._link.one("XLEN", source.key))
 
+    async def removed(self, source: Source[Any]) -> int:
+        """Entries that were on the stream and are no more (trimmed, deleted), since it was made."""
+        reply = (await self._link.call(("XINFO", "STREAM", source.key)))[0]
+        if isinstance(reply, Exception) and "no such key" in str(reply):
+            return 0
+        facts = _pairs(check(reply))
+        return int(facts["entries-added"]) - int(facts["length"])
+
     # -- groups -------------------------------------------------------------------------------
 
     async def join(self, sources: Iterable[Source[Any]]) -> None:

@@ -33,12 +33,13 @@ from shared.errors import BadInput
 from shared.features.kernel import cached
 from shared.onnxfile import Graph, Node, read_graph
 from shared.releases import read_model
-from shared.score import ScoreKind, logit
+from shared.score import logit, score
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _LEQ = 0  # TreeEnsemble's node mode x <= split
+_STEP = 1e-4  # log-odds
 _ADDS_UP = 1e-9  # in probability: far above rounding, far below what anybody looks at
 
 
@@ -138,15 +139,28 @@ class Contributor:
                 )
         return {name: found[name] for name in models if name in found}
 
-    def pulls(self, found: Mapping[str, Contributions]) -> Floats:
-        """(n_features,) how much each feature pulls the score up (+) or down (-): the contributions
-        to the models that speak for a rise less those to the models that speak for a fall.
+    def weights(self, outputs: Mapping[str, float]) -> dict[str, float]:
+        """model -> by how much the score moves per unit of the model's log-odds, at these outputs:
+        the slope of `shared.score`, by central differences.
 
-        Weighed as the score weighs the models' logits: by the weights of a stack, else by the mean
-        of each side. Models without contributions are left out.
+        outputs: of every model.
+        """
+        models = self._bundle.models
+        here = logit(np.array([outputs[name] for name in models]))
+        steps = _STEP * np.eye(len(models))
+        moved = 1.0 / (1.0 + np.exp(-np.concatenate([here + steps, here - steps])))
+        scores = score(self._bundle.manifest.score.formula, models, moved)
+        slopes = (scores[: len(models)] - scores[len(models) :]) / (2.0 * _STEP)
+        return dict(zip(models, slopes.tolist(), strict=True))
+
+    def pulls(self, found: Mapping[str, Contributions], outputs: Mapping[str, float]) -> Floats:
+        """(n_features,) by how much each feature pulls the score up (+) or down (-), to first
+        order: its contributions to all models, each by the model's weight.
+
+        Models without contributions are left out.
         """
         total = np.zeros(len(self._bundle.manifest.features))
-        for name, weight in _weights(self._bundle).items():
+        for name, weight in self.weights(outputs).items():
             if name in found:
                 total += weight * found[name].values
         return total
@@ -176,18 +190,6 @@ class Contributor:
                 values=values,
             )
         return found
-
-
-def _weights(bundle: Bundle) -> dict[str, float]:
-    """Weight of each model's logit in what pulls the score up."""
-    formula = bundle.manifest.score.formula
-    if formula.kind is ScoreKind.STACK:
-        high, low = formula.stacks
-        return {name: high.weights[name] - low.weights[name] for name in bundle.models}
-    weights = {name: 1.0 / len(formula.high) for name in formula.high}
-    for name in formula.low:
-        weights[name] = weights.get(name, 0.0) - 1.0 / len(formula.low)
-    return weights
 
 
 class _Trees:

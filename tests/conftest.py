@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from shared.features import FeatureSet
+from tests import played as playing
+from tests.played import Played, Trained
 from tests.valkey import Server
 
 
@@ -33,3 +36,25 @@ def valkey(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path / "valkey").start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A model folder with two releases, trained once."""
+    return playing.trained(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="session")
+def played(made: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    """A bus as a run leaves it, for all that only look at it."""
+    folder: Path = tmp_path_factory.mktemp("played")
+    server = Server(folder / "valkey").start()
+    with pytest.MonkeyPatch.context() as patch:
+        yield asyncio.run(playing.play(server, folder, made, patch))
+    server.stop()
+
+
+@pytest.fixture
+def own(valkey: Server, tmp_path: Path, made: Trained, monkeypatch: pytest.MonkeyPatch) -> Played:
+    """The same, shorter, for a test that changes it."""
+    return asyncio.run(playing.play(valkey, tmp_path, made, monkeypatch, rows=120))

@@ -1,5 +1,6 @@
 """What must stand on the bus when all is over: values, not only counts."""
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ import redis
 
 from shared import codec, score
 from shared.bundle import Bundle, invalid_reason
+from shared.bus import Bus
+from shared.config import load
 from shared.events import (
     Delivery,
     Feature,
@@ -21,8 +24,10 @@ from shared.events import (
     Prediction,
     Signal,
 )
+from shared.explain import Explainer
 from shared.features import FeatureSet
 from shared.streams import FEATURE, KLINE, NOTICE, NOTIFICATION, ORDER, PREDICTION, SIGNAL
+from tests.resilience.system import System
 from tests.resilience.tape import SYMBOL, Tape
 
 E = TypeVar("E")
@@ -196,6 +201,19 @@ def _compare(
         other = by_id.get(entry_id)
         if other is not None and not _equal(event, other):
             problems.say(f"{name} wrong", f"{entry_id}\n  is     {event}\n  should {other}")
+
+
+async def check_explained(kept: Kept, system: System, rng: random.Random) -> Problems:
+    """Of a thousand signals at most, all that led to them gives the same bits once more."""
+    problems = Problems()
+    ids = [signal.id for _, signal in kept.events("signal", Signal)]
+    explainer = Explainer(load(system.config))
+    async with Bus.session(system.server.url, service="itb", exclusive=False) as bus:
+        for signal_id in rng.sample(ids, min(1_000, len(ids))):
+            found = await explainer.explain(bus, signal_id)
+            if not found.equal:
+                problems.say("explained", f"{signal_id}: {found.difference}")
+    return problems
 
 
 def _equal(one: Any, other: Any) -> bool:

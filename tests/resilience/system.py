@@ -58,7 +58,7 @@ class System:
         self.signals_ms = 0  # the newest signal's candle
         self._port = free_port()
         self._speed = speed
-        self._config = folder / "config.json"
+        self.config = folder / "config.json"
         self._settings = config
         self._guard: subprocess.Popen[bytes] | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -216,7 +216,7 @@ class System:
     # -- processes ------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        self._config.write_text(json.dumps(self._settings | self._places()))
+        self.config.write_text(json.dumps(self._settings | self._places()))
         self._guard = subprocess.Popen(  # noqa: ASYNC220  # forks at once
             ["/bin/sh", "-c", _GUARD], stdin=subprocess.PIPE, process_group=0
         )
@@ -247,7 +247,7 @@ class System:
         }
 
     def _spawn(self, name: str) -> None:
-        arguments = ["-c", str(self._config)]
+        arguments = ["-c", str(self.config)]
         if name == "simulator":
             arguments = ["--port", str(self._port), "--data", str(self.tape.path)]
             arguments += ["--history", str(self.tape.history), "--speed", self._speed]

@@ -101,6 +101,7 @@ async def _storm(
         tails, log = system.tails(), system.log("notifier")
         problems = checks.check_bus(kept, undisturbed.expected)
         problems.add(checks.check_same(kept, undisturbed.kept))
+        problems.add(await checks.check_explained(kept, system, _random(seed, "explain")))
         if VALKEY not in victims:
             problems.add(checks.check_printed(kept, log))
         for surprise in system.surprises:

@@ -201,28 +201,41 @@ def test_behind_a_calibration_contributions_still_add_up(
                 assert logistic(one.logit) == pytest.approx(output, abs=1e-6)
 
 
-def test_pulls_weigh_models_as_the_score_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", list(ScoreKind))
+def test_pulls_weigh_models_by_how_the_score_follows_them(tmp_path: Path, kind: ScoreKind) -> None:
+    """The slopes of each formula, by hand."""
     models = [*pair(LC), *pair(GB, seed=5)]
-    bundle = released(tmp_path, models)
+    manifest, files = release_of(models, FEATURES, kind=kind)
+    bundle = Bundle.load(write_release(tmp_path, manifest, files))
     contributor = Contributor(bundle)
     row = data(1, 0, seed=9)[0][0].astype(np.float64)
+    outputs = bundle.run(row[None]).named()
+    p = {
+        side: [outputs[f"{side}_10_k_{algo}"] for algo in ("lc", "gb")] for side in ("high", "low")
+    }
+    high, low = np.mean(p["high"]), np.mean(p["low"])
+    logits = {name: math.log(value / (1 - value)) for name, value in outputs.items()}
+    expected = {}
+    for name, value in outputs.items():
+        sign = 1 if name.startswith("high") else -1
+        if kind is ScoreKind.RATIO:
+            other = low if sign > 0 else high
+            slope = sign * 2 * other / (high + low) ** 2 / 2 * value * (1 - value)
+        elif kind is ScoreKind.DIFFERENCE:
+            slope = sign * value * (1 - value) / 2
+        elif kind is ScoreKind.LOGIT_MEAN:
+            mean = np.mean([math.log(one / (1 - one)) for one in p["high" if sign > 0 else "low"]])
+            slope = sign * logistic(mean) * (1 - logistic(mean)) / 2
+        else:
+            slope = 0
+            for stack, way in zip(manifest.score.formula.stacks, (1, -1), strict=True):
+                z = stack.bias + sum(stack.weights[one] * logits[one] for one in logits)
+                slope += way * stack.weights[name] * logistic(z) * (1 - logistic(z))
+        expected[name] = slope
+    assert contributor.weights(outputs) == pytest.approx(expected, rel=1e-5, abs=1e-12)
     found = contributor.of(row)
-    by_name = {name: one.values for name, one in found.items()}
-    high = np.mean([by_name["high_10_k_lc"], by_name["high_10_k_gb"]], axis=0)
-    low = np.mean([by_name["low_10_k_lc"], by_name["low_10_k_gb"]], axis=0)
-    assert contributor.pulls(found) == pytest.approx(high - low)
-
-
-def test_a_stack_pulls_by_its_own_weights(tmp_path: Path) -> None:
-    models = pair(LC)
-    manifest, files = release_of(models, FEATURES, kind=ScoreKind.STACK)
-    contributor = Contributor(Bundle.load(write_release(tmp_path, manifest, files)))
-    found = contributor.of(data(1, 0, seed=9)[0][0].astype(np.float64))
-    up, down = manifest.score.formula.stacks
-    expected = sum(
-        (up.weights[name] - down.weights[name]) * one.values for name, one in found.items()
-    )
-    assert contributor.pulls(found) == pytest.approx(expected)
+    total = sum(expected[name] * one.values for name, one in found.items())
+    assert contributor.pulls(found, outputs) == pytest.approx(total, rel=1e-5, abs=1e-12)
 
 
 def test_trees_of_an_earlier_version_say_what_they_lack(

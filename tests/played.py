@@ -1,0 +1,111 @@
+"""A bus as a run leaves it: candles with holes, two releases one after the other, restarts."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+import featurizer.service
+import predictor.service
+import trader.service
+from shared import codec
+from shared.bus import Bus, Source, Write
+from shared.config import Settings, load
+from shared.events import Kline
+from shared.features import FeatureSet
+from shared.releases import promote
+from shared.streams import KLINE, Stream
+from tests.kills import Plan, run_until_caught_up
+from tests.releases import FEATURES, train
+from tests.resilience.tape import SYMBOL, Tape, record
+from tests.valkey import Server
+
+LOOKBACK = FeatureSet.of(FEATURES).lookback
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model folder with two releases, neither of them in use yet."""
+
+    folder: Path
+    releases: tuple[str, str]
+
+
+def trained(folder: Path) -> Trained:
+    first = train(folder, algorithms=["gb", "nn", "lc"], promote=False)
+    second = train(folder, seed=8, promote=False, algorithms=["gb", "lc"])
+    return Trained(folder / "models", (first, second))
+
+
+def settings(models: Path, **keys: Any) -> Settings:
+    return load(symbol=SYMBOL, model_folder=models, features_kline=FEATURES, **keys)
+
+
+@dataclass(slots=True)
+class Played:
+    """What was played, and the bus that holds it."""
+
+    server: Server
+    tape: Tape
+    models: Path
+    releases: tuple[str, str]
+
+    @property
+    def settings(self) -> Settings:
+        return settings(self.models)
+
+    def signal_id(self, row: int) -> str:
+        return f"{SYMBOL}-1m-{self.tape.klines[row].open_time_ms}"
+
+    def events(self, stream: Stream[Any]) -> list[Any]:
+        with redis.Redis(port=self.server.port) as client:
+            entries: Any = client.xrange(stream.key(SYMBOL, "1m"))
+        return [codec.decode(stream.event, fields[b"data"]).event for _, fields in entries]
+
+    def change(self, stream: Stream[Any], row: int, change: Callable[[Any], Any]) -> None:
+        """Makes the stream anew with one event changed, as if it had been written so."""
+        key = stream.key(SYMBOL, "1m")
+        with redis.Redis(port=self.server.port) as client:
+            entries: Any = client.xrange(key)
+            client.delete(key)
+            for at, (entry_id, fields) in enumerate(entries):
+                if at == row:
+                    decoded = codec.decode(stream.event, fields[b"data"])
+                    fields[b"data"] = codec.encode(change(decoded.event), decoded.meta)
+                client.xadd(key, fields, id=entry_id)
+
+
+async def put(url: str, klines: Sequence[Kline]) -> None:
+    candles = Source(KLINE, SYMBOL, "1m")
+    async with Bus.session(url, service="collector", exclusive=False) as bus:
+        await bus.write(
+            *(Write(source=candles, event=k, open_time_ms=k.open_time_ms) for k in klines)
+        )
+
+
+async def play(
+    server: Server, folder: Path, made: Trained, patch: pytest.MonkeyPatch, rows: int = 300
+) -> Played:
+    """The services over `rows` candles in four pieces, with new lives between the pieces and
+    another release from the third on."""
+    models = folder / "models"
+    shutil.copytree(made.folder, models, symlinks=True)
+    tape = record(folder, history=60, live=rows - 60, seed=9)
+    config = settings(models)
+    pieces = [rows // 3, rows // 2, rows - 40, rows]
+    done = 0
+    for number, end in enumerate(pieces):
+        promote(models, made.releases[number // 2])
+        await put(server.url, tape.klines[done:end])
+        done = end
+        for name, serve in (
+            ("featurizer", featurizer.service.serve),
+            ("predictor", predictor.service.serve),
+            ("trader", trader.service.serve),
+        ):
+            await run_until_caught_up(patch, server.url, name, serve, config, Plan())
+    return Played(server, tape, models, made.releases)
