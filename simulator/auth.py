@@ -96,7 +96,7 @@ def find_key(keys: Mapping[str, Account], name: str | None) -> tuple[Account, Ke
     if name is None or not _KEY.match(name):
         raise ApiError(401, -2014, "API-key format invalid.")
     account = keys.get(name)
-    if account is None:
+    if account is None or not account.keys[name].is_active:
         raise ApiError(401, -2015, "Invalid API-key, IP, or permissions for action.")
     return account, account.keys[name]
 

@@ -8,16 +8,21 @@ import ipaddress
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from shared.errors import Usage
 from shared.times import INTERVALS_MS, floor_ms
+from simulator import reports
 from simulator.endpoints import FUTURES, SPOT
+from simulator.exchange.amounts import text, units
+from simulator.exchange.orders import Account, Key, Rates
+from simulator.exchange.symbols import Refused
 from simulator.faults import Active, Fault
 from simulator.rest import wall_ms
+from simulator.wsapi import ROUTE
 
 if TYPE_CHECKING:
     from simulator.server import Simulator
@@ -35,12 +40,14 @@ class Advance(_Body):
 
 
 class Cut(_Body):
-    """End connections: with a close frame (code), or by hanging up (abort)."""
+    """End connections: with a close frame (code), or by hanging up (abort). route: "ws-api" = the
+    WS API's, with their user data streams."""
 
     code: int = Field(1000, ge=1000, le=4999)
     reason: str = ""
     abort: bool = False
     venue: str = ""
+    route: str = ""
 
 
 class Shutdown(_Body):
@@ -62,6 +69,82 @@ class Limits(_Body):
     messages_per_s: int | None = Field(None, ge=1)
     streams: int | None = Field(None, ge=1)
     connections_per_5m: int | None = Field(None, ge=1)
+    orders_10s: int | None = Field(None, ge=0)
+    orders_day: int | None = Field(None, ge=0)
+    latency_ms: float | None = Field(None, ge=0)
+    cancel_renames: bool | None = None
+
+
+class Ban(_Body):
+    """Refuse this address (418) for a while."""
+
+    seconds: float = Field(60.0, gt=0)
+
+
+class Skew(_Body):
+    """Move the account clock; milliseconds from wall time."""
+
+    skew_ms: int = 0
+
+
+def _units(value: str) -> int:
+    sign = -1 if value.startswith("-") else 1
+    try:
+        return sign * units(value.removeprefix("-"))
+    except ValueError as error:
+        raise ValueError(str(error)) from None
+
+
+Amount = Annotated[int, BeforeValidator(lambda value: _units(str(value)))]
+
+
+class NewAccount(_Body):
+    """Another account, with its first key. Rates are shares of what is received."""
+
+    key: str
+    secret: str = ""
+    public_key: str = ""
+    balances: dict[str, Amount] = Field(default_factory=dict)
+    maker: Amount = 100_000
+    taker: Amount = 100_000
+    buyer: Amount = 0
+    seller: Amount = 0
+
+
+class Funds(_Body):
+    """A deposit, or with a negative amount a withdrawal. Of the key's account; the first one's
+    where no key is named."""
+
+    asset: str
+    amount: Amount
+    key: str | None = None
+
+
+class KeyTerms(_Body):
+    """What a key may do; what is absent stays. secret or public_key: a new key of the account that
+    `account` (a key) belongs to."""
+
+    key: str
+    account: str | None = None
+    secret: str | None = None
+    public_key: str | None = None
+    can_trade: bool | None = None
+    can_withdraw: bool | None = None
+    ip_restricted: bool | None = None
+    is_active: bool | None = None
+
+
+class SymbolTerms(_Body):
+    """A symbol's status and filters. filters: exchangeInfo objects, each replaces the one of its
+    filterType; without: filterTypes that go."""
+
+    symbol: str
+    status: Literal["TRADING", "END_OF_DAY", "HALT", "BREAK", "CANCEL_ONLY"] | None = None
+    filters: list[dict[str, Any]] = Field(default_factory=list)
+    without: list[str] = Field(default_factory=list)
+    order_types: list[str] | None = None
+    stp_default: str | None = None
+    stp_allowed: list[str] | None = None
 
 
 def _shown(active: Active) -> dict[str, object]:
@@ -92,6 +175,12 @@ class Control:
             "shutdown": self.shutdown,
             "limits": self.limits,
             "reset": self.reset,
+            "account": self.open_account,
+            "funds": self.funds,
+            "key": self.key,
+            "symbol": self.symbol,
+            "clock": self.clock,
+            "ban": self.ban,
         }
         return [
             web.get("/control", self._local(self.state)),
@@ -99,6 +188,7 @@ class Control:
             web.delete("/control/faults", self._local(self.end_faults)),
             web.delete("/control/faults/{number:\\d+}", self._local(self.end_faults)),
             web.get("/control/requests", self._local(self.requests)),
+            web.get("/control/account", self._local(self.account)),
             *(web.post(f"/control/{name}", self._local(post)) for name, post in posts.items()),
         ]
 
@@ -114,7 +204,7 @@ class Control:
                 first = error.errors()[0]
                 where = ".".join(map(str, first["loc"])) or "body"
                 return web.json_response({"error": f"{where}: {first['msg']}"}, status=400)
-            except Usage as error:
+            except (Usage, Refused) as error:
                 return web.json_response({"error": str(error)}, status=400)
 
         return guarded
@@ -198,7 +288,11 @@ class Control:
     async def cut(self, request: web.Request) -> dict[str, object]:
         body = Cut.model_validate_json(await request.read() or b"{}")
         hub = self._simulator.hub
-        chosen = [c for c in hub.connections if body.venue in ("", c.venue)]
+        chosen = [
+            c
+            for c in hub.connections
+            if body.venue in ("", c.venue) and body.route in ("", c.route)
+        ]
         for connection in chosen:
             hub.end(connection, body.code, body.reason.encode(), abort=body.abort)
         return {"ended": len(chosen)}
@@ -232,7 +326,114 @@ class Control:
         names = ("ping_s", "pong_s", "lifetime_s", "messages_per_s", "streams")
         given = body.model_dump(exclude_none=True, include={*names, "connections_per_5m"})
         hub.rules = replace(hub.rules, **given)
+        terms = self._simulator.desk.terms
+        terms_named = {"orders_10s", "orders_day", "latency_ms", "cancel_renames"}
+        for name, value in body.model_dump(exclude_none=True, include=terms_named).items():
+            setattr(terms, name, value)
         return body.model_dump(exclude_none=True)
+
+    # accounts
+
+    def _account(self, key: str | None) -> Account:
+        """Raises: Usage."""
+        state = self._simulator.desk.state
+        account = state.accounts[1] if key is None else state.keys.get(key)
+        if account is None:
+            raise Usage(f"key: there is no {key}")
+        return account
+
+    async def account(self, request: web.Request) -> dict[str, object]:
+        """Everything about an account, as the matching engine knows it: no lag, no limits."""
+        desk = self._simulator.desk
+        account = self._account(request.query.get("key"))
+        orders = [order for some in account.orders.values() for order in some]
+        orders.sort(key=lambda order: order.ticket.order_id)
+        return {
+            "uid": account.uid,
+            "keys": {
+                name: {
+                    "can_trade": key.can_trade,
+                    "can_withdraw": key.can_withdraw,
+                    "ip_restricted": key.ip_restricted,
+                    "is_active": key.is_active,
+                }
+                for name, key in account.keys.items()
+            },
+            "balances": reports.balances(account.balances, omit_zero=False),
+            "orders": [
+                {**reports.queried(order, 1), "clientOrderId": order.ticket.client_id}
+                for order in orders
+            ],
+            "trades": [
+                reports.trade(desk.state.orders[fill.order_id], fill, 1)
+                for fills in account.trades.values()
+                for fill in fills
+            ],
+            "lists": [reports.order_list(desk.state, one, 1) for one in account.lists],
+            "fees": {asset: text(paid) for asset, paid in desk.state.fees.items()},
+        }
+
+    async def open_account(self, request: web.Request) -> dict[str, object]:
+        body = NewAccount.model_validate_json(await request.read())
+        key = Key(body.secret, body.public_key)
+        rates = Rates(body.maker, body.taker, body.buyer, body.seller)
+        account = self._simulator.desk.open_account({body.key: key}, body.balances, rates)
+        return {"uid": account.uid}
+
+    async def funds(self, request: web.Request) -> dict[str, object]:
+        body = Funds.model_validate_json(await request.read())
+        desk = self._simulator.desk
+        account = self._account(body.key)
+        now_ms = desk.account_ms()
+        desk.engine.move_funds(account, body.asset, body.amount, now_ms)
+        desk.commit(now_ms)
+        return {"free": text(account.free(body.asset))}
+
+    async def key(self, request: web.Request) -> dict[str, object]:
+        body = KeyTerms.model_validate_json(await request.read())
+        account = self._account(body.account if body.account is not None else body.key)
+        held = account.keys.get(body.key, Key())
+        given = body.model_dump(exclude_none=True, exclude={"key", "account"})
+        changed = replace(held, **given)
+        self._simulator.desk.set_key(account, body.key, changed)
+        if not changed.is_active:
+            self._simulator.ws_api.revoke(body.key)
+        return {"uid": account.uid, **given}
+
+    async def symbol(self, request: web.Request) -> dict[str, object]:
+        body = SymbolTerms.model_validate_json(await request.read())
+        desk = self._simulator.desk
+        known = desk.state.symbols.get(body.symbol)
+        if known is None:
+            raise Usage(f"symbol: {body.symbol} is not in this market")
+        replaced = {one.get("filterType") for one in body.filters} | set(body.without)
+        kept = [one for one in known.info["filters"] if one["filterType"] not in replaced]
+        info = {**known.info, "filters": [*kept, *body.filters]}
+        for name, value in (
+            ("status", body.status),
+            ("orderTypes", body.order_types),
+            ("defaultSelfTradePreventionMode", body.stp_default),
+            ("allowedSelfTradePreventionModes", body.stp_allowed),
+        ):
+            if value is not None:
+                info[name] = value
+        desk.set_symbol(info)
+        return info
+
+    async def clock(self, request: web.Request) -> dict[str, object]:
+        body = Skew.model_validate_json(await request.read() or b"{}")
+        self._simulator.account_clock.skew_ms = body.skew_ms
+        return {"skew_ms": body.skew_ms, "now_ms": self._simulator.account_clock.now_ms()}
+
+    async def ban(self, request: web.Request) -> dict[str, object]:
+        body = Ban.model_validate_json(await request.read() or b"{}")
+        until_ms = wall_ms() + int(body.seconds * 1000)
+        for budget in self._simulator.rest.budgets.values():
+            budget.ban(until_ms)
+        hub = self._simulator.hub
+        for connection in [c for c in hub.connections if c.route == ROUTE]:
+            hub.end(connection, 1008, b"banned")
+        return {"until_ms": until_ms}
 
     async def reset(self, _request: web.Request) -> dict[str, object]:
         """No faults, fresh counters and budgets, default limits; the market stays where it is."""

@@ -8,6 +8,7 @@ import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from shared.errors import Usage
@@ -18,9 +19,10 @@ from simulator.exchange.amounts import UNIT
 from simulator.exchange.effects import KeySet, Opened, SymbolSet
 from simulator.exchange.engine import Changes, Engine
 from simulator.exchange.orders import Account, Key, Order, Rates
-from simulator.exchange.state import BalanceReport, ListReport, Report, State
+from simulator.exchange.state import ListReport, Report, State, Told
 from simulator.exchange.symbols import Symbol
 from simulator.journal import Journal
+from simulator.lag import BalanceHistory
 from simulator.limits import OrderCounts
 from simulator.market import Market
 from simulator.quotes import Board, SeriesQuotes
@@ -29,11 +31,13 @@ Render = Callable[[int], dict[str, Any]]
 
 
 class Event:
-    """One user stream event, written once per time unit."""
+    """One user stream event, written once per time unit. names: its kind, and an executionReport's
+    execution type."""
 
-    __slots__ = ("_render", "_texts", "symbol")
+    __slots__ = ("_render", "_texts", "names", "symbol")
 
-    def __init__(self, render: Render, symbol: str = "") -> None:
+    def __init__(self, render: Render, *names: str, symbol: str = "") -> None:
+        self.names = names
         self.symbol = symbol
         self._render = render
         self._texts: dict[int, str] = {}
@@ -86,11 +90,14 @@ class Desk:
         self.account_ms = account_ms
         self._journal = journal
         self.last_played_ms = 0
+        self._histories: dict[int, BalanceHistory] = {}
         if journal is not None:
             for effects in journal.read():
                 for effect in effects:
                     self.state.apply(effect)
             self.engine.take()
+            for account in self.state.accounts.values():
+                self.history(account)
 
     # accounts
 
@@ -121,6 +128,7 @@ class Desk:
         for name, key in keys.items():
             self._set_key(uid, name, key)
         account = self.state.accounts[uid]
+        self.history(account)
         now_ms = self.account_ms()
         for asset, amount in balances.items():
             self.engine.move_funds(account, asset, amount, now_ms)
@@ -156,6 +164,7 @@ class Desk:
                 key.can_trade,
                 key.can_withdraw,
                 key.ip_restricted,
+                key.is_active,
             )
         )
 
@@ -170,6 +179,13 @@ class Desk:
             raise Usage(f"symbol: filters cannot be read: {error!r}") from error
         self.engine.do(SymbolSet(info["symbol"], json.dumps(info)))
         self.commit(self.account_ms())
+
+    def history(self, account: Account) -> BalanceHistory:
+        """What the account's balances were, from now on."""
+        history = self._histories.get(account.uid)
+        if history is None:
+            history = self._histories[account.uid] = BalanceHistory(account)
+        return history
 
     def order_counts(self, account: Account) -> OrderCounts:
         counts = self.counts.get(account.uid)
@@ -206,6 +222,8 @@ class Desk:
             return
         if self._journal is not None:
             self._journal.append(changes.effects)
+        for uid, assets in changes.touched.items():
+            self.history(self.state.accounts[uid]).note(assets, now_ms)
         self._count_fills(changes, now_ms)
         if self.listeners:
             self._tell(changes, now_ms)
@@ -223,29 +241,37 @@ class Desk:
         per_account: dict[int, list[Event]] = {uid: [] for uid in self.listeners}
         for told in changes.told:
             if isinstance(told, Report):
-                found = per_account.get(told.order.ticket.account)
-                symbol = told.order.ticket.symbol
-                event = Event(lambda unit, r=told: reports.execution(r, now_ms, unit), symbol)  # type: ignore[misc]
+                uid = told.order.ticket.account
             elif isinstance(told, ListReport):
-                found = per_account.get(told.order_list.account)
-                event = Event(
-                    lambda unit, r=told: reports.list_status(self.state, r, now_ms, unit),  # type: ignore[misc]
-                    told.order_list.symbol,
-                )
+                uid = told.order_list.account
             else:
-                assert isinstance(told, BalanceReport)  # noqa: S101 - the third of three kinds
-                found = per_account.get(told.uid)
-                event = Event(lambda unit, r=told: reports.moved(r, now_ms, unit))  # type: ignore[misc]
-            if found is not None:
-                found.append(event)
+                uid = told.uid
+            if uid in per_account:
+                per_account[uid].append(self._event(told, now_ms))
         for uid, events in per_account.items():
             assets = changes.touched.get(uid)
             if assets:
                 whole = reports.position(self.state.accounts[uid], assets, now_ms)
-                events.append(Event(lambda unit, w=whole: reports.in_unit(w, unit)))  # type: ignore[misc]
+                events.append(Event(partial(reports.in_unit, whole), whole["e"]))
             if events:
                 for listener in list(self.listeners[uid]):
                     listener.tell(events)
+
+    def _event(self, told: Told, now_ms: int) -> Event:
+        if isinstance(told, Report):
+            return Event(
+                partial(reports.execution, told, now_ms),
+                "executionReport",
+                told.kind,
+                symbol=told.order.ticket.symbol,
+            )
+        if isinstance(told, ListReport):
+            return Event(
+                partial(reports.list_status, self.state, told, now_ms),
+                "listStatus",
+                symbol=told.order_list.symbol,
+            )
+        return Event(partial(reports.moved, told, now_ms), "balanceUpdate")
 
     def listen(self, account: Account, listener: Listener) -> None:
         self.listeners.setdefault(account.uid, []).append(listener)

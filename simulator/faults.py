@@ -7,7 +7,7 @@ by `POST /control/faults`; README.md lists every kind with an example.
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,24 +16,47 @@ from simulator.wire import Candle
 
 Kind = Literal[
     "drop", "silence", "delay", "duplicate", "reorder", "revise", "gap", "garbage",
-    "429", "418", "status", "timeout", "html", "refuse",
+    "429", "418", "status", "timeout", "html", "refuse", "lost", "lag",
 ]  # fmt: skip
 _ON_STREAM = frozenset({"drop", "silence", "delay", "duplicate", "reorder", "garbage"})
-_ON_REST = frozenset({"429", "418", "status", "timeout", "html", "delay", "garbage"})
+_ON_REST = frozenset({"429", "418", "status", "timeout", "html", "delay", "garbage", "lost"})
 _ON_CANDLES = frozenset({"revise", "gap"})
 
 
+class UserEvent(Protocol):
+    """An event of a user data stream. names: what a fault's `event` may call it."""
+
+    @property
+    def symbol(self) -> str: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def text(self, unit: int) -> str: ...
+
+
 class Fault(BaseModel):
-    """What to break. Empty filters match everything; count and seconds bound how long it lasts."""
+    """What to break. Empty filters match everything; count and seconds bound how long it lasts.
+
+    On signed requests: executed, the request is carried out although the answer is the fault's;
+    late_ms and engine_ms, it is, that much later (before and after the last check of its age);
+    after_ms, how long the answer is held back.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Kind
-    on: Literal["", "stream", "rest", "both", "resend"] = ""
+    on: Literal["", "stream", "rest", "ws", "both", "resend", "user"] = ""
     venue: Literal["", "spot", "futures"] = ""
     symbol: str = ""
     interval: str = ""
     path: str = ""
+    method: Literal["", "GET", "POST", "PUT", "DELETE"] = ""
+    event: str = ""
+    executed: bool = False
+    late_ms: int = Field(0, ge=0)
+    engine_ms: int = Field(0, ge=0)
+    after_ms: int = Field(0, ge=0)
     frames: Literal["closed", "open", "all"] = "closed"
     count: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0)
@@ -61,9 +84,14 @@ class Active:
     hits: int = 0
     draws: random.Random = field(default_factory=random.Random)
     held: dict[tuple[str, str], Message] = field(default_factory=dict)
+    held_event: dict[int, UserEvent] = field(default_factory=dict)
 
     def is_over(self, now_s: float) -> bool:
         return self.left == 0 or (self.until_s is not None and now_s >= self.until_s)
+
+    @property
+    def is_holding(self) -> bool:
+        return bool(self.held or self.held_event)
 
     def is_about(self, venue: str, symbol: str, interval: str) -> bool:
         fault = self.fault
@@ -84,6 +112,7 @@ class Active:
 
 
 Sending = tuple[int, Message]  # (wall milliseconds from now, what to send)
+Telling = tuple[int, UserEvent]
 
 
 class Faults:
@@ -117,23 +146,83 @@ class Faults:
         return before - len(self.active)
 
     def _live(self, now_s: float) -> Iterable[Active]:
-        if any(a.is_over(now_s) and not a.held for a in self.active):
-            self.active = [a for a in self.active if not a.is_over(now_s) or a.held]
+        if any(a.is_over(now_s) and not a.is_holding for a in self.active):
+            self.active = [a for a in self.active if not a.is_over(now_s) or a.is_holding]
         return list(self.active)
 
-    def request(self, venue: str, path: str, symbol: str, now_s: float) -> Fault | None:
-        """The fault that this REST request meets."""
+    def request(
+        self,
+        venue: str,
+        path: str,
+        symbol: str,
+        now_s: float,
+        *,
+        method: str = "GET",
+        where: str = "rest",
+    ) -> Fault | None:
+        """The fault that this request meets. where: rest or ws (the WS API)."""
+        if not self.active:
+            return None
         for active in self._live(now_s):
             fault = active.fault
             if fault.kind not in _ON_REST or active.is_over(now_s):
                 continue
-            if fault.kind in _ON_STREAM and fault.on not in ("rest", "both"):
+            if fault.kind in _ON_STREAM and fault.on not in (where, "both"):
+                continue
+            if fault.on in ("rest", "ws") and fault.on != where:
+                continue
+            if fault.method not in ("", method):
                 continue
             if fault.venue not in ("", venue) or fault.symbol not in ("", symbol):
                 continue
             if fault.path in ("", path) and active.strikes():
                 return fault
         return None
+
+    def lag_ms(self, path: str, symbol: str, now_s: float) -> int:
+        """How old the books are that this query sees."""
+        found = 0
+        for active in self._live(now_s) if self.active else ():
+            fault = active.fault
+            if fault.kind != "lag" or active.is_over(now_s):
+                continue
+            if fault.path in ("", path) and fault.symbol in ("", symbol) and active.strikes():
+                found = max(found, fault.ms)
+        return found
+
+    def tell(self, listener: int, events: Iterable[UserEvent], now_s: float) -> list[Telling]:
+        """What a user data stream really says in place of these events, and after how long."""
+        tellings: list[Telling] = []
+        for event in events:
+            tellings += self._told(listener, event, now_s)
+        return tellings
+
+    def _told(self, listener: int, event: UserEvent, now_s: float) -> list[Telling]:
+        said: list[Telling] = [(0, event)]
+        for active in self._live(now_s):
+            fault = active.fault
+            if fault.on != "user" or fault.kind not in _ON_STREAM:
+                continue
+            held = active.held_event.pop(listener, None)
+            if held is not None:
+                said.append((0, held))
+                continue
+            if active.is_over(now_s) or fault.symbol not in ("", event.symbol):
+                continue
+            if fault.event and fault.event not in event.names:
+                continue
+            if not said or not active.strikes():
+                continue
+            if fault.kind in ("drop", "silence"):
+                said = []
+            elif fault.kind == "delay":
+                said = [(ms + fault.ms, e) for ms, e in said]
+            elif fault.kind == "duplicate":
+                said += said
+            elif fault.kind == "reorder":
+                active.held_event[listener] = event
+                said = []
+        return said
 
     def refuses(self, venue: str, now_s: float) -> Fault | None:
         """The fault that a new websocket connection meets."""
@@ -191,7 +280,9 @@ class Faults:
             if held is not None:
                 sendings.append((0, held))
                 continue
-            if fault.kind not in _ON_STREAM or fault.on == "rest" or active.is_over(now_s):
+            if fault.kind not in _ON_STREAM or active.is_over(now_s):
+                continue
+            if fault.on in ("rest", "ws", "user"):
                 continue
             if not _is_meant(fault, message) or not sendings or not active.strikes():
                 continue

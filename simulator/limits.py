@@ -56,6 +56,10 @@ class Budget:
             "1 MINUTE. Please use WebSocket Streams for live updates to avoid polling the API.",
         )
 
+    def ban(self, until_ms: int) -> None:
+        """Refuse everything until then."""
+        self._banned_until_ms = until_ms
+
     def _banned(self, wall_ms: int) -> Refusal:
         return Refusal(
             418,

@@ -3,6 +3,7 @@
 `unit` is that of the reply's times: 1 = milliseconds, 1000 = microseconds.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from simulator.exchange.amounts import text, times
@@ -82,7 +83,7 @@ def result(order: Order, unit: int) -> Json:
     }
 
 
-def full(order: Order, unit: int) -> Json:
+def full(order: Order, unit: int, state: State) -> Json:
     fills = [
         {
             "price": text(fill.price),
@@ -95,7 +96,66 @@ def full(order: Order, unit: int) -> Json:
     ]
     whole = result(order, unit)
     stp = whole.pop("selfTradePreventionMode")
-    return {**whole, "fills": fills, "selfTradePreventionMode": stp}
+    whole["fills"] = fills
+    matches = [
+        _match(pair)
+        for pair in _pairs(state, order.ticket.time_ms)
+        if pair[0] == order.ticket.order_id
+    ]
+    if matches:
+        whole["preventedMatches"] = [
+            {k: v for k, v in match.items() if k not in ("takerOrderId", "tradeGroupId")}
+            for match in matches
+        ]
+    return {**whole, "selfTradePreventionMode": stp}
+
+
+def _pairs(state: State, since_ms: int) -> list[tuple[int, int, list[Prevented]]]:
+    """(taker's order id, maker's, what it cost each) of the prevented matches since then."""
+    found: dict[int, list[Prevented]] = {}
+    for effect in reversed(state.prevented):
+        if effect.time_ms < since_ms:
+            break
+        found.setdefault(effect.match_id, []).append(effect)
+    pairs = []
+    for effects in reversed(found.values()):
+        one = effects[0]
+        taker, maker = (one.order_id, one.counter) if one.is_taker else (one.counter, one.order_id)
+        pairs.append((taker, maker, effects))
+    return pairs
+
+
+def _match(pair: tuple[int, int, list[Prevented]]) -> Json:
+    taker, maker, effects = pair
+    row: Json = {
+        "preventedMatchId": effects[0].match_id,
+        "takerOrderId": taker,
+        "makerOrderId": maker,
+        "tradeGroupId": -1,
+        "price": text(effects[0].price),
+    }
+    for effect in effects:
+        who = "taker" if effect.is_taker else "maker"
+        row[f"{who}PreventedQuantity"] = text(effect.last)
+    return row
+
+
+def prevented_matches(state: State, account: Account, symbol: str, unit: int) -> list[Json]:
+    """Rows of myPreventedMatches, oldest first."""
+    rows = []
+    for pair in _pairs(state, 0):
+        ticket = state.orders[pair[0]].ticket
+        if ticket.account == account.uid and ticket.symbol == symbol:
+            row = _match(pair)
+            rows.append(
+                {
+                    "symbol": symbol,
+                    **row,
+                    "selfTradePreventionMode": ticket.stp,
+                    "transactTime": pair[2][0].time_ms * unit,
+                }
+            )
+    return rows
 
 
 def cancelled(order: Order, unit: int) -> Json:
@@ -181,10 +241,10 @@ def order_list(
     }
 
 
-def balances(account: Account, *, omit_zero: bool) -> list[Json]:
+def balances(held: Mapping[str, list[int]], *, omit_zero: bool) -> list[Json]:
     return [
         {"asset": asset, "free": text(free), "locked": text(locked)}
-        for asset, (free, locked) in sorted(account.balances.items())
+        for asset, (free, locked) in sorted(held.items())
         if not omit_zero or free or locked
     ]
 
@@ -255,9 +315,9 @@ def execution(report: Report, event_ms: int, unit: int) -> Json:
             "u": -1,
             "U": effect.counter,
             "Cs": ticket.symbol,
-            "pl": text(effect.counter_last or effect.last),
+            "pl": text(effect.matched),
             "pL": text(effect.price),
-            "pY": text(times(effect.price, effect.counter_last or effect.last)),
+            "pY": text(times(effect.price, effect.matched)),
         }
     if isinstance(effect, Ended) and effect.reason:
         event["eR"] = effect.reason

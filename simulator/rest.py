@@ -7,11 +7,12 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 from aiohttp import web
 
-from simulator import endpoints, trading
+from simulator import endpoints, signed, trading
 from simulator.auth import (
     Caller,
     check_window,
@@ -23,6 +24,7 @@ from simulator.auth import (
 from simulator.clock import AccountClock
 from simulator.desk import Desk
 from simulator.endpoints import FUTURES, SPOT, ApiError, Params, Venue, View
+from simulator.exchange.orders import Account
 from simulator.faults import Fault, Faults
 from simulator.limits import Budget
 from simulator.wire import MICROSECONDS, MILLISECONDS, Candle
@@ -52,6 +54,16 @@ _TEXTS = {
         "Timeout waiting for response from backend server. Send status unknown; execution status "
         "unknown.",
     ),
+}
+_FAILING = frozenset(("429", "418", "status", "timeout", "html", "lost"))
+_UNKNOWN = "An unknown error occurred while processing the request."
+_TEXT_OF = {
+    -1000: _UNKNOWN,
+    -1001: "Internal error; unable to process your request. Please try again.",
+    -1006: "An unexpected response was received from the message bus. Execution status unknown.",
+    -1007: _TEXTS[504][1],
+    -1008: _TEXTS[503][1],
+    -1021: "Timestamp for this request is outside of the recvWindow.",
 }
 # These exist at Binance, and not here: the key is checked, the answer is -1020.
 _UNSUPPORTED = {
@@ -87,7 +99,7 @@ _UNSUPPORTED = {
         )
     ),
 }
-_SIGNED_PATHS = frozenset(path for _, path in trading.REST)
+_SIGNED_PATHS = frozenset(path for _, path in signed.REST)
 
 
 @dataclass(slots=True)
@@ -109,6 +121,19 @@ class Transcript:
 def wall_ms() -> int:
     """The account clock."""
     return time.time_ns() // 1_000_000
+
+
+def failure(fault: Fault, now_ms: int) -> ApiError:
+    """The error that a fault answers with."""
+    status = {"429": 429, "418": 418}.get(fault.kind, fault.status)
+    code, text = _TEXTS.get(status, (-1000, _UNKNOWN))
+    if fault.code is not None:
+        code, text = fault.code, _TEXT_OF.get(fault.code, text)
+    wait = fault.retry_after_s
+    if status in (418, 429) and wait is None:
+        wait = 60
+    text = fault.message or text.format(until=now_ms + (wait or 0) * 1000)
+    return ApiError(status, code, text, retry_after_s=wait)
 
 
 def _headers(budget: Budget) -> dict[str, str]:
@@ -141,6 +166,7 @@ class Rest:
         default_factory=lambda: {SPOT: Budget(6000), FUTURES: Budget(2400)}
     )
     transcript: Transcript = field(default_factory=Transcript)
+    background: signed.Background = field(default_factory=signed.Background)
 
     async def api(self, request: web.Request) -> web.Response:
         return await self._serve(request, SPOT, endpoints.SPOT_ROUTES)
@@ -170,10 +196,10 @@ class Rest:
             headers["Retry-After"] = str(refusal.retry_after_s)
             error = ApiError(refusal.status, -1003, refusal.message)
             return self._json(request, refusal.status, error.body(), headers)
-        if fault is not None and fault.kind in ("429", "418", "status", "timeout", "html"):
+        if fault is not None and fault.kind in _FAILING:
             return await self._fail(request, fault, headers, now)
-        if fault is not None and fault.kind == "delay":
-            await asyncio.sleep(fault.ms / 1000)
+        if fault is not None:
+            await asyncio.sleep((fault.ms * (fault.kind == "delay") + fault.after_ms) / 1000)
         try:
             if route is None:
                 find_key(self.desk.state.keys, request.headers.get("X-MBX-APIKEY"))
@@ -194,27 +220,35 @@ class Rest:
         body = (await request.read()).decode("utf-8", "surrogateescape")
         given = rest_parameters(query, body)
         budget = self.budgets[SPOT]
-        endpoint = trading.REST.get((request.method, path))
+        endpoint = signed.REST.get((request.method, path))
         weight = 1 if endpoint is None else endpoint.weight(given)
         free = endpoint is not None and endpoint.free
-        fault = self.faults.request(SPOT, path, given.get("symbol", ""), time.monotonic())
+        fault = self.faults.request(
+            SPOT, path, given.get("symbol", ""), time.monotonic(), method=request.method
+        )
         refusal = budget.spend(0 if free else weight, wall_ms())
         headers = _headers(budget)
         if refusal is not None:
             headers["Retry-After"] = str(refusal.retry_after_s)
             error = ApiError(refusal.status, -1003, refusal.message)
             return self._json(request, refusal.status, error.body(), headers, given)
-        if fault is not None and fault.kind in ("429", "418", "status", "timeout", "html"):
-            return await self._fail(request, fault, headers, wall_ms())
-        if fault is not None and fault.kind == "delay":
-            await asyncio.sleep(fault.ms / 1000)
-        try:
+        params = Params(given)
+        params.skip("signature", "timestamp", "recvWindow")
+
+        async def work(delays: signed.Delays) -> tuple[Any, Account]:
             if endpoint is None:
                 raise ApiError(405, -1000, f"Request method '{request.method}' is not supported.")
             caller = self._caller(request, query, body, given)
-            params = Params(given)
-            params.skip("signature", "timestamp", "recvWindow")
-            answer = await trading.perform(self.desk, endpoint, caller, params, _unit(request))
+            lag_ms = self.lag_ms(request.method, path, given)
+            answer = await signed.perform(
+                self.desk, endpoint, caller, params, _unit(request), delays=delays, lag_ms=lag_ms
+            )
+            return answer, caller.account
+
+        try:
+            answer, account = await signed.carry_out(work, fault, self.background)
+        except signed.Struck as struck:
+            return await self._fail(request, struck.fault, headers, wall_ms())
         except ApiError as error:
             if free:
                 budget.spend(weight, wall_ms())
@@ -222,14 +256,20 @@ class Rest:
             if error.retry_after_s is not None:
                 headers["Retry-After"] = str(error.retry_after_s)
             return self._json(request, error.status, error.body(), headers, given)
-        if endpoint.orders:
-            ten, day = self.desk.order_counts(caller.account).now(self.clock.now_ms())
+        if endpoint is not None and (endpoint.orders or endpoint.counted):
+            ten, day = self.desk.order_counts(account).now(self.clock.now_ms())
             headers["X-MBX-ORDER-COUNT-10S"] = str(ten)
             headers["X-MBX-ORDER-COUNT-1D"] = str(day)
         data = json.dumps(answer, separators=(",", ":")).encode()
         if fault is not None and fault.kind == "garbage":
             data = data[: len(data) // 2]
         return self._json(request, 200, data, headers, given)
+
+    def lag_ms(self, method: str, path: str, given: Mapping[str, str]) -> int:
+        """How old the books are that this query sees."""
+        if method != "GET" or not self.faults.active:
+            return 0
+        return self.faults.lag_ms(path, given.get("symbol", ""), time.monotonic())
 
     def _caller(
         self, request: web.Request, query: str, body: str, given: Mapping[str, str]
@@ -252,9 +292,10 @@ class Rest:
         self, request: web.Request, fault: Fault, headers: dict[str, str], now: int
     ) -> web.Response:
         """What a fault answers instead."""
-        if fault.kind == "timeout":
+        if fault.kind in ("timeout", "lost"):
             self.transcript.note(request.path, dict(request.query), 0, now, request.method)
-            await asyncio.sleep(fault.ms / 1000)
+            if fault.kind == "timeout":
+                await asyncio.sleep(fault.ms / 1000)
             if request.transport is not None:
                 request.transport.abort()
             return web.Response(status=504)
@@ -262,18 +303,10 @@ class Rest:
             return self._html(
                 request, fault.status, f"{fault.status} {_REASON[fault.status // 100]}"
             )
-        status = {"429": 429, "418": 418}.get(fault.kind, fault.status)
-        code, text = _TEXTS.get(
-            status, (-1000, "An unknown error occurred while processing the request.")
-        )
-        if status in (418, 429):
-            wait = 60 if fault.retry_after_s is None else fault.retry_after_s
-            text = text.format(until=now + wait * 1000)
-            headers["Retry-After"] = str(wait)
-        elif fault.retry_after_s is not None:
-            headers["Retry-After"] = str(fault.retry_after_s)
-        error = ApiError(status, fault.code or code, fault.message or text)
-        return self._json(request, status, error.body(), headers)
+        error = failure(fault, now)
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(error.retry_after_s)
+        return self._json(request, error.status, error.body(), headers)
 
     def view(self, name: str, unit: int) -> View:
         """What a request for market data sees now."""
@@ -320,12 +353,48 @@ class Rest:
             "margin/allPairs": b"[]",
             "margin/isolated/allPairs": b"[]",
         }.get(request.match_info["tail"])
+        if request.match_info["tail"] == "account/apiRestrictions":
+            return await self._restrictions(request)
         if request.match_info["tail"] == "asset/tradeFee":
             wanted = request.query.get("symbol")
             stub = endpoints.trade_fees(self.venues[SPOT], wanted).encode()
         if stub is None:
             return self._html(request, 404, "404 Not Found")
         return self._json(request, 200, stub, {"X-SAPI-USED-IP-WEIGHT-1M": "1"})
+
+    async def _restrictions(self, request: web.Request) -> web.Response:
+        """What the key may do."""
+        query = request.raw_path.partition("?")[2]
+        given = rest_parameters(query, "")
+        path = "account/apiRestrictions"
+        fault = self.faults.request(SPOT, path, "", time.monotonic())
+        headers = {"X-SAPI-USED-IP-WEIGHT-1M": "1"}
+
+        async def work(_: signed.Delays) -> dict[str, Any]:
+            key = self._caller(request, query, "", given).key
+            return {
+                "ipRestrict": key.ip_restricted,
+                "createTime": 0,
+                "enableReading": True,
+                "enableWithdrawals": key.can_withdraw,
+                "enableInternalTransfer": False,
+                "permitsUniversalTransfer": False,
+                "enableVanillaOptions": False,
+                "enableFixApiTrade": False,
+                "enableFixReadOnly": False,
+                "enableMargin": False,
+                "enableFutures": False,
+                "enableSpotAndMarginTrading": key.can_trade,
+                "enablePortfolioMarginTrading": False,
+            }
+
+        try:
+            answer = await signed.carry_out(work, fault, self.background)
+        except signed.Struck as struck:
+            return await self._fail(request, struck.fault, headers, wall_ms())
+        except ApiError as error:
+            return self._json(request, error.status, error.body(), headers, given)
+        return self._json(request, 200, json.dumps(answer).encode(), headers, given)
 
     async def dapi(self, request: web.Request) -> web.Response:
         if request.match_info["tail"] == "exchangeInfo":

@@ -20,7 +20,7 @@ from shared.klines import KlineTable
 from simulator import events
 from simulator.clock import MANUAL, AccountClock, Clock
 from simulator.control import Control
-from simulator.desk import Desk
+from simulator.desk import Desk, Terms
 from simulator.endpoints import FUTURES, SPOT, Venue
 from simulator.events import Message, Scene
 from simulator.exchange.orders import Key
@@ -296,6 +296,9 @@ class Simulator:
         self.hub.rules = Rules()
         self.hub.forget_attempts()
         self.rest.budgets = {SPOT: Budget(6000), FUTURES: Budget(2400)}
+        self.account_clock.skew_ms = 0
+        self.desk.terms = Terms(latency_ms=self.latency_ms)
+        self.desk.counts.clear()
         self.rest.transcript.counts.clear()
         self.rest.transcript.newest.clear()
 

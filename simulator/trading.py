@@ -4,20 +4,18 @@ Every endpoint is a function of a `Call`; both dialects share them. Checks that 
 alone are made here (codes -11xx), those that need the market or the account in the engine.
 """
 
-import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from simulator import reports
-from simulator.auth import Caller
+from simulator import lag, reports
 from simulator.desk import Desk, random_id
 from simulator.endpoints import ApiError, Params
 from simulator.exchange.amounts import DIGITS, text, units
 from simulator.exchange.engine import NewOrder
-from simulator.exchange.orders import STOPS, Account, Key, Order, Side, Stp, Type
-from simulator.exchange.symbols import Refused, Symbol
+from simulator.exchange.orders import STOPS, Account, Key, Order, OrderList, Side, Stp, Type
+from simulator.exchange.symbols import Symbol
 
 Json = dict[str, Any]
 _CLIENT_ID = re.compile(r"^[a-zA-Z0-9-_]{1,36}$")
@@ -28,7 +26,8 @@ _LIMITED = frozenset((Type.LIMIT, Type.STOP_LOSS_LIMIT, Type.TAKE_PROFIT_LIMIT))
 
 @dataclass(slots=True)
 class Call:
-    """One signed request on its way: who asks what, when. unit: of the reply's times."""
+    """One signed request on its way: who asks what, when. unit: of the reply's times. as_of_ms:
+    queries see the books as they were then, None = now."""
 
     desk: Desk
     account: Account
@@ -36,6 +35,7 @@ class Call:
     params: Params
     now_ms: int
     unit: int
+    as_of_ms: int | None = None
 
 
 def missing(name: str) -> ApiError:
@@ -56,7 +56,7 @@ def _illegal(name: str, pattern: str) -> ApiError:
     )
 
 
-def _symbol(call: Call) -> Symbol:
+def symbol_of(call: Call) -> Symbol:
     name = call.params.need("symbol")
     symbol = call.desk.state.symbols.get(name)
     if symbol is None:
@@ -64,7 +64,7 @@ def _symbol(call: Call) -> Symbol:
     return symbol
 
 
-def _amount(params: Params, name: str) -> int:
+def amount(params: Params, name: str) -> int:
     """A decimal parameter in units; 0 when it was not sent.
 
     Raises: ApiError when it was sent and is malformed, too fine, or zero.
@@ -76,14 +76,14 @@ def _amount(params: Params, name: str) -> int:
         raise _illegal(name, "^([0-9]{1,20})(\\.[0-9]{1,20})?$")
     if len(value.partition(".")[2].rstrip("0")) > DIGITS:
         raise ApiError(400, -1111, f"Parameter '{name}' has too much precision.")
-    amount = units(value)
-    if not amount and name != "icebergQty":
+    found = units(value)
+    if not found and "ceberg" not in name:
         what = "price" if "rice" in name else "quantity"
         raise ApiError(400, -1013, f"Invalid {what}.")
-    return amount
+    return found
 
 
-def _client_id(params: Params, name: str) -> str:
+def client_id(params: Params, name: str) -> str:
     value = params.get(name)
     if value is None:
         return random_id()
@@ -92,27 +92,27 @@ def _client_id(params: Params, name: str) -> str:
     return value
 
 
-def _type(value: str) -> Type:
+def type_of(value: str) -> Type:
     try:
         return Type(value)
     except ValueError:
         raise ApiError(400, -1116, "Invalid orderType.") from None
 
 
-def _side(value: str) -> Side:
+def side_of(value: str) -> Side:
     try:
         return Side(value)
     except ValueError:
         raise ApiError(400, -1117, "Invalid side.") from None
 
 
-def _tif(value: str) -> str:
+def tif_of(value: str) -> str:
     if value not in ("GTC", "IOC", "FOK"):
         raise ApiError(400, -1115, "Invalid timeInForce.")
     return value
 
 
-def _stp(params: Params, symbol: Symbol) -> Stp:
+def stp_of(params: Params, symbol: Symbol) -> Stp:
     value = params.get("selfTradePreventionMode") or symbol.stp_default
     try:
         return Stp(value)
@@ -122,31 +122,33 @@ def _stp(params: Params, symbol: Symbol) -> Stp:
         ) from None
 
 
-def _response_type(params: Params) -> str | None:
+def response_type(params: Params) -> str | None:
     value = params.get("newOrderRespType")
     if value not in (None, "ACK", "RESULT", "FULL"):
         raise ApiError(400, -1130, "Data sent for parameter 'newOrderRespType' is not valid.")
     return value
 
 
-def _strategy(params: Params) -> tuple[int | None, int | None]:
-    number, kind = params.integer("strategyId"), params.integer("strategyType")
+def strategy(params: Params, leg: str = "") -> tuple[int | None, int | None]:
+    """(strategyId, strategyType); leg: prefix of a list's parameters."""
+    number = params.integer(f"{leg}StrategyId" if leg else "strategyId")
+    kind = params.integer(f"{leg}StrategyType" if leg else "strategyType")
     if kind is not None and kind < 1_000_000:
-        raise ApiError(400, -1130, "Data sent for parameter 'strategyType' is not valid.")
+        raise ApiError(400, -1134, "`strategyType` was less than 1000000.")
     return number, kind
 
 
 def new_order(call: Call) -> NewOrder:
     """The order that a request asks for, its parameters complete and well-formed."""
     params = call.params
-    symbol = _symbol(call)
-    side, kind = _side(params.need("side")), _type(params.need("type"))
+    symbol = symbol_of(call)
+    side, kind = side_of(params.need("side")), type_of(params.need("type"))
     tif = params.get("timeInForce")
-    quantity = _amount(params, "quantity")
-    quote_quantity = _amount(params, "quoteOrderQty")
-    price, stop_price = _amount(params, "price"), _amount(params, "stopPrice")
+    quantity = amount(params, "quantity")
+    quote_quantity = amount(params, "quoteOrderQty")
+    price, stop_price = amount(params, "price"), amount(params, "stopPrice")
     trailing = params.integer("trailingDelta") or 0
-    iceberg = _amount(params, "icebergQty")
+    iceberg = amount(params, "icebergQty")
     if kind is Type.MARKET:
         if not quantity and not quote_quantity:
             raise missing("quantity")
@@ -157,29 +159,29 @@ def new_order(call: Call) -> NewOrder:
             raise _unwanted("quoteOrderQty")
         if not quantity:
             raise missing("quantity")
-    _check_prices(kind, tif, price, stop_price, trailing)
+    check_prices(kind, tif, price, stop_price, trailing)
     if iceberg and (kind not in _LIMITED | {Type.LIMIT_MAKER} or (tif or "GTC") != "GTC"):
         raise _unwanted("icebergQty")
-    strategy_id, strategy_type = _strategy(params)
+    strategy_id, strategy_type = strategy(params)
     return NewOrder(
         symbol=symbol.name,
-        client_id=_client_id(params, "newClientOrderId"),
+        client_id=client_id(params, "newClientOrderId"),
         side=side,
         type=kind,
-        tif=_tif(tif) if tif else "GTC",
+        tif=tif_of(tif) if tif else "GTC",
         quantity=quantity,
         quote_quantity=quote_quantity,
         price=price,
         stop_price=stop_price,
         trailing_bips=trailing,
         iceberg=iceberg,
-        stp=_stp(params, symbol),
+        stp=stp_of(params, symbol),
         strategy_id=strategy_id,
         strategy_type=strategy_type,
     )
 
 
-def _check_prices(
+def check_prices(
     kind: Type, tif: str | None, price: int, stop_price: int, trailing: int, leg: str = ""
 ) -> None:
     """What a type must and must not have. leg: prefix of a list's parameters."""
@@ -207,28 +209,31 @@ def _check_prices(
         raise _unwanted(name("trailingDelta"))
 
 
-def _shown(order: Order, kind: str | None, unit: int) -> Json:
+def shown(call: Call, order: Order, kind: str | None) -> Json:
     """An order as the answer to placing it."""
     if kind is None:
         kind = "FULL" if order.ticket.type in (Type.MARKET, Type.LIMIT) else "ACK"
-    write = {"ACK": reports.ack, "RESULT": reports.result, "FULL": reports.full}[kind]
-    return write(order, unit)
+    if kind == "ACK":
+        return reports.ack(order, call.unit)
+    if kind == "RESULT":
+        return reports.result(order, call.unit)
+    return reports.full(order, call.unit, call.desk.state)
 
 
 def place(call: Call) -> Json:
-    kind = _response_type(call.params)
+    kind = response_type(call.params)
     new = new_order(call)
     call.params.finish()
     desk = call.desk
     order = desk.engine.place(call.account, new, desk.quotes(new.symbol), call.now_ms)
     desk.commit(call.now_ms)
-    return _shown(order, kind, call.unit)
+    return shown(call, order, kind)
 
 
 def test(call: Call) -> Json:
     """Validation without the engine."""
     with_rates = call.params.get("computeCommissionRates") == "true"
-    _response_type(call.params)
+    response_type(call.params)
     new = new_order(call)
     call.params.finish()
     call.desk.engine.check(call.account, new, call.desk.quotes(new.symbol))
@@ -245,40 +250,44 @@ def test(call: Call) -> Json:
     }
 
 
-def _named(call: Call, order_id: int | None, client_id: str | None) -> Order | None:
+def find_order(call: Call, order_id: int | None, client: str | None) -> Order | None:
     """The account's order of the given symbol and ids; None where there is none.
 
     Raises: ApiError -2039 when the two ids name different orders.
     """
-    symbol = _symbol(call)
+    symbol = symbol_of(call)
     if order_id is not None:
         order = call.desk.state.orders.get(order_id)
         mine = order is not None and order.ticket.account == call.account.uid
         if order is None or not mine or order.ticket.symbol != symbol.name:
             return None
-        if client_id is not None and client_id not in (order.ticket.client_id, order.cancel_id):
+        if client is not None and client not in (order.ticket.client_id, order.cancel_id):
             raise ApiError(400, -2039, "Client order ID and order ID do not match the same order.")
         return order
-    return call.desk.find(call.account, symbol.name, client_id or "")
+    return call.desk.find(call.account, symbol.name, client or "")
 
 
-def _ids(call: Call) -> tuple[int | None, str | None]:
-    order_id = call.params.integer("orderId")
-    client_id = call.params.get("origClientOrderId")
-    if order_id is None and client_id is None:
+def given_ids(
+    params: Params, by_number: str = "orderId", by_client: str = "origClientOrderId"
+) -> tuple[int | None, str | None]:
+    """(order id, client id) of a request, one of them at least."""
+    order_id, client = params.integer(by_number), params.get(by_client)
+    if order_id is None and client is None:
         raise ApiError(
             400,
             -1102,
-            "Param 'origClientOrderId' or 'orderId' must be sent, but both were empty/null!",
+            f"Param '{by_client}' or '{by_number}' must be sent, but both were empty/null!",
         )
-    return order_id, client_id
+    return order_id, client
 
 
 def query(call: Call) -> Json:
-    _symbol(call)
-    ids = _ids(call)
+    symbol_of(call)
+    ids = given_ids(call.params)
     call.params.finish()
-    order = _named(call, *ids)
+    order = find_order(call, *ids)
+    if order is not None and call.as_of_ms is not None:
+        order = lag.order_at(order, call.as_of_ms)
     if order is None:
         raise ApiError(400, -2013, "Order does not exist.")
     return _queried(call, order)
@@ -292,33 +301,38 @@ def _queried(call: Call, order: Order) -> Json:
 
 
 def cancel(call: Call) -> Json:
-    _symbol(call)
-    ids = _ids(call)
+    symbol_of(call)
+    ids = given_ids(call.params)
     restrictions = call.params.get("cancelRestrictions")
-    cancel_id = _client_id(call.params, "newClientOrderId")
+    cancel_id = client_id(call.params, "newClientOrderId")
     call.params.finish()
-    order = _named(call, *ids)
+    order = find_order(call, *ids)
     if order is None:
         raise ApiError(400, -2011, "Unknown order sent.")
-    _check_restrictions(order, restrictions)
+    check_restrictions(order, restrictions)
     call.desk.engine.cancel(order, cancel_id, call.now_ms)
     call.desk.commit(call.now_ms)
     return reports.cancelled(order, call.unit)
 
 
-def _check_restrictions(order: Order, restrictions: str | None) -> None:
+def check_restrictions(order: Order, restrictions: str | None) -> None:
     wanted = {None: None, "ONLY_NEW": "NEW", "ONLY_PARTIALLY_FILLED": "PARTIALLY_FILLED"}
     if restrictions not in wanted:
-        raise ApiError(400, -1145, "Invalid cancelRestrictions")
+        raise ApiError(
+            400,
+            -1145,
+            "`cancelRestrictions` has to be either `ONLY_NEW` or `ONLY_PARTIALLY_FILLED`.",
+        )
     if order.is_open and wanted[restrictions] not in (None, order.status):
         raise ApiError(400, -2011, "Order was not canceled due to cancel restrictions.")
 
 
 def cancel_all(call: Call) -> list[Json]:
     """DELETE openOrders: every open order of a symbol, lists as one object each."""
-    symbol = _symbol(call)
+    symbol = symbol_of(call)
     call.params.finish()
-    desk, shown = call.desk, []
+    desk = call.desk
+    found: list[Json] = []
     mine = [o for o in call.account.open.values() if o.ticket.symbol == symbol.name]
     if not mine:
         raise ApiError(400, -2011, "Unknown order sent.")
@@ -327,29 +341,36 @@ def cancel_all(call: Call) -> list[Json]:
             continue
         desk.engine.cancel(order, random_id(), call.now_ms)
         if order.ticket.list_id < 0:
-            shown.append(reports.cancelled(order, call.unit))
+            found.append(reports.cancelled(order, call.unit))
         else:
             one = desk.state.lists[order.ticket.list_id]
-            shown.append(
-                {
-                    **reports.order_list(desk.state, one, call.unit),
-                    "orderReports": [
-                        reports.cancelled(desk.state.orders[i], call.unit) for i in one.order_ids
-                    ],
-                }
-            )
+            found.append(cancelled_list(call, one))
     desk.commit(call.now_ms)
-    return shown
+    return found
+
+
+def cancelled_list(call: Call, one: OrderList) -> Json:
+    """The answer to the cancel of a list."""
+    state = call.desk.state
+    return {
+        **reports.order_list(state, one, call.unit),
+        "orderReports": [reports.cancelled(state.orders[i], call.unit) for i in one.order_ids],
+    }
 
 
 def open_orders(call: Call) -> list[Json]:
-    symbol = _symbol(call).name if call.params.get("symbol") else None
+    symbol = symbol_of(call).name if call.params.get("symbol") else None
     call.params.finish()
-    found = [o for o in call.account.open.values() if symbol in (None, o.ticket.symbol)]
+    if call.as_of_ms is None:
+        found = list(call.account.open.values())
+    else:
+        everything = (o for some in call.account.orders.values() for o in some)
+        found = [o for o in lag.orders_at(everything, call.as_of_ms) if o.is_open]
+    found = [o for o in found if symbol in (None, o.ticket.symbol)]
     return [_queried(call, order) for order in found]
 
 
-def _times(call: Call) -> tuple[int | None, int | None]:
+def window(call: Call) -> tuple[int | None, int | None]:
     start, end = call.params.time("startTime"), call.params.time("endTime")
     if start is not None and end is not None:
         if start > end:
@@ -360,23 +381,25 @@ def _times(call: Call) -> tuple[int | None, int | None]:
 
 
 def all_orders(call: Call) -> list[Json]:
-    symbol = _symbol(call)
+    symbol = symbol_of(call)
     first = call.params.integer("orderId")
-    start, end = _times(call)
+    start, end = window(call)
     limit = call.params.limit(500, 1000)
     call.params.finish()
     found = call.account.orders.get(symbol.name, [])
+    if call.as_of_ms is not None:
+        found = lag.orders_at(found, call.as_of_ms)
     if first is not None:
         found = [o for o in found if o.ticket.order_id >= first][:limit]
     else:
-        found = _within(found, lambda o: o.ticket.time_ms, start, end, limit)
+        found = within(found, lambda o: o.ticket.time_ms, start, end, limit)
     return [_queried(call, order) for order in found]
 
 
 Row = TypeVar("Row")
 
 
-def _within(
+def within(
     rows: list[Row], time_of: Callable[[Row], int], start: int | None, end: int | None, limit: int
 ) -> list[Row]:
     """Rows (oldest first) of a window: the oldest `limit` with a start, else the newest."""
@@ -391,21 +414,23 @@ def _within(
 
 
 def my_trades(call: Call) -> list[Json]:
-    symbol = _symbol(call)
+    symbol = symbol_of(call)
     params = call.params
     order_id, first = params.integer("orderId"), params.integer("fromId")
-    start, end = _times(call)
+    start, end = window(call)
     limit = params.limit(500, 1000)
     params.finish()
     if (start is not None or end is not None) and (first is not None or order_id is not None):
         raise ApiError(400, -1128, "Combination of optional parameters invalid.")
     found = call.account.trades.get(symbol.name, [])
+    if call.as_of_ms is not None:
+        found = lag.fills_at(found, call.as_of_ms)
     if order_id is not None:
         found = [fill for fill in found if fill.order_id == order_id]
     if first is not None:
         found = [fill for fill in found if fill.trade_id >= first][:limit]
     else:
-        found = _within(found, lambda fill: fill.time_ms, start, end, limit)
+        found = within(found, lambda fill: fill.time_ms, start, end, limit)
     return [reports.trade(call.desk.state.orders[fill.order_id], fill, call.unit) for fill in found]
 
 
@@ -414,6 +439,7 @@ def account(call: Call) -> Json:
     call.params.finish()
     held = call.account
     rates = held.rates
+    balances = held.balances if call.as_of_ms is None else call.desk.history(held).at(call.as_of_ms)
     return {
         "makerCommission": reports.bips(rates.maker),
         "takerCommission": reports.bips(rates.taker),
@@ -433,7 +459,7 @@ def account(call: Call) -> Json:
         "preventSor": False,
         "updateTime": held.update_ms * call.unit,
         "accountType": "SPOT",
-        "balances": reports.balances(held, omit_zero=omit),
+        "balances": reports.balances(balances, omit_zero=omit),
         "permissions": ["SPOT"],
         "uid": held.uid,
     }
@@ -462,7 +488,7 @@ def commission_of(held: Account, symbol: str) -> Json:
 
 
 def commission(call: Call) -> Json:
-    symbol = _symbol(call)
+    symbol = symbol_of(call)
     call.params.finish()
     return commission_of(call.account, symbol.name)
 
@@ -492,66 +518,3 @@ def order_limit_rows(desk: Desk, held: Account, now_ms: int) -> list[Json]:
             "count": day,
         },
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A signed endpoint. weight: of a function of its parameters; free: costs nothing when it
-    succeeds; orders: how many it adds to the order count; trades: needs the trading permission."""
-
-    answer: Callable[[Call], Any]
-    weight: Callable[[Mapping[str, str]], int]
-    trades: bool = False
-    orders: int = 0
-    free: bool = False
-
-
-def _fixed(weight: int) -> Callable[[Mapping[str, str]], int]:
-    return lambda _: weight
-
-
-async def perform(desk: Desk, endpoint: Endpoint, caller: Caller, params: Params, unit: int) -> Any:
-    """Do what a request with a good signature asks for.
-
-    Raises: ApiError: nothing was done.
-    """
-    if endpoint.trades and not caller.key.can_trade:
-        raise ApiError(401, -2015, "Invalid API-key, IP, or permissions for action.")
-    counts = desk.order_counts(caller.account)
-    now_ms = desk.account_ms()
-    if endpoint.orders:
-        refusal = counts.spend(endpoint.orders, now_ms)
-        if refusal is not None:
-            raise ApiError(429, -1015, refusal.message, retry_after_s=refusal.retry_after_s)
-    if desk.terms.latency_ms:
-        await asyncio.sleep(desk.terms.latency_ms / 1000)
-        now_ms = desk.account_ms()
-        caller.check_age(now_ms)
-    try:
-        return endpoint.answer(Call(desk, caller.account, caller.key, params, now_ms, unit))
-    except Refused as refused:
-        if refused.code == -1013:
-            counts.give_back(endpoint.orders, now_ms)
-        raise ApiError(400, refused.code, refused.message) from None
-    except ApiError:
-        counts.give_back(endpoint.orders, now_ms)
-        raise
-
-
-REST: dict[tuple[str, str], Endpoint] = {
-    ("POST", "order"): Endpoint(place, _fixed(1), trades=True, orders=1, free=True),
-    ("GET", "order"): Endpoint(query, _fixed(4)),
-    ("DELETE", "order"): Endpoint(cancel, _fixed(1), trades=True, free=True),
-    ("POST", "order/test"): Endpoint(
-        test,
-        lambda p: 20 if p.get("computeCommissionRates") == "true" else 1,
-        trades=True,
-    ),
-    ("GET", "openOrders"): Endpoint(open_orders, lambda p: 6 if p.get("symbol") else 80),
-    ("DELETE", "openOrders"): Endpoint(cancel_all, _fixed(1), trades=True, free=True),
-    ("GET", "allOrders"): Endpoint(all_orders, _fixed(20)),
-    ("GET", "myTrades"): Endpoint(my_trades, lambda p: 5 if p.get("orderId") else 20),
-    ("GET", "account"): Endpoint(account, _fixed(20)),
-    ("GET", "account/commission"): Endpoint(commission, _fixed(20)),
-    ("GET", "rateLimit/order"): Endpoint(order_limits, _fixed(40)),
-}

@@ -6,18 +6,20 @@ text that they were sent as, since the signature is over that text.
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from simulator import endpoints, trading
+from simulator import endpoints, signed, trading
 from simulator.auth import Caller, check_window, find_key, is_ed25519, verifies, ws_payload
-from simulator.desk import Event
+from simulator.desk import Event, Render
 from simulator.endpoints import SPOT, ApiError, Params
 from simulator.exchange.orders import Account, Key
-from simulator.rest import Rest, wall_ms
+from simulator.faults import Faults, UserEvent
+from simulator.rest import Rest, failure, wall_ms
 from simulator.streams import Connection, Hub
 from simulator.wire import MICROSECONDS, MILLISECONDS, frame
 
@@ -53,6 +55,14 @@ _SIGNED = {
     "account.status": ("GET", "account"),
     "account.commission": ("GET", "account/commission"),
     "account.rateLimits.orders": ("GET", "rateLimit/order"),
+    "order.cancelReplace": ("POST", "order/cancelReplace"),
+    "orderList.place": ("POST", "order/oco"),
+    "orderList.place.oco": ("POST", "orderList/oco"),
+    "orderList.status": ("GET", "orderList"),
+    "orderList.cancel": ("DELETE", "orderList"),
+    "allOrderLists": ("GET", "allOrderList"),
+    "openOrderLists.status": ("GET", "openOrderList"),
+    "myPreventedMatches": ("GET", "myPreventedMatches"),
 }
 
 
@@ -64,11 +74,27 @@ class Subscription:
     account: Account
     connection: Connection
     by_logon: bool
+    faults: Faults
 
     def tell(self, events: list[Event]) -> None:
-        for event in events:
-            body = f'{{"subscriptionId":{self.number},"event":{event.text(self.connection.unit)}}}'
-            self.connection.put(frame(body.encode()))
+        if not self.faults.active:
+            for event in events:
+                self.put(event)
+        else:
+            loop = asyncio.get_running_loop()
+            for ms, shaped in self.faults.tell(id(self), events, time.monotonic()):
+                if ms:
+                    loop.call_later(ms / 1000, self._put_late, shaped)
+                else:
+                    self.put(shaped)
+        self.connection.flush()
+
+    def put(self, event: UserEvent) -> None:
+        body = f'{{"subscriptionId":{self.number},"event":{event.text(self.connection.unit)}}}'
+        self.connection.put(frame(body.encode()))
+
+    def _put_late(self, event: UserEvent) -> None:
+        self.put(event)
         self.connection.flush()
 
 
@@ -176,6 +202,8 @@ class WsApi:
         method = method.removeprefix("v3/")
         try:
             result, counted = await self._do(session, method, params)
+        except signed.Struck:
+            return None
         except ApiError as error:
             return _failed(identity, error, self._limits() if tells else "", wall_ms())
         limits = ""
@@ -188,7 +216,6 @@ class WsApi:
     ) -> tuple[str, Account | None]:
         """(the result as JSON, the account whose order count is shown)."""
         own = self._own_methods().get(method)
-        budget = self.rest.budgets[SPOT]
         if own is not None:
             self._spend(2)
             return json.dumps(own(session, params), separators=(",", ":")), None
@@ -204,21 +231,44 @@ class WsApi:
         name = _SIGNED.get(method)
         if name is None:
             raise ApiError(400, -1020, "This operation is not supported.")
-        endpoint = trading.REST[name]
+        endpoint = signed.REST[name]
+        http_method, path = name
+        fault = self.rest.faults.request(
+            SPOT, path, params.get("symbol", ""), time.monotonic(), method=http_method, where="ws"
+        )
         self._spend(0 if endpoint.free else endpoint.weight(params))
-        try:
+        read = Params(params)
+        read.skip("apiKey", "signature", "timestamp", "recvWindow", "returnRateLimits")
+
+        async def work(delays: signed.Delays) -> tuple[Any, Account]:
             caller = self._caller(session, params)
-            read = Params(params)
-            read.skip("apiKey", "signature", "timestamp", "recvWindow", "returnRateLimits")
-            answer = await trading.perform(
-                self.rest.desk, endpoint, caller, read, session.connection.unit
+            answer = await signed.perform(
+                self.rest.desk,
+                endpoint,
+                caller,
+                read,
+                session.connection.unit,
+                delays=delays,
+                lag_ms=self.rest.lag_ms(http_method, path, params),
             )
+            return answer, caller.account
+
+        try:
+            answer, account = await signed.carry_out(work, fault, self.rest.background)
+        except signed.Struck as struck:
+            if struck.fault.kind == "lost":
+                session.connection.transport.abort()
+            if struck.fault.kind in ("lost", "timeout"):
+                raise
+            raise failure(struck.fault, wall_ms()) from None
         except ApiError:
             if endpoint.free:
-                budget.spend(endpoint.weight(params), wall_ms())
+                self.rest.budgets[SPOT].spend(endpoint.weight(params), wall_ms())
             raise
-        shown = caller.account if endpoint.orders else None
-        return json.dumps(answer, separators=(",", ":")), shown
+        text = json.dumps(answer, separators=(",", ":"))
+        if fault is not None and fault.kind == "garbage":
+            text = text[: len(text) // 2]
+        return text, account if endpoint.orders or endpoint.counted else None
 
     def _spend(self, weight: int) -> None:
         refusal = self.rest.budgets[SPOT].spend(weight, wall_ms())
@@ -343,10 +393,19 @@ class WsApi:
             raise ApiError(400, -2042, "User Data Stream subscriptions are exhausted.")
         number = session.next_number
         session.next_number += 1
-        one = Subscription(number, account, session.connection, by_logon)
+        one = Subscription(number, account, session.connection, by_logon, self.rest.faults)
         session.subscriptions[number] = one
         self.rest.desk.listen(account, one)
         return {"subscriptionId": number}
+
+    def revoke(self, key_name: str) -> None:
+        """A key is no longer valid: sessions that are logged on with it are told and logged out."""
+        error = ApiError(401, -2015, "Invalid API-key, IP, or permissions for action.")
+        for session in self.sessions:
+            if session.key_name == key_name:
+                session.connection.put(frame(_failed(None, error, "").encode()))
+                session.connection.flush()
+                self._logout(session, {})
 
     def _unsubscribe(self, session: Session, params: dict[str, str]) -> dict[str, Any]:
         named = params.get("subscriptionId")
@@ -365,8 +424,11 @@ class WsApi:
             one = session.subscriptions.pop(number)
             self.rest.desk.leave(one.account, one)
             if tell:
-                now_ms = self.rest.clock.now_ms()
-                one.tell([Event(lambda unit: {"e": "eventStreamTerminated", "E": now_ms * unit})])  # noqa: B023 - rendered at once
+                one.put(Event(_terminated(self.rest.clock.now_ms()), "eventStreamTerminated"))
+
+
+def _terminated(now_ms: int) -> Render:
+    return lambda unit: {"e": "eventStreamTerminated", "E": now_ms * unit}
 
 
 class _Number(str):

@@ -30,6 +30,7 @@ class KeySet(NamedTuple):
     can_trade: bool
     can_withdraw: bool
     ip_restricted: bool
+    is_active: bool
 
 
 class Moved(NamedTuple):
@@ -70,12 +71,14 @@ class Filled(NamedTuple):
 
 
 class Prevented(NamedTuple):
-    """Self-trade prevention kept two orders of one account apart. last: how much less of this
-    order can be executed."""
+    """Self-trade prevention kept two orders of one account from trading `matched` at `price`.
+    last: how much less of this order can be executed, counter_last: of the other."""
 
     order_id: int
     match_id: int
+    is_taker: bool
     last: int
+    matched: int
     price: int
     counter: int
     counter_last: int

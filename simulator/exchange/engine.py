@@ -171,14 +171,22 @@ class Engine:
 
     # requests
 
-    def check(self, account: Account, new: NewOrder, quotes: Quotes) -> None:
-        """Everything that is checked before the matching engine.
+    def check(
+        self,
+        account: Account,
+        new: NewOrder,
+        quotes: Quotes,
+        *,
+        instead_of: Order | None = None,
+    ) -> None:
+        """Everything that is checked before the matching engine. instead_of: an order that will be
+        cancelled first.
 
         Raises: Refused.
         """
         symbol = self.state.symbols[new.symbol]
         self._check_order(symbol, new, quotes)
-        self._check_counts(account, symbol, [new])
+        self._check_counts(account, symbol, [new], instead_of)
 
     def place(self, account: Account, new: NewOrder, quotes: Quotes, now_ms: int) -> Order:
         """A new order, executed as far as it goes at once.
@@ -318,8 +326,18 @@ class Engine:
         if new.iceberg:
             symbol.check_iceberg(new.quantity, new.iceberg)
 
-    def _check_counts(self, account: Account, symbol: Symbol, orders: list[NewOrder]) -> None:
-        mine = [o for o in account.open.values() if o.ticket.symbol == symbol.name]
+    def _check_counts(
+        self,
+        account: Account,
+        symbol: Symbol,
+        orders: list[NewOrder],
+        instead_of: Order | None = None,
+    ) -> None:
+        mine = [
+            o
+            for o in account.open.values()
+            if o.ticket.symbol == symbol.name and o is not instead_of
+        ]
         symbol.check_counts(mine, [(new.type, new.iceberg) for new in orders])
         if orders[0].side is Side.BUY and symbol.max_position() is not None:
             held = sum(account.balances.get(symbol.base, (0, 0)))
@@ -564,28 +582,31 @@ class Engine:
     def _prevent(self, taker: Order, maker: Order, step: _Step, now_ms: int) -> None:
         """Two orders of one account meet: the taker's mode says which gives way."""
         mode = taker.ticket.stp
-        number = len(self.state.prevented) + 1
+        number = self.state.prevented_matches
         both = mode in (Stp.DECREMENT, Stp.TRANSFER)
         lost = {
             taker: step.quantity if both else 0 if mode is Stp.EXPIRE_MAKER else taker.left,
             maker: step.quantity if both else 0 if mode is Stp.EXPIRE_TAKER else maker.left,
         }
         for order, other in ((taker, maker), (maker, taker)):
-            if lost[order]:
-                self.do(
-                    Prevented(
-                        order.ticket.order_id,
-                        number,
-                        lost[order],
-                        step.price,
-                        other.ticket.order_id,
-                        lost[other],
-                        now_ms,
-                    )
+            if not lost[order]:
+                continue
+            self.do(
+                Prevented(
+                    order.ticket.order_id,
+                    number,
+                    order is taker,
+                    lost[order],
+                    step.quantity,
+                    step.price,
+                    other.ticket.order_id,
+                    lost[other],
+                    now_ms,
                 )
-                if not order.is_open:
-                    self._end_sibling(order, now_ms)
-                    self._settle_list(order, now_ms)
+            )
+            if not order.is_open:
+                self._end_sibling(order, now_ms)
+                self._settle_list(order, now_ms)
 
     def _rest(self, order: Order, quotes: Quotes, now_ms: int) -> None:
         """Put it on the book, behind what the market shows at its price."""

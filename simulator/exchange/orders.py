@@ -162,6 +162,7 @@ class Key:
     can_trade: bool = True
     can_withdraw: bool = False
     ip_restricted: bool = False
+    is_active: bool = True
 
 
 class Rates(NamedTuple):

@@ -96,6 +96,7 @@ class State:
         self.trade_ids: dict[str, int] = {}
         self.played_ms: dict[str, int] = {}
         self.prevented: list[Prevented] = []
+        self.prevented_matches = 0
         self.last_order_id = 0
         self.last_list_id = 0
         self.executions = 0
@@ -267,8 +268,8 @@ class State:
         order = self.orders[effect.order_id]
         order.prevented += effect.last
         order.prevented_id = effect.match_id
-        if not self.prevented or self.prevented[-1].match_id != effect.match_id:
-            self.prevented.append(effect)
+        self.prevented.append(effect)
+        self.prevented_matches = effect.match_id + 1
         if order.left == 0:
             order.status = Status.EXPIRED_IN_MATCH
             self._close(order, effect.time_ms)
