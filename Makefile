@@ -21,14 +21,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A full environment serves every target; otherwise the smallest that does.
 DEMO_READY := $(if $(wildcard $(STAMPS)/dev),$(STAMPS)/dev,$(STAMPS)/demo)
 
-.PHONY: help setup demo test test-slow test-browser check format bench lock docs vendor clean
+.PHONY: help setup demo test test-slow test-browser test-clients check format bench lock docs vendor \
+	clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [ARGS=...]   candles in, signals out, on this machine (itb demo --help)"
 	@echo "make setup             only install, into .venv"
 	@echo "make test              the test suite; make test-slow: the long tests;"
-	@echo "                       make test-browser: pages in headless Chromium"
+	@echo "                       make test-browser: pages in headless Chromium;"
+	@echo "                       make test-clients: other people's Binance clients against the"
+	@echo "                       simulator, each in its own environment"
 	@echo "make check             format, lint and types"
 	@echo "make bench             the benchmarks"
 	@echo "make docs              write the tables that README.md and docs/ take from the code"
@@ -53,6 +56,20 @@ test-browser: $(STAMPS)/dev
 	echo "error: no Chromium found; install it (Debian, Ubuntu: apt install chromium)" >&2; exit 1; fi
 	@$(BIN)/python -m pytest -m browser
 
+# Each client in an environment of its own: two of them install the same top-level package.
+CLIENTS := ccxt python-binance binance-connector binance-sdk-spot
+CLIENTS_READY := $(CLIENTS:%=.venv-clients/%/ready)
+
+test-clients: $(STAMPS)/dev $(CLIENTS_READY)
+	@$(BIN)/python -m pytest -m clients
+
+$(CLIENTS_READY): .venv-clients/%/ready: tests/clients/locks/%.lock | $(VENV)/pyvenv.cfg
+	@echo "Installing $* into .venv-clients/$*" >&2
+	@$(BIN)/python -m venv --clear .venv-clients/$*
+	@.venv-clients/$*/bin/python -m pip --disable-pip-version-check install -q --require-hashes \
+		--no-deps -r $< >&2
+	@touch $@
+
 check: $(STAMPS)/dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -72,7 +89,7 @@ vendor: $(DEMO_READY)
 	@$(BIN)/python -m deploy.vendor
 
 clean:
-	rm -rf $(VENV) $(STAMPS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-clients $(STAMPS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	rm -rf work
 
 $(VENV)/pyvenv.cfg:
@@ -114,3 +131,6 @@ lock: $(VENV)/pyvenv.cfg
 	$(COMPILE) -c requirements.lock -o requirements-live.lock
 	$(COMPILE) --extra train --extra dev --extra bench -c requirements.lock \
 		-o requirements-bench.lock
+	@set -e; for client in $(CLIENTS); do echo "uv pip compile: $$client"; echo $$client | \
+	$(BIN)/uv pip compile - --generate-hashes --universal --python-version 3.11 --no-header -q \
+	$(if $(UPGRADE),--upgrade) -o tests/clients/locks/$$client.lock; done

@@ -18,10 +18,12 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from shared.account import BinanceAccount
+from shared.errors import Unknown
 from shared.exchange import (
     BalancesChanged,
     Denied,
     KeyDenied,
+    NewOco,
     NewOrder,
     OrderReport,
     OrderType,
@@ -31,7 +33,7 @@ from shared.exchange import (
     StreamGap,
     StreamLost,
 )
-from shared.filters import Standing, SymbolRules, problem_of
+from shared.filters import Standing, SymbolRules, problem_of, problem_of_oco
 from simulator.exchange.orders import Key
 from simulator.limits import Budget
 from tests.shared.test_filters import SYMBOLS
@@ -178,6 +180,73 @@ async def test_a_cut_user_stream_comes_back_and_says_so() -> None:
         assert isinstance(lost, StreamLost)
         (gap,) = await asyncio.wait_for(anext(events), 30)
         assert isinstance(gap, StreamGap) and gap.since_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "executed"),
+    [
+        ({"kind": "lost"}, True),
+        ({"kind": "timeout", "ms": 100}, False),
+        ({"kind": "timeout", "ms": 100, "executed": True}, True),
+        ({"kind": "status", "status": 503}, False),
+        ({"kind": "status", "status": 503, "executed": True}, True),
+        ({"kind": "status", "status": 504, "code": -1007, "executed": True}, True),
+        ({"kind": "status", "status": 400, "code": -1006, "executed": True}, True),
+        ({"kind": "status", "status": 400, "code": -1008}, False),
+        ({"kind": "html", "status": 502, "executed": True}, True),
+        ({"kind": "garbage", "on": "rest"}, True),
+    ],
+)
+async def test_an_unknown_order_is_found_where_it_was_executed_and_nowhere_else(
+    fault: dict[str, Any], executed: bool
+) -> None:
+    async with exchange() as ex, account_at(ex) as account:
+        more = {name: value for name, value in fault.items() if name != "kind"}
+        await ex.break_with(fault["kind"], path="order", method="POST", count=1, **more)
+        with pytest.raises(Unknown):
+            await account.place(market("a", Side.BUY, "0.001"), timestamp_ms=now())
+        found = await account.order(SYMBOL, "a")
+        assert (found is not None) is executed
+        assert len(await account.orders_since(SYMBOL, now() - 60_000)) == executed
+        posts = [
+            asked
+            for asked in (await ex.get("/control/requests"))["newest"]
+            if asked["method"] == "POST" and asked["path"] == "/api/v3/order"
+        ]
+        assert len(posts) == 1
+
+
+async def test_a_list_is_placed_and_ends_with_the_cancel_of_a_leg() -> None:
+    async with exchange() as ex, account_at(ex) as account:
+        rules, last = await account.rules(SYMBOL), await account.reference_price(SYMBOL)
+        await account.place(market("a", Side.BUY, "0.05"), timestamp_ms=now())
+        for side, up, down in (
+            (Side.SELL, D("1.2"), D("0.8")),
+            (Side.BUY, D("0.8"), D("1.2")),
+        ):
+            oco = NewOco(
+                symbol=SYMBOL,
+                list_client_id=f"l{side}",
+                side=side,
+                quantity=D("0.01"),
+                target_client_id=f"t{side}",
+                target_price=rules.round_price(last * up),
+                stop_client_id=f"s{side}",
+                stop_price=rules.round_price(last * down),
+                stop_limit_price=None if side is Side.SELL else rules.round_price(last * down),
+            )
+            assert problem_of_oco(oco, rules, reference=last) is None
+            target, stop = await account.place_oco(oco, timestamp_ms=now())
+            assert (target.client_id, target.status) == (f"t{side}", Status.NEW)
+            assert (stop.client_id, stop.stop_price) == (f"s{side}", oco.stop_price)
+            assert target.list_id == stop.list_id is not None
+            opened = {report.client_id for report in await account.open_orders(SYMBOL)}
+            assert opened == {f"t{side}", f"s{side}"}
+            ended = await account.cancel(SYMBOL, f"s{side}")
+            assert ended is not None and ended.status is Status.CANCELED
+            assert await account.open_orders(SYMBOL) == []
+            target_now = await account.order(SYMBOL, f"t{side}")
+            assert target_now is not None and target_now.status is Status.CANCELED
 
 
 def now() -> int:
