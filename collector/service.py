@@ -39,7 +39,7 @@ from shared.binance import (
 )
 from shared.bus import Bus, Divergence, Source, Step, Write, id_ms, id_order, now_us
 from shared.config import Settings
-from shared.errors import BadInput, Failure, OutOfSync, Rejected, Unavailable
+from shared.errors import BadInput, Failure, OutOfSync, Rejected, Unavailable, Usage
 from shared.events import Depth, Funding, Kline, Level
 from shared.klinefiles import depth_folder
 from shared.logs import Quiet
@@ -119,6 +119,24 @@ def history_rows(settings: Settings) -> int:
 
         lookback = max(lookback, configured(settings).lookback)
     return max(2 * lookback, settings.signaler.analysis.features_horizon)
+
+
+def own_part(settings: Settings) -> Settings:
+    """The settings of this replica: it listens to its own symbols whether or not the bus is there,
+    so it must be told which part is its own.
+
+    Raises:
+        Usage: it is not, or nothing falls to it.
+    """
+    parts = settings.parts_of("collector")
+    if parts == 1:
+        return settings
+    if settings.shard is None:
+        raise Usage(f"collector: say which of the {parts} parts this is: set `shard`")
+    own = settings.of_part(settings.shard, parts)
+    if not own.symbols:
+        raise Usage(f"collector: no symbol falls to part {settings.shard} of {parts}: use fewer")
+    return own
 
 
 class Market:

@@ -35,6 +35,8 @@ _EXAMPLES: dict[str, Any] = {
     "features_depth": ["seed"],
     "features_file": "my_features.py",
     "instance": "collector-2",
+    "shards": {"featurizer": 3},
+    "shard": 0,
     "api_key": "your-key",
     "api_secret": "your-secret",
     "telegram_bot_token": "your-token",

@@ -14,7 +14,8 @@ from typing import Any
 
 import aiohttp
 
-from shared.bus import Bus, GroupStanding, Source, id_order
+from shared.bus import Bus, GroupStanding, Source, id_order, part_name
+from shared.config import Settings
 from shared.events import Level
 from shared.logs import Quiet
 from shared.metrics import (
@@ -57,7 +58,7 @@ class _One:
 class Roll:
     """Who is waited for and when each was last heard. Pure: the clock is a parameter.
 
-    Names are `service:instance`; of an expected service that was never heard, `service:`.
+    Names are `service:instance`; `service:` among those expected is any instance of it.
     """
 
     silent_s: float
@@ -68,9 +69,10 @@ class Roll:
         """Who was known before, and whether people know that it is silent."""
         for name, is_silent in kept.items():
             self._known[name] = _One(None, now_s, is_silent)
-        for service in self.expected:
-            if not any(_service(name) == service for name in self._known):
-                self._known[f"{service}:"] = _One(None, now_s)
+        for name in self.expected:
+            is_any = name.endswith(":") and any(_service(k) == name[:-1] for k in self._known)
+            if not is_any:
+                self._known.setdefault(name, _One(None, now_s))
 
     def kept(self) -> dict[str, bool]:
         return {name: one.is_silent for name, one in self._known.items()}
@@ -101,9 +103,20 @@ class Roll:
 
     def _is_last_expected(self, name: str) -> bool:
         service = _service(name)
-        if service not in self.expected:
-            return False
-        return sum(_service(other) == service for other in self._known) == 1
+        if f"{service}:" in self.expected:
+            return sum(_service(other) == service for other in self._known) == 1
+        return name in self.expected
+
+
+def expected(settings: Settings) -> tuple[str, ...]:
+    """Who is waited for although it was never heard."""
+    names: list[str] = []
+    for service in settings.notifier.watch:
+        parts = settings.parts_of(service)
+        if parts == 1:
+            names.append(f"{service}:")
+        names += [f"{service}:{part_name(service, n, parts)}" for n in range(parts) if parts > 1]
+    return tuple(names)
 
 
 def _service(name: str) -> str:
@@ -116,7 +129,7 @@ async def watch(session: Session, *, silent_s: float) -> None:
     Whom people were told about stands on the bus: a restart repeats nothing.
     """
     bus, metrics = session.bus, session.metrics
-    roll = Roll(silent_s, session.settings.notifier.watch)
+    roll = Roll(silent_s, expected(session.settings))
     roll.load(json.loads(await bus.get(WATCHED_KEY) or b"{}"), time.monotonic())
     kept: dict[str, bool] = {}
     while True:

@@ -3,6 +3,8 @@
 * Ids are event time (`<open_time_ms>-0`): the server refuses a repeat and keeps the order.
 * A batch of steps is one transaction, `MULTI {XADD out <same id> ...; XACK in} EXEC`: it is done
   whole or not at all, so an output never runs ahead of, or behind, its acknowledgement.
+* On a cluster a symbol is one slot. A batch is then one transaction per slot; what a step writes
+  elsewhere (a notice) is written before: after a crash in between it may be told twice.
 * Nothing here is retried. An error ends the session; its owner opens a new one and rebuilds.
 * What ends the process that does it is found by `Bus.retries`: the server's delivery count of a
   pending entry is one (it was delivered) and one for each process since that began it and was not
@@ -12,6 +14,7 @@
 import asyncio
 import contextlib
 import itertools
+import re
 import secrets
 import time
 from collections import Counter
@@ -21,6 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from shared import codec
 from shared.candles import depth_problem_of, gap_problem_of, problem_of
+from shared.cluster import Cluster, SlotMap, slot_of
 from shared.errors import BadInput, Failure, OutOfSync, Unavailable
 from shared.events import DeadLetter, Depth, Kline, Meta
 from shared.link import Command, Link, check, error_code
@@ -34,6 +38,9 @@ _PAGE = 2_000
 _BATCH = 256
 _STEPS = 128
 _RETRIED = 64  # entries that are begun together while none of them is suspected
+_STAND_BY_S = 0.25
+_LOOK_S = 0.05
+_PART = re.compile(r"-(\d+)of(\d+)$")
 _PROCESS = secrets.token_hex(4)
 # What this process has begun again and not finished, because its session ended: it is alive, so
 # that was not the entry's doing. (process, consumer and stream, entry id)
@@ -130,6 +137,18 @@ class Standing:
     groups: Mapping[str, GroupStanding]
 
 
+def part_name(service: str, part: int, parts: int) -> str:
+    """Instance name of the process that does part `part` of `parts` of a service's work."""
+    return f"{service}-{part}of{parts}"
+
+
+def _in_the_way(other: str, own: str) -> bool:
+    """Whether an instance works on symbols of ours: it has our name, or the work was divided into
+    another number of parts."""
+    parts = [int(found[2]) if (found := _PART.search(name)) else 1 for name in (other, own)]
+    return other == own or parts[0] != parts[1]
+
+
 def id_ms(entry_id: str) -> int:
     return int(entry_id.split("-", 1)[0])
 
@@ -153,10 +172,14 @@ class Bus:
         self.instance = instance
         self.message_bytes = message_bytes
         self._url = url
-        name = f"itb:{service}:{instance}:{_PROCESS}"
-        self._link = Link(url, name=name)
-        self._blocking = Link(url, name=name)
-        self._durable = Link(url, name=name)
+        self._name = f"itb:{service}:{instance}:{_PROCESS}"
+        self._link: Link | Cluster = Link(url, name=self._name)
+        self._blocking = Link(url, name=self._name)
+        self._durable: Link | Cluster = Link(url, name=self._name)
+        self._durable_keys: frozenset[str] = frozenset()  # that the last durable commit wrote to
+        # On a cluster: a connection per stream, and the read that waits on it.
+        self._readers: dict[str, Link] = {}
+        self._reads: dict[str, asyncio.Task[Any]] = {}
         self._known: set[str] = set()  # data streams that were there: not to be made anew
 
     @classmethod
@@ -170,65 +193,120 @@ class Bus:
         message_bytes: int = 1 << 20,
         exclusive: bool = True,
         alive: Callable[[], None] | None = None,
+        parts: int = 1,
+        part: int | None = None,
     ) -> AsyncIterator["Bus"]:
         """Opens, yields and closes. exclusive: wait while another process has our name; `alive` is
-        called as long as that takes."""
-        bus = cls(url, service=service, instance=instance or service, message_bytes=message_bytes)
-        try:
-            await bus._link.connect()
-            await bus._blocking.connect()
-            await bus._check_server()
-            if exclusive:
-                await bus._stand_by(alive)
-            yield bus
-        finally:
-            await bus._link.close()
-            await bus._blocking.close()
-            await bus._durable.close()
+        called as long as that takes.
+
+        parts: how many processes share the service's work; each has a part, `part` or the first
+        that is free, and is named after it.
+        """
+        names = [instance or service]
+        if parts > 1:
+            wanted = range(parts) if part is None else [part]
+            names = [part_name(service, number, parts) for number in wanted]
+        while True:
+            for name in names:
+                bus = cls(url, service=service, instance=name, message_bytes=message_bytes)
+                try:
+                    await bus._connect()
+                    if exclusive and len(names) == 1:
+                        await bus._stand_by(alive)
+                    if len(names) == 1 or await bus._is_free_for_long():
+                        yield bus
+                        return
+                finally:
+                    await bus._close()
+            if alive is not None:
+                alive()
+            await asyncio.sleep(_STAND_BY_S)
 
     # -- the server ---------------------------------------------------------------------------
 
-    async def _check_server(self) -> None:
+    async def _connect(self) -> None:
+        await self._link.connect()
         info = _info(await self._link.one("INFO", "server"))
+        if "cluster" in (info.get("server_mode"), info.get("redis_mode")):  # Valkey, Redis
+            assert isinstance(self._link, Link)  # noqa: S101  # not asked before
+            slots = SlotMap.of(await self._link.one("CLUSTER", "SLOTS"), self._url)
+            await self._link.close()
+            self._link = Cluster(slots, name=self._name, service=self.service)
+            self._durable = Cluster(slots, name=self._name, service=self.service)
+            await self._link.connect()
+        else:
+            await self._blocking.connect()
+        for node in self._link.nodes:
+            await self._check_server(node)
+
+    async def _close(self) -> None:
+        for task in self._reads.values():
+            task.cancel()
+        await asyncio.gather(*self._reads.values(), return_exceptions=True)
+        self._reads.clear()
+        for link in (self._link, self._blocking, self._durable, *self._readers.values()):
+            await link.close()
+
+    @property
+    def part(self) -> int:
+        """Which part of the service's work is ours, from 0."""
+        found = _PART.search(self.instance)
+        return int(found[1]) if found else 0
+
+    @property
+    def connections(self) -> int:
+        """How many are open: on a cluster one per node and one per stream that is read."""
+        own = [*self._link.nodes, *self._durable.nodes, self._blocking, *self._readers.values()]
+        return sum(link.is_open for link in own)
+
+    async def _check_server(self, node: Link) -> None:
+        info = _info(await node.one("INFO", "server"))
         valkey = info.get("valkey_version")
         version = _version(valkey or info.get("redis_version", "0"))
         if version < ((9, 1, 2) if valkey else (7, 2, 0)):
             kind = "Valkey" if valkey else "Redis"
             number = ".".join(map(str, version))
             raise Failure(f"{kind} {number} is too old: use Valkey >= 9.1.2 or Redis >= 7.2")
-        persistence = _info(await self._link.one("INFO", "persistence"))
+        persistence = _info(await node.one("INFO", "persistence"))
         if persistence.get("loading") == "1":
             raise Unavailable("Redis is loading its data")
         if persistence.get("aof_enabled") != "1":
             raise Failure("Redis runs without AOF: set `appendonly yes`")
-        memory = _info(await self._link.one("INFO", "memory"))
+        memory = _info(await node.one("INFO", "memory"))
         if memory.get("maxmemory_policy", "noeviction") != "noeviction":
             raise Failure("Redis may evict streams: set `maxmemory-policy noeviction`")
 
     async def _stand_by(self, alive: Callable[[], None] | None) -> None:
-        """Returns once no older connection of another process carries our name.
+        """Returns once no older connection of another process stands in our way.
 
         The server drops a killed process's connections at once, so this needs no expiring lease;
         the lowest connection id is the one that works, the others wait.
         """
-        own_id = int(await self._link.one("CLIENT", "ID"))
-        prefix = f"itb:{self.service}:{self.instance}:"
-        while True:
-            older = 0
-            for line in bytes(await self._link.one("CLIENT", "LIST")).decode().splitlines():
-                client = dict(part.partition("=")[::2] for part in line.split(" "))
-                name = client.get("name", "")
-                if (
-                    name.startswith(prefix)
-                    and not name.endswith(_PROCESS)
-                    and int(client["id"]) < own_id
-                ):
-                    older += 1
-            if not older:
-                return
+        while not await self._is_free():
             if alive is not None:
                 alive()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(_STAND_BY_S)
+
+    async def _is_free_for_long(self) -> bool:
+        """Looked at twice: somebody older may have been about to say its name."""
+        if not await self._is_free():
+            return False
+        await asyncio.sleep(_STAND_BY_S / 2)
+        return await self._is_free()
+
+    async def _is_free(self) -> bool:
+        home = self._link.home
+        own_id = int(await home.one("CLIENT", "ID"))
+        prefix = f"itb:{self.service}:"
+        for line in bytes(await home.one("CLIENT", "LIST")).decode().splitlines():
+            client = dict(part.partition("=")[::2] for part in line.split(" "))
+            name = client.get("name", "")
+            if not name.startswith(prefix) or int(client["id"]) >= own_id:
+                continue
+            instance, _, process = name.removeprefix(prefix).rpartition(":")
+            if process != _PROCESS and _in_the_way(instance, self.instance):
+                return False
+        return True
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -296,6 +374,19 @@ class Bus:
             if not (isinstance(reply, Exception) and error_code(reply) == "BUSYGROUP"):
                 check(reply)
 
+    async def take_over(self, sources: Iterable[Source[Any]]) -> None:
+        """What other consumers of this group have read and not done becomes ours; how often each
+        entry was delivered stays. For who alone reads these streams from now on."""
+        for source in sources:
+            start = b"0-0"
+            while True:
+                start, _, *_ = await self._link.one(
+                    "XAUTOCLAIM", source.key, self.service, self.instance, 0, start,
+                    "COUNT", _PAGE, "JUSTID",
+                )  # fmt: skip
+                if start == b"0-0":
+                    break
+
     async def leave(self, source: Source[Any], group: str) -> None:
         """Ends a group, with what it has not acknowledged: for one that will not come back."""
         await self._link.one("XGROUP", "DESTROY", source.key, group)
@@ -351,9 +442,13 @@ class Bus:
         return found
 
     async def server_facts(self) -> dict[str, str]:
-        """What the server says of its memory and its persistence (INFO's fields)."""
-        memory = _info(await self._link.one("INFO", "memory"))
-        return memory | _info(await self._link.one("INFO", "persistence"))
+        """What the server says of its memory and its persistence (INFO's fields); of a cluster,
+        the node whose memory is fullest."""
+        found = []
+        for node in self._link.nodes:
+            memory = _info(await node.one("INFO", "memory"))
+            found.append(memory | _info(await node.one("INFO", "persistence")))
+        return max(found, key=lambda facts: int(facts["used_memory"]))
 
     async def own_pending(self, source: Source[E]) -> list[Entry[E]]:
         """Everything delivered to us and not acknowledged, oldest first: for `retries`."""
@@ -426,6 +521,8 @@ class Bus:
 
         sources: by key, see `by_key`.
         """
+        if isinstance(self._link, Cluster):
+            return await self._read_each(sources, count, block_ms)
         reply = await self._blocking.one(
             "XREADGROUP", "GROUP", self.service, self.instance, "COUNT", count,
             "BLOCK", block_ms, "STREAMS", *sources, *(">" for _ in sources),
@@ -450,6 +547,8 @@ class Bus:
 
         sources, after: by key, see `by_key`.
         """
+        if isinstance(self._link, Cluster):
+            return await self._look_each(sources, after, count, block_ms)
         reply = await self._blocking.one(
             "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS",
             *sources, *(after[key] for key in sources), wait_s=block_ms / 1000,
@@ -459,6 +558,64 @@ class Bus:
             for key, items in reply or ()
             for item in items
         ]
+
+    async def _read_each(
+        self, sources: Mapping[str, Source[Any]], count: int, block_ms: int
+    ) -> list[Entry[Any]]:
+        """As `read`. One command reads one slot only, so each stream has a read of its own that
+        waits on a connection of its own, from one call to the next. What a stream gives that is not
+        asked for now is kept for the call that does."""
+        silent: set[str] = set()
+        entries: list[Entry[Any]] = []
+        while not entries and len(silent) < len(sources):
+            for key in sources:
+                if key not in self._reads:
+                    self._reads[key] = asyncio.create_task(self._wait_for(key, count, block_ms))
+            waiting = [self._reads[key] for key in sources]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for key, source in sources.items():
+                if not self._reads[key].done():
+                    continue
+                reply = self._reads.pop(key).result()
+                if not reply:
+                    silent.add(key)
+                for _, items in reply or ():
+                    entries.extend(self._entry(source, *item) for item in items)
+        return entries
+
+    async def _look_each(
+        self,
+        sources: Mapping[str, Source[Any]],
+        after: Mapping[str, str],
+        count: int,
+        block_ms: int,
+    ) -> list[Entry[Any]]:
+        """As `follow`: looks again and again, which is quick enough for people's eyes."""
+        until_s = time.monotonic() + block_ms / 1000
+        while True:
+            commands = [("XREAD", "COUNT", count, "STREAMS", key, after[key]) for key in sources]
+            entries = [
+                self._entry(source, *item)
+                for source, reply in zip(
+                    sources.values(), await self._link.call(*commands), strict=True
+                )
+                for _, items in check(reply) or ()
+                for item in items
+            ]
+            if entries or time.monotonic() >= until_s:
+                return entries
+            await asyncio.sleep(_LOOK_S)
+
+    async def _wait_for(self, key: str, count: int, block_ms: int) -> Any:
+        assert isinstance(self._link, Cluster)  # noqa: S101  # asked by the caller
+        reader = self._readers.get(key)
+        if reader is None:
+            reader = self._readers[key] = Link(self._link.url_of(key), name=self._name)
+            await reader.connect()
+        return await reader.one(
+            "XREADGROUP", "GROUP", self.service, self.instance, "COUNT", count,
+            "BLOCK", block_ms, "STREAMS", key, ">", wait_s=block_ms / 1000,
+        )  # fmt: skip
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -471,14 +628,30 @@ class Bus:
         diverged: list[Divergence] = []
         for start in range(0, len(steps), _STEPS):
             chunk = steps[start : start + _STEPS]
-            diverged.extend(await self._transaction(chunk, self._link))
+            diverged.extend(await self._commit(chunk, self._link))
+        return diverged
+
+    async def _commit(self, steps: Sequence[Step], link: Link | Cluster) -> list[Divergence]:
+        if not isinstance(link, Cluster):
+            return await self._transaction(steps, link)
+        diverged: list[Divergence] = []
+        for parts in _by_slot(steps):
+            done = await asyncio.gather(
+                *(self._transaction(part, link) for part in parts), return_exceptions=True
+            )
+            for found in done:
+                if isinstance(found, BaseException):
+                    raise found
+                diverged.extend(found)
         return diverged
 
     async def commit_durably(self, steps: Sequence[Step]) -> list[Divergence]:
         """As `commit`, on a connection of its own that `is_durable` then speaks of. Few steps."""
         if not self._durable.is_open:
             await self._durable.connect()
-        return await self._transaction(steps, self._durable)
+        writes = frozenset(write.source.key for step in steps for write in step.writes)
+        self._durable_keys = writes
+        return await self._commit(steps, self._durable)
 
     async def is_durable(self, wait_s: float) -> bool:
         """Whether what `commit_durably` did last is on the server's disk; waits up to `wait_s`.
@@ -486,14 +659,20 @@ class Bus:
         An acknowledged write that is not may be lost with the server (FAULTS V1).
         """
         wait_ms = max(1, int(wait_s * 1000))
-        local, _ = await self._durable.one("WAITAOF", 1, 0, wait_ms, wait_s=wait_s)
-        return bool(local)
+        links = {self._durable.home}
+        if isinstance(self._durable, Cluster):
+            links = {self._durable.link_of(key) for key in self._durable_keys}
+        for link in links:
+            local, _ = await link.one("WAITAOF", 1, 0, wait_ms, wait_s=wait_s)
+            if not local:
+                return False
+        return True
 
     async def write(self, *writes: Write[Any]) -> list[Divergence]:
         """Adds entries that no input caused."""
         return await self.commit([Step(input=None, writes=writes)])
 
-    async def _transaction(self, steps: Sequence[Step], link: Link) -> list[Divergence]:
+    async def _transaction(self, steps: Sequence[Step], link: Link | Cluster) -> list[Divergence]:
         commands: list[Command] = [("MULTI",)]
         places: list[tuple[int, Write[Any], bytes]] = []
         published_us = now_us()
@@ -582,12 +761,14 @@ class Bus:
     async def keys(self, pattern: str) -> list[str]:
         """Keys that match, by SCAN."""
         found: set[str] = set()
-        cursor = b"0"
-        while True:
-            cursor, page = await self._link.one("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            found.update(key.decode() for key in page)
-            if cursor == b"0":
-                return sorted(found)
+        for node in self._link.nodes:
+            cursor = b"0"
+            while True:
+                cursor, page = await node.one("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                found.update(key.decode() for key in page)
+                if cursor == b"0":
+                    break
+        return sorted(found)
 
     # -- trimming -----------------------------------------------------------------------------
 
@@ -655,6 +836,25 @@ def _check_place(source: Source[Any], event: Any, entry_id: str) -> None:
         problem = depth_problem_of(event)
     if problem:
         raise BadInput(f"an impossible value: {problem}")
+
+
+def _by_slot(steps: Sequence[Step]) -> tuple[list[list[Step]], list[list[Step]]]:
+    """Steps as parts that lie in one slot each, in order: first what they write outside their
+    input's slot, then the rest with the acknowledgements."""
+    outside: dict[int, list[Step]] = {}
+    inside: dict[int, list[Step]] = {}
+    for step in steps:
+        home = None if step.input is None else slot_of(step.input.source.key)
+        here: list[Write[Any]] = []
+        for write in step.writes:
+            slot = slot_of(write.source.key)
+            if slot == home:
+                here.append(write)
+            else:
+                outside.setdefault(slot, []).append(Step(input=None, writes=(write,)))
+        if step.input is not None and home is not None:
+            inside.setdefault(home, []).append(Step(input=step.input, writes=here))
+    return list(outside.values()), list(inside.values())
 
 
 def by_key(sources: Iterable[Source[E]]) -> dict[str, Source[E]]:

@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import typing
+import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +63,7 @@ def _mapping(value: Any) -> Any:
 
 
 NamedPlaces = Annotated[dict[str, str], BeforeValidator(_mapping)]
+Counts = Annotated[dict[str, int], BeforeValidator(_mapping)]
 Space = Annotated[dict[str, dict[str, Any]], BeforeValidator(_mapping)]
 
 
@@ -603,6 +605,16 @@ class Settings(BaseSettings):
     )
     features_file: Path | None = Field(default=None, description="Python file of your features")
     instance: str | None = Field(default=None, description="default: the service's name")
+    shards: Counts = Field(
+        default_factory=dict,
+        description="replicas of collector, featurizer, predictor that share the symbols",
+    )
+    shard: int | None = Field(
+        default=None,
+        ge=0,
+        description="which part this replica takes, from 0; null: the first free one (not the "
+        "collector)",
+    )
 
     api_key: SecretStr | None = Field(
         default=None, description="of your exchange account; a file is safer: ITB_API_KEY_FILE"
@@ -731,6 +743,32 @@ class Settings(BaseSettings):
     def _no_empty_secret(cls, value: Any) -> Any:
         return value or None
 
+    @field_validator("shards")
+    @classmethod
+    def _shards(cls, value: dict[str, int]) -> dict[str, int]:
+        for service, count in value.items():
+            if service not in SHARED_SERVICES:
+                known = ", ".join(sorted(SHARED_SERVICES))
+                raise ValueError(f"{service} has one replica only; shared are {known}")
+            if not 1 <= count <= 1024:
+                raise ValueError(f"{service}: {count} is not 1 to 1024")
+        return value
+
+    def parts_of(self, service: str) -> int:
+        """How many processes share that service's symbols."""
+        return self.shards.get(service, 1)
+
+    def of_part(self, part: int, parts: int) -> "Settings":
+        """The same for one replica: of the symbols only its own.
+
+        A symbol's part depends on its name and the number of parts alone, so that replicas agree
+        on it although one has read a newer list of symbols.
+        """
+        if parts == 1:
+            return self
+        own = tuple(s for s in self.symbols if zlib.crc32(s.encode()) % parts == part)
+        return self.model_copy(update={"symbols": own})
+
     @property
     def step_ms(self) -> int:
         return interval_ms(self.interval)
@@ -751,6 +789,7 @@ class Settings(BaseSettings):
         return symbol.removesuffix(self.quote_asset) or symbol
 
 
+SHARED_SERVICES = frozenset({"collector", "featurizer", "predictor"})
 SECRETS = frozenset({"api_key", "api_secret", "telegram_bot_token"})
 
 

@@ -21,8 +21,11 @@ Command = tuple[Any, ...]  # of str, bytes, int and float
 _TIMEOUT_S = 5.0
 # The server is there but cannot serve now: back off, say so, try again (FAULTS R6).
 _BUSY = frozenset(
-    ("OOM", "MISCONF", "READONLY", "LOADING", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
-)
+    (
+        "OOM", "MISCONF", "READONLY", "LOADING", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "BUSY",
+        "MOVED", "ASK",
+    )
+)  # fmt: skip
 # What we believed of the streams is gone: rebuild (FAULTS R6).
 _LOST = frozenset(("NOGROUP", "UNBLOCKED", "WRONGTYPE"))
 
@@ -64,6 +67,15 @@ class Link:
     @property
     def is_open(self) -> bool:
         return self._open
+
+    @property
+    def home(self) -> "Link":
+        """Where to ask who else works (of a cluster: one node)."""
+        return self
+
+    @property
+    def nodes(self) -> list["Link"]:
+        return [self]
 
     async def close(self) -> None:
         self._open = False

@@ -79,11 +79,16 @@ def _ask(host: str, port: int) -> tuple[dict[str, Any] | None, str]:
 
 
 async def _heartbeat(settings: Any, service: str) -> tuple[dict[str, Any] | None, str]:
-    from shared.bus import Bus  # noqa: PLC0415  # see above
+    from shared.bus import Bus, part_name  # noqa: PLC0415  # see above
     from shared.errors import Failure, OutOfSync, Unavailable  # noqa: PLC0415
     from shared.streams import health_key  # noqa: PLC0415
 
-    key = health_key(service, settings.instance or service)
+    instance = settings.instance or service
+    if (parts := settings.parts_of(service)) > 1:
+        if settings.shard is None:
+            return None, "which part is it? Set `shard`, or `metrics_port` so that it can be asked"
+        instance = part_name(service, settings.shard, parts)
+    key = health_key(service, instance)
     try:
         async with (
             asyncio.timeout(_TIMEOUT_S),

@@ -25,7 +25,7 @@ from shared import logs
 from shared.bus import Bus, Source, Write, id_order
 from shared.config import Settings, load
 from shared.endpoint import serving
-from shared.errors import Failure, OutOfSync, Unavailable
+from shared.errors import Failure, OutOfSync, Unavailable, Usage
 from shared.events import Level, Notice
 from shared.metrics import BUILD, LAG, READY, SESSIONS, Metrics
 from shared.streams import NOTICE, health_key
@@ -201,6 +201,12 @@ class Process:
 
     def __init__(self, settings: Settings, service: str) -> None:
         self.service = service
+        self.parts = settings.parts_of(service)
+        if settings.shard is not None and settings.shard >= self.parts:
+            raise Usage(
+                f"shard {settings.shard}: {service} has {self.parts} part(s), counted from 0; see "
+                "`shards`"
+            )
         self.instance = settings.instance or service
         self.metrics = Metrics(service, self.instance, settings.market_speed)
         self.metrics.only(BUILD, code_version())
@@ -214,6 +220,10 @@ class Process:
         """Not ready, whatever the last session said."""
         self._why = why
         self.metrics.set(READY, 0)
+
+    def works_as(self, instance: str) -> None:
+        """The name of this session: with parts, that of the part that it has."""
+        self.instance = self.metrics.instance = instance
 
     def said(self, beat: dict[str, Any]) -> None:
         """A heartbeat, as it stands on the bus now."""
@@ -283,7 +293,10 @@ async def _one_session(settings: Settings, serve: Serve, process: Process) -> No
 
     def stands_by() -> None:
         alive()
-        process.no_session(f"stands by: another process works as {process.instance}")
+        who = f"another process works as {process.instance}"
+        if process.parts > 1:
+            who = f"other processes have all {process.parts} parts, or another number of parts"
+        process.no_session(f"stands by: {who}")
 
     opening = Bus.session(
         settings.redis_url,
@@ -291,14 +304,28 @@ async def _one_session(settings: Settings, serve: Serve, process: Process) -> No
         instance=settings.instance,
         message_bytes=settings.limits.message_bytes,
         alive=stands_by,
+        parts=process.parts,
+        part=settings.shard,
     )
     async with opening as bus, asyncio.TaskGroup() as tasks:
+        process.works_as(bus.instance)
+        settings = settings.of_part(bus.part, process.parts)
         heart = tasks.create_task(_heartbeat(bus, health, settings.step_ms, process))
         session = Session(
             settings=settings, bus=bus, health=health, alive=alive, metrics=process.metrics
         )
-        await serve(session)
+        await (serve(session) if settings.symbols else _idle(session))
         heart.cancel()
+
+
+async def _idle(session: Session) -> None:
+    """There are fewer symbols than parts: nothing falls to this one."""
+    log.info("no symbol falls to this part")
+    session.health.is_ready()
+    while True:
+        session.alive()
+        await session.bus.get(health_key(session.bus.service, session.bus.instance))
+        await asyncio.sleep(HEARTBEAT_S / 5)
 
 
 async def _heartbeat(bus: Bus, health: Health, step_ms: int, process: Process) -> None:

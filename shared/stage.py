@@ -100,6 +100,7 @@ class Stage:
     async def rebuild(self) -> None:
         """State from the streams; then everything that was delivered and has no output."""
         await self._bus.join(self._sources.values())
+        await self._bus.take_over(self._sources.values())
         for source in self._sources.values():
             self._session.alive()
             await self._rebuild(source)

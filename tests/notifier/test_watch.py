@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from notifier.service import Notifier
-from notifier.watch import Roll
+from notifier.watch import Roll, expected
 from shared.events import Level
 from shared.metrics import (
     GROUP_LAG,
@@ -54,7 +54,7 @@ def test_silence_is_told_once_after_its_time_and_then_its_end() -> None:
 
 
 def test_an_expected_service_that_never_comes_is_told_and_any_instance_of_it_will_do() -> None:
-    roll = Roll(30, ("collector", "featurizer"))
+    roll = Roll(30, ("collector:", "featurizer:"))
     roll.load({}, 0)
     assert names(roll, {B: 1}, 29) == []
     assert names(roll, {B: 2}, 31) == [("collector:", True)]
@@ -62,11 +62,11 @@ def test_an_expected_service_that_never_comes_is_told_and_any_instance_of_it_wil
 
 
 def test_a_restart_of_the_notifier_repeats_nothing_and_forgets_nobody() -> None:
-    roll = Roll(30, ("featurizer",))
+    roll = Roll(30, ("featurizer:",))
     roll.load({}, 0)
     names(roll, {A: 1, B: 1}, 1)
     assert names(roll, {B: 2}, 32) == [(A, True)]
-    again = Roll(30, ("featurizer",))
+    again = Roll(30, ("featurizer:",))
     again.load(json.loads(json.dumps(roll.kept())), 1000)
     assert names(again, {B: 2}, 1010) == []
     assert names(again, {B: 2}, 1041) == [(B, True)], "it beats no more"
@@ -74,12 +74,27 @@ def test_a_restart_of_the_notifier_repeats_nothing_and_forgets_nobody() -> None:
 
 
 def test_an_instance_that_does_not_come_back_is_forgotten_but_not_an_expected_service() -> None:
-    roll = Roll(30, ("collector",))
+    roll = Roll(30, ("collector:",))
     roll.load({}, 0)
     names(roll, {A: 1, "collector:collector": 1}, 1)
     assert len(names(roll, {}, 100)) == 2
     assert names(roll, {}, 90_000) == []
     assert set(roll.kept()) == {"collector:collector"}
+
+
+def test_of_replicas_that_share_the_symbols_every_one_is_expected() -> None:
+    names_ = expected(settings(shards={"featurizer": 2}))
+    assert names_ == (
+        "collector:",
+        "featurizer:featurizer-0of2",
+        "featurizer:featurizer-1of2",
+        "predictor:",
+    )
+    roll = Roll(30, names_)
+    roll.load({}, 0)
+    heard = dict.fromkeys(("collector:c", "predictor:p", names_[1]), 1)
+    assert names(roll, heard, 29) == []
+    assert (names_[2], True) in names(roll, heard, 31)
 
 
 async def beat(desk: Desk, number: int) -> None:
