@@ -6,7 +6,7 @@ streams, and only then answered.
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -14,18 +14,15 @@ from typing import Any, Protocol
 from shared.errors import Usage
 from simulator import reports
 from simulator.auth import load_public_key
-from simulator.endpoints import symbol_info
 from simulator.exchange.amounts import UNIT
 from simulator.exchange.effects import KeySet, Opened, SymbolSet
-from simulator.exchange.engine import Changes, Engine
+from simulator.exchange.engine import Changes, Engine, PublicTrade, Quotes
 from simulator.exchange.orders import Account, Key, Order, Rates
 from simulator.exchange.state import ListReport, Report, State, Told
 from simulator.exchange.symbols import Symbol
 from simulator.journal import Journal
 from simulator.lag import BalanceHistory
 from simulator.limits import OrderCounts
-from simulator.market import Market
-from simulator.quotes import Board, SeriesQuotes
 
 Render = Callable[[int], dict[str, Any]]
 
@@ -67,12 +64,25 @@ class Terms:
     orders_day: int = 200_000
 
 
+class QuoteBoard(Protocol):
+    """The market as the engine sees it."""
+
+    def at(self, symbol: str, market_ms: int) -> Quotes:
+        """Raises: Refused where there is none now."""
+        ...
+
+    def trades(self, symbol: str, after_ms: int, until_ms: int) -> Iterator[PublicTrade]:
+        """Public trades with after_ms < time <= until_ms, oldest first."""
+        ...
+
+
 class Desk:
     """Accounts and orders on a market."""
 
     def __init__(
         self,
-        market: Market,
+        board: QuoteBoard,
+        symbols: Iterable[Symbol],
         *,
         now: Callable[[], tuple[int, int]],
         account_ms: Callable[[], int],
@@ -80,8 +90,8 @@ class Desk:
         slippage_bps: float = 0.0,
         latency_ms: float = 0.0,
     ) -> None:
-        self.board = Board(market)
-        self.state = State({name: Symbol(symbol_info(s)) for name, s in market.series.items()})
+        self.board = board
+        self.state = State({symbol.name: symbol for symbol in symbols})
         self.engine = Engine(self.state, round(slippage_bps * UNIT / 10_000))
         self.terms = Terms(latency_ms=latency_ms)
         self.listeners: dict[int, list[Listener]] = {}
@@ -195,7 +205,7 @@ class Desk:
 
     # the market
 
-    def quotes(self, symbol: str) -> SeriesQuotes:
+    def quotes(self, symbol: str) -> Quotes:
         """The market of this moment."""
         return self.board.at(symbol, self.now()[0])
 

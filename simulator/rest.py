@@ -308,6 +308,13 @@ class Rest:
             headers["Retry-After"] = str(error.retry_after_s)
         return self._json(request, error.status, error.body(), headers)
 
+    async def public(self, path: str, params: Mapping[str, str], unit: int) -> str:
+        """The answer to a question about the spot market.
+
+        Raises: ApiError.
+        """
+        return endpoints.SPOT_ROUTES[path].answer(self.view(SPOT, unit), Params(params))
+
     def view(self, name: str, unit: int) -> View:
         """What a request for market data sees now."""
         market_now, book = self.now()

@@ -21,12 +21,14 @@ from simulator import events
 from simulator.clock import MANUAL, AccountClock, Clock
 from simulator.control import Control
 from simulator.desk import Desk, Terms
-from simulator.endpoints import FUTURES, SPOT, Venue
+from simulator.endpoints import FUTURES, SPOT, Venue, symbol_info
 from simulator.events import Message, Scene
 from simulator.exchange.orders import Key
+from simulator.exchange.symbols import Symbol
 from simulator.faults import Faults
 from simulator.journal import Journal
 from simulator.limits import Budget
+from simulator.quotes import Board
 from simulator.rest import Rest, wall_ms
 from simulator.streams import Hub, Rules, asked_for, names_of
 from simulator.wsapi import WsApi
@@ -90,8 +92,10 @@ class Simulator:
 
     def __post_init__(self) -> None:
         self.faults = Faults()
+        market = self.venues[SPOT].market
         self.desk = Desk(
-            self.venues[SPOT].market,
+            Board(market),
+            [Symbol(symbol_info(series)) for series in market.series.values()],
             now=self.now,
             account_ms=self.account_clock.now_ms,
             journal=self.journal,

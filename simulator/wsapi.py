@@ -221,12 +221,9 @@ class WsApi:
             return json.dumps(own(session, params), separators=(",", ":")), None
         path = _PUBLIC.get(method)
         if path is not None:
-            route = endpoints.SPOT_ROUTES[path]
-            self._spend(route.weight(params))
-            read = Params(params)
-            read.skip("returnRateLimits")
-            view = self.rest.view(SPOT, session.connection.unit)
-            text = route.answer(view, read)
+            self._spend(endpoints.SPOT_ROUTES[path].weight(params))
+            asked = {k: v for k, v in params.items() if k != "returnRateLimits"}
+            text = await self.rest.public(path, asked, session.connection.unit)
             return (_ws_info(text) if path == "exchangeInfo" else text), None
         name = _SIGNED.get(method)
         if name is None:
