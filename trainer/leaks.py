@@ -3,10 +3,12 @@
 (a) Features recomputed from candles that end earlier, or that go on otherwise, must be the same
 bits: at rows anywhere, in the last label horizon and around gaps. Labels likewise, as far as their
 t1 says. (b) Models trained on labels whose blocks were permuted, and on seeded random walks, must
-have no skill. (c) A user's own features must depend on nothing but their window.
+have no skill, neither each by itself nor all together. (c) A user's own features must depend on
+nothing but their window.
 
-One verdict; exit code 1 where there is a leak. The evidence is in
-`{data_folder}/{symbol}-{interval}-leaks/leaks.json`.
+One verdict: a leak, no leak found, or not enough data to tell (where all models together would have
+to be off by more than 0.1 of AUC to be noticed). Exit code 1 but for "no leak found". The evidence
+is in `{data_folder}/{symbol}-{interval}-leaks/leaks.json`.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -51,7 +53,15 @@ from trainer.progress import Bar, Progress
 _DAY_MS = 86_400_000
 LEVEL = 0.01
 _PERMUTATIONS = 400
-_FEWEST_BLOCKS = 10
+_FEWEST_BLOCKS = 6
+# Blocks that change places, in windows of the label: where they are one window long, a third of the
+# variance of overlapping labels stands between neighbours and would be lost, of four a twelfth.
+_WINDOWS = 4
+# Half of the rows are tested: what is asked is whether there is skill, not how much.
+_TEST_SHARE = 0.5
+TOGETHER = "all models together"
+# All models together that could be off by more than this and not be noticed say nothing.
+WIDEST = 0.1
 # The walk's standard deviation over a label's horizon: all of the seed's thresholds have cases.
 _WALK_SIGMA = 0.013
 
@@ -73,13 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skill:
     """One model on data without anything to learn. sd: of its AUC when blocks of the test rows'
-    labels change places; z: (auc - 0.5) / sd."""
+    labels change places, as they did in `drawn`; z: (auc - 0.5) / sd; block: rows of a block."""
 
     test: str
     model: str
     auc: float
     sd: float
     rows: int
+    block: int
+    drawn: npt.NDArray[np.float64] = field(repr=False, compare=False)
 
     @property
     def z(self) -> float:
@@ -116,7 +128,13 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
             settings, args, data, features, plan, seed, threads, progress
         )
         findings += found
+    tests = list(dict.fromkeys(skill.test for skill in skills))
+    together_ = [together([one for one in skills if one.test == test]) for test in tests]
+    skills += together_
     limit = limit_of(len(skills))
+    widest = max((limit * one.sd for one in together_), default=None)
+    wanted = 0 if args.quick else 1 + args.walks
+    enough = len(tests) == wanted and (widest is None or widest <= WIDEST)
     for skill in skills:
         if abs(skill.z) > limit:
             findings.append(
@@ -132,7 +150,8 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
     result = {
         "command": "leaks",
         "leak": bool(findings),
-        "verdict": _verdict(findings, names, settings, cuts, skills),
+        "enough": enough,
+        "verdict": _verdict(findings, names, settings, cuts, skills, notes, widest, enough=enough),
         "findings": [finding.as_dict() for finding in findings],
         "symbols": [raster.symbol for raster in data],
         "interval": data[0].interval,
@@ -142,6 +161,8 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         "level": LEVEL,
         "level_note": f"{len(skills)} AUCs tested together: each interval is {limit:.2f} standard "
         f"deviations wide (Sidak), so that honest ones all pass with {1 - LEVEL:.0%}",
+        "noticed_from": None if widest is None else round(widest, 6),
+        "noticed_from_note": "an AUC of all models together that is off by so much is noticed",
         "skills": [skill.as_dict(limit) for skill in skills],
         "notes": notes,
         "rows": sum(len(raster) for raster in data),
@@ -152,7 +173,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
         folder = settings.data_folder / f"{raster.symbol}-{raster.interval}-leaks"
         with klinefiles.replacing(folder / "leaks.json") as unfinished:
             unfinished.write_text(text + "\n")
-    if findings:
+    if findings or not enough:
         if args.json:
             print(text, flush=True)
         raise Failure(str(result["verdict"]))
@@ -176,14 +197,31 @@ def _verdict(
     settings: Settings,
     cuts: int,
     skills: Sequence[Skill],
+    notes: Sequence[str],
+    widest: float | None,
+    *,
+    enough: bool,
 ) -> str:
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         return f"LEAK: {findings[0]}{more}"
-    trained = f", {len(skills)} AUCs without anything to learn" if skills else ""
+    looked = f"{len(names)} features and {len(settings.labels)} labels at {cuts} cuts"
+    if not enough:
+        why = (
+            f"all models together would have to be off by {widest:.2f} of AUC to be noticed, and "
+            f"{WIDEST:g} is wanted"
+            if widest is not None and widest > WIDEST
+            else "; ".join(notes)
+        )
+        return (
+            f"NOT ENOUGH DATA to tell whether the way of training leaks: {why}. Give more candles "
+            f"(--days, --walk-rows), or --quick; {looked} do not look ahead"
+        )
+    if widest is None:
+        return f"no leak found: {looked}; nothing was trained (--quick)"
     return (
-        f"no leak found: {len(names)} features and {len(settings.labels)} labels at {cuts} cuts"
-        f"{trained}"
+        f"no leak found: {looked}, {len(skills)} AUCs without anything to learn; one of all models "
+        f"together that is off by {widest:.2f} would have been noticed"
     )
 
 
@@ -327,8 +365,8 @@ def skill_of(
     is_permuted: bool,
     bar: Bar | None = None,
 ) -> list[Skill]:
-    """Every label with every algorithm, trained as `train` does on the rows before the last
-    `trainer.test_share`, measured on those.
+    """Every label with every algorithm, trained as `train` does on the first half of the rows,
+    measured on the others.
 
     A label of values is measured as "above the median". is_permuted: blocks of the labels, as long
     as they look ahead, change places, those that are
@@ -342,7 +380,7 @@ def skill_of(
     stride = config.stride or stride_for(len(rows))
     base = chosen(rows, candle_ms, stride)
     labels = choose_labels(rows, base, settings).kept
-    start_ms = int(rows.open_ms[base[int(len(base) * (1 - config.test_share))]])
+    start_ms = int(rows.open_ms[base[int(len(base) * (1 - _TEST_SHARE))]])
 
     def block_of(label: str) -> int:
         window = spec(label, config.label_horizon).window or config.label_horizon
@@ -373,7 +411,7 @@ def skill_of(
         job
         for job in jobs
         if job.cases >= 10
-        and len(truth[job.label][0]) >= _FEWEST_BLOCKS * block_of(job.label)
+        and len(truth[job.label][0]) >= _FEWEST_BLOCKS * _WINDOWS * block_of(job.label)
         and 0 < truth[job.label][1].mean() < 1
     ]
     if not usable:
@@ -383,7 +421,7 @@ def skill_of(
     def measured(job: Job, model: Fitted) -> Skill:
         places, happened = truth[job.label]
         said = model.predict(fitter.x[places])
-        return skill(test, job.name, happened, said, block_of(job.label), seed)
+        return skill(test, job.name, happened, said, _WINDOWS * block_of(job.label), seed)
 
     found = []
     for one in fitter.fit_each(usable, measured):
@@ -403,17 +441,47 @@ def skill(
 ) -> Skill:
     """The AUC, and its spread when blocks of what happened change places."""
     random = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(0, _PERMUTATIONS, 50):
-        others = np.stack([permuted_blocks(happened, block, random) for _ in range(50)])
-        drawn.append(aucs(others, said))
     found = auc(happened, said)
+    drawn = np.concatenate(
+        [
+            aucs(np.stack([permuted_blocks(happened, block, random) for _ in range(50)]), said)
+            for _ in range(0, _PERMUTATIONS, 50)
+        ]
+    )
     return Skill(
         test=test,
         model=model,
         auc=0.5 if found is None else found,
-        sd=max(float(np.std(np.concatenate(drawn))), 1e-9),
+        sd=max(float(np.std(drawn)), 1e-9),
         rows=len(said),
+        block=block,
+        drawn=drawn,
+    )
+
+
+def together(skills: Sequence[Skill]) -> Skill:
+    """The mean AUC of the models of one test, each by the inverse of its variance.
+
+    What is wrong with the way of training is so for all models, and their mean varies less than
+    each. Where they have the same test rows their labels' blocks changed places alike, so that
+    what they have in common is in the spread of the mean; between others, full dependence is
+    taken.
+    """
+    weights = np.array([one.sd**-2 for one in skills])
+    weights /= weights.sum()
+    sd = 0.0
+    for group in {(one.rows, one.block) for one in skills}:
+        inside = np.array([(one.rows, one.block) == group for one in skills])
+        drawn = np.stack([one.drawn for one, keep in zip(skills, inside, strict=True) if keep])
+        sd += float(np.std(weights[inside] @ drawn))
+    return Skill(
+        test=skills[0].test,
+        model=TOGETHER,
+        auc=float(weights @ [one.auc for one in skills]),
+        sd=max(sd, 1e-9),
+        rows=max(one.rows for one in skills),
+        block=max(one.block for one in skills),
+        drawn=skills[0].drawn[:0],
     )
 
 

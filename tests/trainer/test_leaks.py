@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -369,16 +370,60 @@ def test_an_oracle_has_skill_and_chance_has_none() -> None:
 
 
 def test_nothing_is_learned_where_there_is_nothing_to_learn(tmp_path: Path) -> None:
-    options = ("--walks", "1", "--walk-rows", "6000")
-    found = run(tmp_path, None, ["close_5", "close_std_15"], *options, rows=6000)
-    assert found["leak"] is False
+    options = ("--walks", "1", "--walk-rows", "24000")
+    found = run(tmp_path, None, ["close_5", "close_std_15"], *options, rows=24_000)
+    assert (found["leak"], found["enough"]) == (False, True)
     tests = {(one["test"], one["model"]) for one in found["skills"]}
-    models = {"high_10_k_lc", "low_10_k_lc"}
+    models = {"high_10_k_lc", "low_10_k_lc", leaks.TOGETHER}
     assert tests == {(t, m) for t in ("permuted labels", "random walk 7") for m in models}
     assert found["notes"] == []
     for one in found["skills"]:
         assert one["low"] <= one["auc"] <= one["high"]
         assert one["low"] < 0.5 < one["high"]
+
+
+def test_too_little_data_to_tell_is_no_pass(tmp_path: Path) -> None:
+    options = ("--walks", "1", "--walk-rows", "24000")
+    with pytest.raises(Failure, match=r"^NOT ENOUGH DATA .* have to be off by 0\.\d\d of AUC"):
+        run(tmp_path, None, ["close_5", "close_std_15"], *options, rows=4500)
+    found = evidence(tmp_path)
+    assert (found["leak"], found["enough"]) == (False, False)
+    assert found["noticed_from"] > leaks.WIDEST
+    with pytest.raises(
+        Failure, match=r"^NOT ENOUGH DATA .* permuted labels: not tested: .* too few"
+    ):
+        run(tmp_path, None, ["close_5", "close_std_15"], *options, rows=1900)
+    quick = run(tmp_path, None, ["close_5", "close_std_15"], "--quick", rows=1900)
+    assert quick["enough"] is True
+    assert "nothing was trained" in quick["verdict"]
+
+
+def test_all_models_together_show_what_none_shows_alone() -> None:
+    """A little knowledge in each of twelve labels that know nothing of each other."""
+    random = np.random.default_rng(2)
+    skills = []
+    for at in range(12):
+        happened = np.repeat(random.random(60) < 0.3, 20)
+        said = 0.4 * happened + np.repeat(random.normal(0, 1, 60), 20)
+        skills.append(leaks.skill("t", f"m{at}", happened, said, 20, at))
+    limit = leaks.limit_of(len(skills) + 1)
+    assert all(abs(one.z) < limit for one in skills)
+    found = leaks.together(skills)
+    assert found.z > limit
+    weights = np.array([1 / np.var(one.drawn) for one in skills])
+    aucs = np.array([one.auc for one in skills])
+    assert found.auc == pytest.approx(np.sum(weights * aucs) / np.sum(weights))
+    assert found.sd < min(one.sd for one in skills)
+
+
+def test_models_that_say_the_same_are_no_surer_together() -> None:
+    random = np.random.default_rng(4)
+    happened = np.repeat(random.random(60) < 0.3, 20)
+    said = np.repeat(random.normal(0, 1, 60), 20)
+    one = leaks.skill("t", "m", happened, said, 20, 0)
+    for same in (one, replace(one, block=40)):  # the second: of blocks of its own
+        found = leaks.together([one, same])
+        assert (found.auc, found.sd) == (pytest.approx(one.auc), pytest.approx(one.sd))
 
 
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
