@@ -4,8 +4,9 @@ Intervals are 95 % by moving-block bootstrap: rows are drawn in blocks of neighb
 as long as a label looks ahead. Null bands say what would come of no knowledge at all; two kinds:
 
 * `day_null`, for yes-or-no labels: the outcomes' whole days change places with others of their
-  weekday. What time of day and week alone give an output survives that, the rest does not. (Labels
-  merely shifted in time are no null here: the clock and slow volatility survive the shift.)
+  weekday (of less than two weeks, with any others). What time of day and week alone give an output
+  survives that, the rest does not. (Labels merely shifted in time are no null here: the clock and
+  slow volatility survive the shift.)
 * `shift_null`, for direction: the score is shifted in a circle against what happened.
 """
 
@@ -27,7 +28,8 @@ DECILES = 10
 _BOOTSTRAP_ROWS = 8_000
 _CHUNK = 25
 _DAY_MS = 86_400_000
-_FEWEST_DAYS = 14
+_TWO_WEEKS = 14
+_FEWEST_DAYS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,33 +355,45 @@ def shift_null(
 
 
 def day_null(
-    y: FloatArray, p: FloatArray, open_ms: npt.NDArray[np.int64], candle_ms: int, seed: int
+    y: FloatArray,
+    p: FloatArray,
+    open_ms: npt.NDArray[np.int64],
+    candle_ms: int,
+    seed: int,
+    symbol: npt.NDArray[np.integer[Any]] | None = None,
 ) -> tuple[float | None, float | None]:
-    """95 % band of the AUC with whole days of y exchanged for others of the same weekday.
+    """95 % band of the AUC with whole days of y exchanged for others of the same weekday; of less
+    than two weeks for any others.
 
-    None for less than two weeks.
+    symbol: (n,) whose rows they are, where there are several: their days change places together,
+    for what happens to one happens to the others, too. None for less than four days.
     """
     slots = max(1, _DAY_MS // candle_ms)
     days, place = np.unique(open_ms // _DAY_MS, return_inverse=True)
     if len(days) < _FEWEST_DAYS:
         return None, None
+    _, of_symbol = np.unique(np.zeros(len(y)) if symbol is None else symbol, return_inverse=True)
+    symbols = int(of_symbol.max(initial=0)) + 1
     slot = open_ms % _DAY_MS // candle_ms
-    step = max(1, len(days) * slots // _BOOTSTRAP_ROWS)
-    kept = slot % step == 0
-    shape = (len(days), -(-slots // step))
+    step = max(1, len(days) * slots * symbols // _BOOTSTRAP_ROWS)
+    kept = (slot + of_symbol) % step == 0  # not of all symbols the same ones
+    width = -(-slots // step)
+    shape = (len(days), symbols * width)
+    at = place[kept], of_symbol[kept] * width + slot[kept] // step
     said, happened = np.full(shape, np.nan), np.full(shape, np.nan)
-    said[place[kept], slot[kept] // step] = p[kept]
-    happened[place[kept], slot[kept] // step] = y[kept]
+    said[at] = p[kept]
+    happened[at] = y[kept]
     random = np.random.default_rng(seed)
-    weekdays = [np.flatnonzero(days % 7 == weekday) for weekday in range(7)]
+    weekdays = days % 7 if len(days) >= _TWO_WEEKS else np.zeros(len(days), np.int64)
+    alike = [np.flatnonzero(weekdays == weekday) for weekday in range(7)]
     found = []
     flat = np.where(np.isnan(said), 0, said).ravel()
     for _ in range(0, RESAMPLES, _CHUNK):
         drawn = np.empty((_CHUNK, *shape))
         for resample in drawn:
             order = np.arange(len(days))
-            for of_weekday in weekdays:
-                order[of_weekday] = random.permutation(of_weekday)
+            for exchanged in alike:
+                order[exchanged] = random.permutation(exchanged)
             resample[:] = happened[order]
         counts = ~np.isnan(drawn) & ~np.isnan(said)
         found.append(

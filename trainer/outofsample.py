@@ -30,8 +30,9 @@ Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.intp]
 
 NULL = (
-    "95 % band of the AUC when whole days of outcomes change places within their weekday: what "
-    "the time of day and of the week alone give this output"
+    "95 % band of the AUC when whole days of outcomes change places within their weekday (less "
+    "than two weeks: with any others; several symbols: all at once): what the time of day and of "
+    "the week alone give this output"
 )
 SCORE_NULL = "95 % band of the AUC when the score is shifted in a circle against what happened"
 # Highest honest figures of 12 quarters of BTCUSDT 1m at a horizon of 180 rows and their margin
@@ -298,10 +299,10 @@ class Judge:
         found: Metrics = measure(y, p, block, self.seed, base)
         figures: dict[str, Any] = found.as_dict()
         if "." not in name:
-            low, high = None, None
-            if symbols == 1:
-                times = outcomes.open_ms[table.positions[keep]]
-                low, high = day_null(y, p, times, self.candle_ms, self.seed)
+            at = table.positions[keep]
+            low, high = day_null(
+                y, p, outcomes.open_ms[at], self.candle_ms, self.seed, outcomes.symbol[at]
+            )
             figures |= {
                 "null_low": None if low is None else round(low, 6),
                 "null_high": None if high is None else round(high, 6),

@@ -448,10 +448,8 @@ def _walk(
         wrote += _write_rows(
             task, raster, symbol, rows, here, folds, names, told, progress if csv else None
         )
-    if several:
-        progress.note("null bands of labels are for one symbol at a time: run it with --symbol")
-    elif any(m.get("null_low", 0.0) is None for m in figures[None]["models"].values()):
-        progress.note("no null band of some label: that takes two weeks of tested days and more")
+    if any(m.get("null_low", 0.0) is None for m in figures[None]["models"].values()):
+        progress.note("no null band of some label: that takes four tested days and more")
     for line in warnings:
         progress.note(line)
     top = figures[None]

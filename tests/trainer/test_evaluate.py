@@ -235,7 +235,45 @@ def test_days_exchanged_within_their_weekday_keep_the_clock_and_lose_the_rest() 
     assert of_level[0] < 0.5 < of_level[1]
     known = evaluate.auc(y > 0.5, wild)
     assert known is not None and known > of_level[1] + 0.1
-    assert evaluate.day_null(y[:300], clock[:300], times[:300], 3_600_000, 3) == (None, None)
+    assert evaluate.day_null(y[:72], clock[:72], times[:72], 3_600_000, 3) == (None, None)
+
+
+def test_days_of_less_than_two_weeks_change_places_with_any_others() -> None:
+    random = np.random.default_rng(0)
+    hours = np.arange(24 * 10)
+    times = hours * 3_600_000
+    p = np.repeat(random.normal(0, 1, 10), 24) + np.sin(hours / 4)
+    y = (random.normal(0, 0.5, len(hours)) + p > 0).astype(float)
+    low, high = evaluate.day_null(y, p, times, 3_600_000, 3)
+    drawn = np.random.default_rng(3)
+    happened, expected = y.reshape(10, 24), []
+    for _ in range(200):
+        order = drawn.permutation(10)
+        expected.append(sk.roc_auc_score(happened[order].ravel(), p))
+    assert (low, high) == pytest.approx(tuple(np.quantile(expected, (0.025, 0.975))))
+
+
+def test_of_several_symbols_all_days_change_places_together() -> None:
+    """Two symbols that do the same are no more evidence than one."""
+    random = np.random.default_rng(1)
+    hours = np.arange(24 * 21)
+    times = hours * 3_600_000
+    p = np.repeat(random.normal(0, 1, 21), 24)
+    y = (random.normal(0, 1, len(hours)) + p > 0).astype(float)
+    one = evaluate.day_null(y, p, times, 3_600_000, 3)
+    twice = [np.repeat(values, 2) for values in (y, p, times)]
+    symbol = np.tile([0, 1], len(y))
+    assert evaluate.day_null(*twice, 3_600_000, 3, symbol) == pytest.approx(one)
+    apart = evaluate.day_null(
+        np.concatenate([y, random.permutation(y)]),
+        np.concatenate([p, random.normal(0, 1, len(p))]),
+        np.concatenate([times, times]),
+        3_600_000,
+        3,
+        np.repeat([0, 1], len(y)),
+    )
+    assert None not in (*one, *apart)
+    assert apart[1] - apart[0] < 0.8 * (one[1] - one[0])  # type: ignore[operator]
 
 
 def test_permuted_blocks_keep_neighbours_together() -> None:

@@ -404,6 +404,8 @@ def test_several_symbols_have_a_folder_each(tmp_path: Path) -> None:
             sk.roc_auc_score(rows["high_10"][keep], rows["high_10_k_lc"][keep]), abs=1e-6
         )
     assert found["rows"] == total
+    pooled = found["models"]["high_10_k_lc"]
+    assert {"null_low", "null_high"} <= set(pooled)
 
 
 def test_combinatorial_cross_validation_has_figures_of_its_own(tmp_path: Path) -> None:
