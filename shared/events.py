@@ -148,15 +148,63 @@ class Signal:
 
 
 class OrderState(StrEnum):
-    """How far a signal has come in the trader's journal."""
+    """How far a signal, or an order of ours, has come in the trader's journal."""
 
     OBSERVED = "OBSERVED"  # would have been traded; the mode sends no orders
-    DROPPED = "DROPPED"  # refused by a rule; `reason` says which
+    DROPPED = "DROPPED"  # nothing was sent, nothing will be; `reason` says why
+    INTENT = "INTENT"  # about to be sent, once, with the timestamp `sent_ms`
+    UNKNOWN = "UNKNOWN"  # it may have been executed: only the exchange's word ends this
+    ACKED = "ACKED"  # the exchange has it
+    PARTIAL = "PARTIAL"  # a part is filled
+    FILLED = "FILLED"
+    CANCELED = "CANCELED"  # ended without all of it: cancelled, expired; a part may be filled
+    REJECTED = "REJECTED"  # the exchange refused it
+    NOT_PLACED = "NOT_PLACED"  # it never reached the exchange and cannot any more
+    DUST = "DUST"  # `quantity` is too small to be sold; it is carried
+    HALTED = "HALTED"  # no orders from here on, by an operator or a limit; about all symbols
+    REDUCED = "REDUCED"  # from here on nothing but exits and protection; about all symbols
+    FLATTENED = "FLATTENED"  # everything is sold at market, then nothing; about all symbols
+    RESUMED = "RESUMED"  # an operator has ended the three above
+
+
+# Of an order: nothing can follow but fills that were not told yet.
+FINAL = frozenset(
+    (
+        OrderState.FILLED,
+        OrderState.CANCELED,
+        OrderState.REJECTED,
+        OrderState.NOT_PLACED,
+        OrderState.DROPPED,
+    )
+)
+
+
+class Leg(StrEnum):
+    """What an order of ours is for."""
+
+    ENTRY = "entry"
+    EXIT = "exit"
+    STOP = "stop"  # rests on the exchange
+    TARGET = "target"  # rests on the exchange
+    FLATTEN = "flatten"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One line of the trader's journal. quantity and price are decimal strings, "" = none."""
+    """One line of the trader's journal: a decision, or news of one of our orders.
+
+    Amounts are decimal strings, "" = none. quantity (base) and price (quote): what is wanted, at
+    market the close; once something is filled, how much and at what average. order_quantity,
+    order_price, stop_price: of the order itself ("" price: at market).
+
+    leg: see Leg, "" = no order. client_id: ours. list_id: of the pair that a stop and a target
+    form. order_id: the exchange's, 0 = not known. sent_ms: timestamp of the one request, account
+    clock. market_ms: the market's clock at this line. worth: of the account at the decision,
+    quote units. profit: of the round trip that this line ends, after all fees in its two assets.
+    fills: by trade id, those told by this line; `shared.ledger` reads them. is_adopted: the order
+    was thought to be nowhere, or not known at all. journal, number: the line's identity: the
+    journal file that it was first written to, and its place in there.
+    """
 
     signal_id: str
     symbol: str
@@ -171,6 +219,23 @@ class Order:
     score: float | None
     release: str
     mode: str
+    leg: str = ""
+    attempt: int = 0
+    client_id: str = ""
+    list_id: str = ""
+    order_id: int = 0
+    type: str = ""
+    order_quantity: str = ""
+    order_price: str = ""
+    stop_price: str = ""
+    sent_ms: int = 0
+    market_ms: int = 0
+    worth: str = ""
+    profit: str = ""
+    fills: dict[str, bytes] = field(default_factory=dict)
+    is_adopted: bool = False
+    journal: str = ""
+    number: int = 0
 
 
 class Delivery(StrEnum):

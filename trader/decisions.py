@@ -68,11 +68,9 @@ class Decisions:
 
         market_now_ms: the market's clock, None where no candle tells it. now_ms: our own clock.
         """
-        if signal.side not in SIDES or signal.id in self._ids:
+        if signal.side not in SIDES or self.is_done(signal):
             return None
-        if self._forgotten_ms is not None and signal.open_time_ms <= self._forgotten_ms:
-            return None
-        refusal = self._refusal(signal, market_now_ms)
+        refusal = self.refusal(signal, market_now_ms)
         line = Order(
             signal_id=signal.id,
             symbol=signal.symbol,
@@ -91,7 +89,17 @@ class Decisions:
         self.load(line)
         return line
 
-    def _refusal(self, signal: Signal, market_now_ms: int | None) -> str:
+    def is_done(self, signal: Signal) -> bool:
+        """Whether its line is, or may be, in the journal."""
+        if signal.id in self._ids:
+            return True
+        return self._forgotten_ms is not None and signal.open_time_ms <= self._forgotten_ms
+
+    def passed(self, signal: Signal) -> None:
+        """It was acted upon: older ones are late from now on."""
+        self._newest_ms = max(self._newest_ms or 0, signal.open_time_ms)
+
+    def refusal(self, signal: Signal, market_now_ms: int | None) -> str:
         """The rule that forbids acting on the signal, "" for none."""
         rules = self._rules
         if signal.invalid:

@@ -155,3 +155,20 @@ def _order(price: str = "1.5") -> Order:
         release="r",
         mode="observe",
     )
+
+
+def test_a_journal_line_of_before_orders_were_sent_is_still_read() -> None:
+    """Recorded when the trader only observed."""
+    decoded = codec.decode(Order, bytes.fromhex(_OBSERVED)).event
+    assert (decoded.state, decoded.signal_id, decoded.score) == ("OBSERVED", "S-1m-60000", 0.2)
+    assert (decoded.leg, decoded.client_id, decoded.fills, decoded.number) == ("", "", {}, 0)
+
+
+_OBSERVED = (
+    "de0010a17601a97369676e616c5f6964aa532d316d2d3630303030a673796d626f6ca153a8696e7465727661"
+    "6ca2316dac6f70656e5f74696d655f6d73cdea60a774696d655f6d7301a57374617465a84f42534552564544"
+    "a473696465a3425559a87175616e74697479a0a57072696365a3312e35a6726561736f6ebb6f627365727665"
+    "3a206e6f206f7264657273206172652073656e74a573636f7265cb3fc999999999999aa772656c65617365a1"
+    "72a46d6f6465a76f627365727665a46d65746182ab72656365697665645f757301ac7075626c69736865645f"
+    "757302a3637263ce0a8e6c5a"
+)

@@ -1,0 +1,309 @@
+"""The fold of the trader's journal: orders, position and profit.
+
+Pure and exact: amounts are `Decimal`, fills are unique by trade id, so that lines of
+`order:{symbol}` may be added again and, of different orders, in any order. Whoever shows what the
+trader holds folds the same lines by the same code.
+
+A position is what our own fills bought, less the fees taken from it, less what they sold. Its cost
+is the quote asset spent on it; a sale takes out the part of the cost that it sells (average cost),
+rounded to 1e-12, so that realised profit minus the cost of what is held is, to the last digit, what
+our fills did to the quote balance. Fees in a third asset (BNB) are counted apart and are in no
+profit: what they are worth is not known here.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from shared.events import FINAL, Leg, Order, OrderState
+from shared.exchange import Fill, Side
+
+ZERO = Decimal(0)
+DAY_MS = 86_400_000
+_CENT = Decimal("1e-12")
+# News of an order never leads back: a copy that comes late changes nothing.
+RANKS: dict[str, int] = {
+    OrderState.INTENT: 0,
+    OrderState.UNKNOWN: 1,
+    OrderState.ACKED: 2,
+    OrderState.PARTIAL: 3,
+    **dict.fromkeys(FINAL, 4),
+}
+_SWITCHES = frozenset(
+    (OrderState.HALTED, OrderState.REDUCED, OrderState.FLATTENED, OrderState.RESUMED)
+)
+
+
+def packed(fill: Fill) -> bytes:
+    """A fill as it stands in a line."""
+    return json.dumps(
+        {
+            "order_id": fill.order_id,
+            "side": fill.side,
+            "price": str(fill.price),
+            "quantity": str(fill.quantity),
+            "quote": str(fill.quote_quantity),
+            "fee": str(fill.fee),
+            "fee_asset": fill.fee_asset,
+            "time_ms": fill.time_ms,
+            "maker": fill.is_maker,
+        },
+        separators=(",", ":"),
+    ).encode()
+
+
+def fills_of(line: Order) -> list[Fill]:
+    """The fills that a line tells, in the order of their trade ids.
+
+    Raises:
+        ValueError, KeyError, ArithmeticError: it was not written by `packed`.
+    """
+    found = []
+    for trade_id, text in sorted(line.fills.items(), key=lambda item: int(item[0])):
+        body = json.loads(text)
+        found.append(
+            Fill(
+                symbol=line.symbol,
+                trade_id=int(trade_id),
+                order_id=int(body["order_id"]),
+                side=Side(body["side"]),
+                price=Decimal(body["price"]),
+                quantity=Decimal(body["quantity"]),
+                quote_quantity=Decimal(body["quote"]),
+                fee=Decimal(body["fee"]),
+                fee_asset=body["fee_asset"],
+                time_ms=int(body["time_ms"]),
+                is_maker=bool(body["maker"]),
+            )
+        )
+    return found
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One order of ours, as far as the journal knows. executed: base, of the fills known."""
+
+    client_id: str
+    signal_id: str
+    open_time_ms: int
+    leg: str
+    attempt: int
+    side: str
+    type: str
+    quantity: Decimal
+    price: Decimal | None
+    stop_price: Decimal | None
+    list_id: str
+    sent_ms: int
+    state: OrderState
+    reference: Decimal = ZERO
+    order_id: int = 0
+    executed: Decimal = ZERO
+    quote: Decimal = ZERO
+    reason: str = ""
+    score: float | None = None
+    release: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL
+
+    @property
+    def average(self) -> Decimal | None:
+        """Mean price of what is filled."""
+        return self.quote / self.executed if self.executed else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """The newest HALTED, REDUCED, FLATTENED or RESUMED. RESUMED: nothing is switched off."""
+
+    state: OrderState = OrderState.RESUMED
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """One symbol. base, quote: its assets.
+
+    position: base. cost: quote spent on it. realised: profit of sales, by the market's day in which
+    they were told (`market_ms // DAY_MS`). flow: what fills did to the quote balance. fees: by
+    asset. entry_*: of the position held: base bought and quote paid at fill prices, market time of
+    the first fill, and whether that fill was a maker's (within a candle, not at its open). exit_ms:
+    market time of the last sale. losses: round trips lost in a row; trips, won: those that ended;
+    trip_profit: of the one under way, so far. worth: of the account, as last told. slippage: quote
+    units by which takers' fills were worse than the close that decided them. intents: market times
+    of the newest. refusals: by the exchange, in a row. switch: what is in force; commands: reasons
+    of all its lines. For limits, which an operator's RESUMED lets begin anew: day_profit, realised
+    on the market's day `day`; curve and peak, all that was realised and the most that it ever was.
+    """
+
+    base: str
+    quote: str
+    orders: dict[str, Tracked] = field(default_factory=dict)
+    open: dict[str, Tracked] = field(default_factory=dict)
+    trades: set[int] = field(default_factory=set)
+    position: Decimal = ZERO
+    cost: Decimal = ZERO
+    flow: Decimal = ZERO
+    realised: dict[int, Decimal] = field(default_factory=dict)
+    fees: dict[str, Decimal] = field(default_factory=dict)
+    entry_quantity: Decimal = ZERO
+    entry_quote: Decimal = ZERO
+    entry_ms: int = 0
+    entry_inside: bool = False
+    exit_ms: int = 0
+    losses: int = 0
+    trips: int = 0
+    won: int = 0
+    trip_profit: Decimal = ZERO
+    worth: Decimal = ZERO
+    slippage: Decimal = ZERO
+    intents: deque[int] = field(default_factory=lambda: deque(maxlen=1_000))
+    refusals: int = 0
+    switch: Switch = Switch()
+    commands: set[str] = field(default_factory=set)
+    day: int = 0
+    day_profit: Decimal = ZERO
+    curve: Decimal = ZERO
+    peak: Decimal = ZERO
+    _selling: bool = True
+
+    def add(self, line: Order) -> None:
+        """Takes in one line. Lines of one order come oldest first.
+
+        Raises:
+            ValueError, KeyError, ArithmeticError: the line cannot be what the trader wrote.
+        """
+        state = OrderState(line.state)
+        if state in _SWITCHES:
+            self.switch = Switch(state=state, reason=line.reason)
+            self.commands.add(line.reason)
+            if state == OrderState.RESUMED:
+                self.refusals = self.losses = 0
+                self.day_profit = self.curve = self.peak = ZERO
+                self.intents.clear()
+            return
+        if not line.client_id or state == OrderState.DUST:
+            return
+        order = self.orders.get(line.client_id)
+        if order is None:
+            order = self.orders[line.client_id] = self.open[line.client_id] = _tracked(line, state)
+            if state == OrderState.INTENT:
+                self.intents.append(line.market_ms)
+                if line.worth:
+                    self.worth = Decimal(line.worth)
+        elif RANKS[state] > RANKS[order.state] or line.is_adopted:
+            order.state = state
+        if line.order_id:
+            order.order_id = line.order_id
+        if line.reason:
+            order.reason = line.reason
+        if line.fills:
+            for fill in fills_of(line):
+                self.fill(order, fill, line.market_ms)
+        if state == OrderState.REJECTED:
+            self.refusals += not (line.list_id and line.leg == Leg.STOP)  # a pair counts once
+        elif state in (OrderState.ACKED, OrderState.PARTIAL, OrderState.FILLED):
+            self.refusals = 0
+        if order.state in FINAL:
+            self.open.pop(order.client_id, None)
+        else:
+            self.open[order.client_id] = order
+        if line.profit:
+            profit = Decimal(line.profit)
+            self.trips += 1
+            self.won += profit > 0
+            self.losses = 0 if profit > 0 else self.losses + 1
+            self.trip_profit = ZERO
+
+    def fill(self, order: Tracked, fill: Fill, market_ms: int) -> None:
+        """Counts a trade, once."""
+        if fill.trade_id in self.trades:
+            return
+        self.trades.add(fill.trade_id)
+        order.executed += fill.quantity
+        order.quote += fill.quote_quantity
+        quantity, money = fill.quantity, fill.quote_quantity
+        if fill.fee:
+            self.fees[fill.fee_asset] = self.fees.get(fill.fee_asset, ZERO) + fill.fee
+        in_base = fill.fee if fill.fee_asset == self.base else ZERO
+        in_quote = fill.fee if fill.fee_asset == self.quote else ZERO
+        if order.reference and not fill.is_maker:
+            worse = fill.price - order.reference
+            self.slippage += quantity * (worse if fill.side is Side.BUY else -worse)
+        if fill.side is Side.BUY:
+            if self._selling:
+                self._selling = False
+                self.entry_quantity = self.entry_quote = ZERO
+                self.entry_ms, self.entry_inside = market_ms, fill.is_maker
+            self.entry_quantity += quantity
+            self.entry_quote += money
+            self.position += quantity - in_base
+            self.cost += money + in_quote
+            self.flow -= money + in_quote
+            return
+        self._selling = True
+        self.exit_ms = max(self.exit_ms, market_ms)
+        sold = quantity + in_base
+        part = self.cost
+        if sold < self.position:
+            part = (self.cost * sold / self.position).quantize(_CENT)
+        self.position -= sold
+        self.cost -= part
+        self.flow += money - in_quote
+        profit = money - in_quote - part
+        self.trip_profit += profit
+        day = market_ms // DAY_MS
+        self.realised[day] = self.realised.get(day, ZERO) + profit
+        if day > self.day:
+            self.day, self.day_profit = day, ZERO
+        self.day_profit += profit
+        self.curve += profit
+        self.peak = max(self.peak, self.curve)
+
+    @property
+    def entry_price(self) -> Decimal | None:
+        """Mean price of the fills that opened the position, fees left out."""
+        return self.entry_quote / self.entry_quantity if self.entry_quantity else None
+
+    @property
+    def profit(self) -> Decimal:
+        """Of all sales, after fees in base and quote."""
+        return sum(self.realised.values(), ZERO)
+
+    def unrealised(self, price: Decimal) -> Decimal:
+        """Worth of what is held at `price` less its cost."""
+        return self.position * price - self.cost
+
+
+def _tracked(line: Order, state: OrderState) -> Tracked:
+    return Tracked(
+        client_id=line.client_id,
+        signal_id=line.signal_id,
+        open_time_ms=line.open_time_ms,
+        leg=line.leg,
+        attempt=line.attempt,
+        side=line.side,
+        type=line.type,
+        quantity=Decimal(line.order_quantity or "0"),
+        price=Decimal(line.order_price) if line.order_price else None,
+        stop_price=Decimal(line.stop_price) if line.stop_price else None,
+        list_id=line.list_id,
+        sent_ms=line.sent_ms,
+        state=state,
+        reference=Decimal(line.price) if state == OrderState.INTENT and line.price else ZERO,
+        score=line.score,
+        release=line.release,
+    )
+
+
+def ledger_of(lines: Iterable[Order], base: str, quote: str, mode: str) -> Ledger:
+    """The fold of one symbol's lines in a mode; those of other modes are another account's."""
+    ledger = Ledger(base=base, quote=quote)
+    for line in lines:
+        if line.mode == mode:
+            ledger.add(line)
+    return ledger

@@ -1,0 +1,139 @@
+"""The fold of journal lines: positions and profits by hand, and what must hold for any fills."""
+
+from decimal import Decimal
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import ledger
+from shared.events import Order
+from shared.exchange import Fill, Side
+from shared.ledger import DAY_MS, Ledger, packed
+
+D = Decimal
+
+
+def fill(number: int, side: str, price: str, quantity: str, fee: str, asset: str) -> Fill:
+    return Fill(
+        symbol="BTCUSDT", trade_id=number, order_id=1, side=Side(side), price=D(price),
+        quantity=D(quantity), quote_quantity=D(price) * D(quantity), fee=D(fee), fee_asset=asset,
+        time_ms=1, is_maker=False,
+    )  # fmt: skip
+
+
+def line(name: str, state: str, *fills: Fill, **changes: Any) -> Order:
+    values: dict[str, Any] = {
+        "signal_id": name, "symbol": "BTCUSDT", "interval": "1m", "open_time_ms": 0, "time_ms": 0,
+        "state": state, "side": "BUY", "quantity": "", "price": "", "reason": "", "score": None,
+        "release": "", "mode": "paper", "client_id": name, "leg": "entry", "market_ms": DAY_MS,
+        "order_quantity": "1", "fills": {str(f.trade_id): packed(f) for f in fills},
+    }  # fmt: skip
+    return Order(**(values | changes))
+
+
+def fold(*lines: Order) -> Ledger:
+    return ledger.ledger_of(lines, "BTC", "USDT", "paper")
+
+
+BOUGHT = fill(1, "BUY", "100", "1", "0.001", "BTC")
+SOLD = fill(2, "SELL", "110", "0.999", "0.10989", "USDT")
+
+
+def test_a_round_trip_by_hand() -> None:
+    found = fold(
+        line("a", "INTENT", price="99", worth="10000"),
+        line("a", "FILLED", BOUGHT),
+        line("b", "INTENT", side="SELL", price="111"),
+        line("b", "FILLED", SOLD, side="SELL", profit="9.78"),
+    )
+    assert found.position == 0
+    assert found.flow == found.profit == D("-100") + D("110") * D("0.999") - D("0.10989")
+    assert found.fees == {"BTC": D("0.001"), "USDT": D("0.10989")}
+    assert (found.trips, found.won, found.losses) == (1, 1, 0)
+    # Bought 1 above the close that decided it, sold 1 below.
+    assert found.slippage == D("1") + D("0.999")
+    assert found.worth == 10_000
+    assert not found.open
+
+
+def test_while_it_is_held_the_cost_is_what_was_paid() -> None:
+    found = fold(line("a", "INTENT"), line("a", "PARTIAL", BOUGHT))
+    assert (found.position, found.cost, found.profit) == (D("0.999"), 100, 0)
+    assert found.entry_price == 100
+    assert found.unrealised(D(101)) == D("0.999") * 101 - 100
+    assert list(found.open) == ["a"]
+
+
+def test_a_third_asset_pays_fees_that_are_counted_apart() -> None:
+    found = fold(
+        line("a", "INTENT"), line("a", "FILLED", fill(1, "BUY", "100", "1", "0.01", "BNB"))
+    )
+    assert (found.position, found.flow, found.fees) == (1, -100, {"BNB": D("0.01")})
+
+
+def test_lines_that_come_again_or_late_change_nothing() -> None:
+    lines = [
+        line("a", "INTENT"), line("a", "UNKNOWN"), line("a", "FILLED", BOUGHT),
+        line("a", "INTENT"), line("a", "PARTIAL", BOUGHT), line("a", "FILLED", BOUGHT),
+    ]  # fmt: skip
+    assert fold(*lines).position == D("0.999")
+    assert fold(*lines).orders["a"].state == "FILLED"
+
+
+def test_an_order_that_was_nowhere_and_is_adopted_lives() -> None:
+    found = fold(
+        line("a", "INTENT"), line("a", "NOT_PLACED"), line("a", "ACKED", is_adopted=True),
+        line("a", "FILLED", BOUGHT),
+    )  # fmt: skip
+    assert found.orders["a"].state == "FILLED"
+    assert found.position == D("0.999")
+
+
+def test_lines_of_another_mode_are_another_account() -> None:
+    assert fold(line("a", "FILLED", BOUGHT, mode="live")).position == 0
+
+
+def test_losses_in_a_row_and_refusals_end_with_a_profit_an_order_or_an_operator() -> None:
+    lost = [line(n, "FILLED", side="SELL", profit="-1") for n in "ab"]
+    assert fold(*lost).losses == 2
+    assert fold(*lost, line("c", "FILLED", side="SELL", profit="0.1")).losses == 0
+    resumed = line("", "RESUMED", client_id="")
+    assert fold(*lost, resumed).losses == 0
+    refused = [line(n, "REJECTED") for n in "ab"]
+    assert fold(*refused).refusals == 2
+    pair = [line("s", "REJECTED", list_id="l", leg="stop"), line("t", "REJECTED", list_id="l")]
+    assert fold(*refused, *pair).refusals == 3
+    assert fold(*refused, line("c", "ACKED")).refusals == 0
+
+
+def test_the_switch_is_what_was_said_last() -> None:
+    halted = line("", "HALTED", client_id="", reason="limit: loss")
+    assert fold(halted).switch.state == "HALTED"
+    assert fold(halted, line("", "RESUMED", client_id="")).switch.state == "RESUMED"
+    assert fold(halted).commands == {"limit: loss"}
+
+
+amounts = st.decimals("0.00001", "5", places=5)
+prices = st.decimals("1", "1000", places=2)
+
+
+@given(st.lists(st.tuples(st.booleans(), prices, amounts, st.integers(0, 3)), max_size=30))
+def test_profit_less_cost_is_what_the_fills_did_to_the_balance(
+    trades: list[tuple[bool, Decimal, Decimal, int]],
+) -> None:
+    usdt, btc, found = D(0), D(0), Ledger(base="BTC", quote="USDT")
+    found.add(line("a", "INTENT"))
+    for number, (is_buy, price, wanted, day) in enumerate(trades):
+        quantity = wanted if is_buy else min(wanted, btc)
+        if quantity <= 0:
+            continue
+        fee = (quantity if is_buy else price * quantity) * D("0.001")
+        one = fill(number, "BUY" if is_buy else "SELL", str(price), str(quantity), str(fee),
+                   "BTC" if is_buy else "USDT")  # fmt: skip
+        found.add(line("a", "PARTIAL", one, market_ms=day * DAY_MS))
+        btc += quantity - fee if is_buy else -quantity
+        usdt += -price * quantity if is_buy else price * quantity - fee
+    assert found.position == btc
+    assert found.flow == usdt
+    assert found.profit - found.cost == usdt

@@ -1,0 +1,109 @@
+"""What goes into the trader's core and what comes out of it; nouns only."""
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from shared.events import Level, Order
+from shared.exchange import NewOco, NewOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The three clocks, ms. account: the exchange's, of orders. market: the data's, of candles.
+    ours: of journal lines, for people."""
+
+    account_ms: int
+    market_ms: int
+    ours_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The one request of an intent. Only after its lines are durable, and not again.
+
+    reduces: it can only make a position smaller.
+    """
+
+    order: NewOrder | NewOco
+    timestamp_ms: int
+    client_ids: tuple[str, ...]
+    reduces: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    client_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    client_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFills:
+    """All fills of an order, of which some were not told."""
+
+    client_id: str
+    order_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBalances:
+    """What the account holds is not what we thought."""
+
+
+Request = Place | Cancel | Query | FetchFills | FetchBalances
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Something for people."""
+
+    level: Level
+    code: str
+    text: str
+    symbol: str = ""
+
+
+@dataclass(slots=True)
+class Output:
+    """What one or more events led to: first `lines` are written, durably where anything is placed,
+    then `requests` (each with its symbol) are made in their order; what they answer comes back as
+    an event."""
+
+    lines: list[Order] = field(default_factory=list)
+    requests: list[tuple[str, Request]] = field(default_factory=list)
+    news: list[News] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """A Place was not done, for sure: it is not on its way. passes: trying again may help."""
+
+    reason: str
+    passes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The exchange refused a Place or Cancel, for sure. code: its own, 0 = not known."""
+
+    code: int
+    text: str
+    is_about_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unsure:
+    """A Place or Cancel may or may not have been done."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Balances:
+    """Per asset (free, locked). at_ms: account clock, when they were asked for or told."""
+
+    amounts: dict[str, tuple[Decimal, Decimal]]
+    at_ms: int
