@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -105,6 +106,36 @@ def parser() -> argparse.ArgumentParser:
     explain("--redis-url", metavar="U", help="instead of the config's")
     explain("--png", type=Path, metavar="FILE", help="also as a picture (needs matplotlib)")
     explain("--json", action="store_true", help="one JSON object on stdout")
+
+    replay = _with_config(
+        command(
+            "replay",
+            _replay,
+            "A stretch of the bus, or of files, through the whole chain again, also with another "
+            "release, config or threshold; ends with 1 where the recorded run has other bits.",
+        )
+    )
+    replay("--redis-url", metavar="U", help="instead of the config's")
+    replay("--symbol", type=_symbol, metavar="S", help="default: the config's first")
+    replay("--interval", metavar="I", help="default: the config's, or the file's")
+    replay(
+        "--from", dest="first_ms", type=_time, metavar="TIME",
+        help="first candle, UTC: 2025-01-31, 2025-01-31T12:00, or epoch milliseconds",
+    )  # fmt: skip
+    replay("--to", dest="last_ms", type=_time, metavar="TIME", help="last candle")
+    replay(
+        "--klines", nargs="+", type=Path, default=[], metavar="FILE",
+        help="candles from these files instead of the bus; compared are the live release and the "
+        "config with what is changed",
+    )  # fmt: skip
+    replay("--release", metavar="ID", help="score by this release")
+    replay("--with", dest="other", type=Path, metavar="CONFIG", help="trade by this config")
+    replay("--threshold", type=_threshold, metavar="X", help="BUY above X and SELL below -X")
+    replay("--buy", type=_threshold, metavar="X", help="BUY above X")
+    replay("--sell", type=_threshold, metavar="X", help="SELL below X")
+    replay("--png", type=Path, metavar="FILE", help="both runs as a picture (needs matplotlib)")
+    replay("--html", type=Path, metavar="FILE", help="as a page (needs matplotlib)")
+    replay("--json", action="store_true", help="one JSON object on stdout")
 
     doctor = _with_config(
         command("doctor", _doctor, "Checks everything the system needs; says what to do.")
@@ -279,6 +310,33 @@ def _explain(args: argparse.Namespace) -> int:
     return _run(lambda: explain.run(options, sys.stdout))
 
 
+def _replay(args: argparse.Namespace) -> int:
+    from deploy import replay  # noqa: PLC0415
+
+    buy, sell = args.buy, args.sell
+    if args.threshold is not None:
+        if buy is not None or sell is not None:
+            raise Usage("--threshold stands for both --buy and --sell: give it, or them")
+        buy, sell = abs(args.threshold), -abs(args.threshold)
+    options = replay.Options(
+        config=args.config,
+        redis_url=args.redis_url,
+        symbol=args.symbol,
+        interval=args.interval,
+        klines=tuple(args.klines),
+        first_ms=args.first_ms,
+        last_ms=args.last_ms,
+        release=args.release,
+        other=args.other,
+        buy=buy,
+        sell=sell,
+        json=args.json,
+        png=args.png,
+        html=args.html,
+    )
+    return _run(lambda: replay.run(options, sys.stdout))
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from deploy.doctor import Mark, examine  # noqa: PLC0415
 
@@ -333,6 +391,26 @@ def _speed(text: str) -> float | str:
         if 0 < (value := float(text)) < 1e6:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor `max`")
+
+
+def _threshold(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if -1 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a score (-1 to 1)")
+
+
+def _time(text: str) -> int:
+    """Epoch milliseconds of a time; without a zone it is UTC."""
+    if text.isascii() and text.isdigit() and len(text) <= 15:
+        return int(text)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time such as 2025-01-31, 2025-01-31T12:00 or 1738324800000"
+        ) from None
+    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _symbol(text: str) -> str:

@@ -18,7 +18,7 @@ from shared.config import Settings
 from shared.contributions import Contributions, Contributor
 from shared.errors import BadInput, Usage
 from shared.events import Feature, Kline, Order, Prediction, Signal
-from shared.explain.compare import Difference, difference
+from shared.explain.chain import Computed, compare, play
 from shared.explain.explanation import (
     Candles,
     Explanation,
@@ -36,7 +36,6 @@ from shared.releases import is_release_id, list_releases
 from shared.score import ScoreFormula, ScoreKind, logit
 from shared.streams import FEATURE, KLINE, NOTIFICATION, ORDER, PREDICTION, SIGNAL, schema_key
 from shared.times import interval_ms, iso
-from shared.verdict import Asked, events, judge
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,16 +44,6 @@ TOP = 10
 _NEWEST = 120  # candles that are shown
 _SHOWN_COLUMNS = ("open_time_ms", *KLINE_COLUMNS[:5])
 _ORDER_SLACK_MS = 60_000  # the journal's ids are the server's time, signals tell ours
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recomputed:
-    """What the candles and the release give now. values: (n_features,)."""
-
-    feature: Feature
-    prediction: Prediction
-    signal: Signal
-    values: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,25 +240,24 @@ class Explainer:
 
     def _recompute(
         self, found: _Found, bundle: Bundle, features: FeatureSet, stretch: Stretch
-    ) -> Recomputed:
-        values = stretch.batch(features)[-1]
-        feature = stretch.feature(values, features, found.kline)
-        asked = Asked(symbol=found.signal.source.symbol, feature=feature)
-        (verdict,) = judge(bundle, [asked], nan_share=self._settings.limits.nan_share)
-        prediction, signal = events(
+    ) -> Computed:
+        source, time_ms = found.signal.source, found.signal.time_ms
+        (computed,) = play(
+            stretch,
+            features,
             bundle,
-            verdict,
-            feature,
-            symbol=found.signal.source.symbol,
-            interval=found.signal.source.interval,
-            open_time_ms=found.signal.time_ms,
+            symbol=source.symbol,
+            interval=source.interval,
+            nan_share=self._settings.limits.nan_share,
+            first_ms=time_ms,
+            last_ms=time_ms,
         )
-        return Recomputed(feature=feature, prediction=prediction, signal=signal, values=values)
+        return computed
 
     def _explanation(
         self,
         found: _Found,
-        again: Recomputed,
+        again: Computed,
         bundle: Bundle,
         features: FeatureSet,
         stretch: Stretch,
@@ -278,7 +266,7 @@ class Explainer:
     ) -> Explanation:
         signal = found.signal.event
         assert signal is not None  # noqa: S101 - _found has checked
-        differs = compare(found.feature, found.prediction, found.signal, again, features)
+        differs = compare(found.feature, found.prediction, found.signal, again, features.names)
         contributor = self._contributor(bundle)
         values = _values(found.feature, bundle)
         shares = contributor.of(values) if signal.outputs and values is not None else {}
@@ -310,22 +298,6 @@ class Explainer:
             latency_ms=_latency(found, orders, told),
             notes=tuple(_notes(bundle, features, contributor, signal)),
         )
-
-
-def compare(
-    feature: Entry[Feature],
-    prediction: Entry[Prediction] | None,
-    signal: Entry[Signal],
-    again: Recomputed,
-    features: FeatureSet,
-) -> Difference | None:
-    """The first thing on the bus that has other bits than what was computed again."""
-    names = features.names
-    return (
-        difference("feature", feature.event, again.feature, names)
-        or difference("prediction", prediction and prediction.event, again.prediction, names)
-        or difference("signal", signal.event, again.signal, names)
-    )
 
 
 class _Journal:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared.bus import Bus, Entry, Source
+from shared.bus import Bus, Source
 from shared.errors import BadInput, Usage
-from shared.events import Depth, Feature, Kline
+from shared.events import Depth, Kline
 from shared.features import FeatureSet
 from shared.klines import DEPTH_COLUMNS, KLINE_COLUMNS
 from shared.stage import is_foreign
@@ -37,28 +37,22 @@ class Stretch:
     depth: Floats | None = None
     other: Floats | None = None
 
-    def batch(self, features: FeatureSet) -> Floats:
-        """(n, n_features) of every row, by the kernels that run live."""
-        return features.batch(
-            self.first_ms // self.step_ms,
-            self.kline,
-            futur=self.futur,
-            depth=self.depth,
-            other=self.other,
-        )
+    def batch(self, features: FeatureSet, start: int = 0, stop: int | None = None) -> Floats:
+        """(n, n_features) of the rows [start, stop), by the kernels that run live."""
+        stop = len(self.kline) if stop is None else stop
+        warm = max(0, start - (features.lookback - 1))
 
-    def feature(self, values: Floats, features: FeatureSet, kline: Entry[Kline]) -> Feature:
-        """What the featurizer writes for a candle. values: (n_features,) of its row."""
-        candle = kline.event
-        rows = (kline.time_ms - self.begins_ms) // self.step_ms + 1
-        return Feature(
-            open_time_ms=kline.time_ms,
-            schema=features.schema,
-            values=values.astype("<f8", copy=False).tobytes(),
-            close=np.nan if candle is None else candle.close,
-            gap=candle is None or candle.gap,
-            covered=rows >= features.lookback,
+        def part(rows: Floats | None) -> Floats | None:
+            return None if rows is None else rows[warm:stop]
+
+        found = features.batch(
+            self.first_ms // self.step_ms + warm,
+            self.kline[warm:stop],
+            futur=part(self.futur),
+            depth=part(self.depth),
+            other=part(self.other),
         )
+        return found[start - warm :]
 
 
 class History:
@@ -136,6 +130,11 @@ class History:
             kline=await kline.rows(bus, start_ms, last_ms),
             **found,
         )
+
+    async def candles(self, bus: Bus, first_ms: int, last_ms: int) -> Floats:
+        """(n, 9) candles of the raster rows from first_ms to last_ms, NaN where there is none."""
+        await self._series["kline"].beginning(bus)
+        return await self._series["kline"].rows(bus, first_ms, last_ms)
 
     def forget(self, before_ms: int) -> None:
         """Lets go of rows before that time."""

@@ -90,14 +90,6 @@ async def test_the_same_bits_in_any_order_and_any_pieces(filled: Server, seed: i
             values = stretch.batch(features)[-(row - first + 1) :]
             expected = b"".join(one.values for one in found[first : row + 1])
             assert values.tobytes() == expected
-            kline = await bus.at(BTC, f"{START + row * M}-0")
-            assert kline is not None
-            again = stretch.feature(values[-1], features, kline)
-            assert (again.values, again.gap, again.covered) == (
-                found[row].values,
-                found[row].gap,
-                found[row].covered,
-            )
             if random_rows.random() < 0.2:
                 history.forget(START + int(random_rows.integers(0, ROWS)) * M)
 
