@@ -17,7 +17,7 @@ from shared.features import FeatureSet
 from shared.features.configured import configured
 from shared.metrics import NAN_SHARE
 from shared.runtime import Session
-from shared.stage import Core, Stage, is_foreign, janitor
+from shared.stage import Core, Stage, dead_letter_janitor, is_foreign, janitor
 from shared.streams import DEPTH, FEATURE, FUTURES_KLINE, KLINE, schema_key
 
 _POLL_S = 0.05
@@ -47,6 +47,7 @@ async def serve(session: Session) -> None:
     await stage.rebuild()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(janitor(session, trimmed(settings), least_rows=2 * features.lookback))
+        tasks.create_task(dead_letter_janitor(session, sources))
         await stage.work()
 
 

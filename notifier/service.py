@@ -100,9 +100,11 @@ class Notifier:
         if settings.telegram_bot_token is not None and not settings.chats():
             raise Usage("telegram_chat_id is missing: whom should the bot write to?")
         await _forget_chats(session, everybody)
+        read: list[Source[Any]] = [_NOTICES]
+        read += [Source(SIGNAL, symbol, settings.interval) for symbol in settings.symbols]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(janitor(session, trimmed(everybody), least_rows=1))
-            tasks.create_task(dead_letter_janitor(session))
+            tasks.create_task(dead_letter_janitor(session, read))
             tasks.create_task(watch(session, silent_s=self.silent_s))
             tasks.create_task(watch_bus(session))
             tasks.create_task(self._measure(session))

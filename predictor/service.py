@@ -10,7 +10,7 @@ from shared.config import Settings
 from shared.events import Signal
 from shared.metrics import SCORE, SIGNALS
 from shared.runtime import Session
-from shared.stage import Stage, janitor
+from shared.stage import Stage, dead_letter_janitor, janitor
 from shared.streams import FEATURE, PREDICTION, SIGNAL
 
 
@@ -27,9 +27,10 @@ async def serve(session: Session) -> None:
             if signal.score is not None:
                 session.metrics.observe(SCORE, signal.score)
 
+    sources = [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols]
     stage = Stage(
         session,
-        [Source(FEATURE, symbol, settings.interval) for symbol in settings.symbols],
+        sources,
         outputs=lambda source: [
             Source(PREDICTION, source.symbol, source.interval),
             Source(SIGNAL, source.symbol, source.interval),
@@ -43,6 +44,7 @@ async def serve(session: Session) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(release.watch())
         tasks.create_task(janitor(session, trimmed(settings), least_rows=1))
+        tasks.create_task(dead_letter_janitor(session, sources))
         await stage.work(between=release.swap)
 
 

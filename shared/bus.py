@@ -374,18 +374,26 @@ class Bus:
             if not (isinstance(reply, Exception) and error_code(reply) == "BUSYGROUP"):
                 check(reply)
 
-    async def take_over(self, sources: Iterable[Source[Any]]) -> None:
+    async def take_over(self, sources: Sequence[Source[Any]]) -> None:
         """What other consumers of this group have read and not done becomes ours; how often each
         entry was delivered stays. For who alone reads these streams from now on."""
-        for source in sources:
-            start = b"0-0"
-            while True:
-                start, _, *_ = await self._link.one(
-                    "XAUTOCLAIM", source.key, self.service, self.instance, 0, start,
-                    "COUNT", _PAGE, "JUSTID",
-                )  # fmt: skip
-                if start == b"0-0":
-                    break
+        starts = {source.key: "-" for source in sources}
+        while starts:
+            commands: list[Command] = [
+                ("XPENDING", key, self.service, start, "+", _PAGE) for key, start in starts.items()
+            ]
+            claims: list[Command] = []
+            further: dict[str, str] = {}
+            for key, reply in zip(starts, await self._link.call(*commands), strict=True):
+                pending = [(i, consumer.decode()) for i, consumer, *_ in check(reply)]
+                if len(pending) == _PAGE:
+                    further[key] = f"({pending[-1][0].decode()}"
+                if ids := [i for i, consumer in pending if consumer != self.instance]:
+                    own = (key, self.service, self.instance, 0)
+                    claims.append(("XCLAIM", *own, *ids, "JUSTID"))
+            for reply in await self._link.call(*claims) if claims else ():
+                check(reply)
+            starts = further
 
     async def leave(self, source: Source[Any], group: str) -> None:
         """Ends a group, with what it has not acknowledged: for one that will not come back."""

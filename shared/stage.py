@@ -100,7 +100,7 @@ class Stage:
     async def rebuild(self) -> None:
         """State from the streams; then everything that was delivered and has no output."""
         await self._bus.join(self._sources.values())
-        await self._bus.take_over(self._sources.values())
+        await self._bus.take_over(list(self._sources.values()))
         for source in self._sources.values():
             self._session.alive()
             await self._rebuild(source)
@@ -313,14 +313,15 @@ async def janitor(session: Session, outputs: Sequence[Source[Any]], *, least_row
                 await session.bus.trim(source, keep_from_ms=id_order(newest)[0] - keep_ms)
 
 
-async def dead_letter_janitor(session: Session) -> None:
-    """Trims every `dead:<stream>`, for ever: a month, and at most `_MOST_DEAD` letters of each."""
+async def dead_letter_janitor(session: Session, inputs: Sequence[Source[Any]]) -> None:
+    """Trims what a service keeps of inputs that it could not process, for ever: a month, and at
+    most `_MOST_DEAD` letters of each."""
     bus = session.bus
+    letters = [Source(dead_letters(source.key)) for source in inputs]
     while True:
-        for key in await bus.keys("dead:*"):
-            source = Source(dead_letters(key.removeprefix("dead:")))
-            newest = await bus.last_id(source)
-            if newest is not None:
-                await bus.cap(source, _MOST_DEAD)
-                await bus.trim(source, keep_from_ms=id_order(newest)[0] - _KEEP_DEAD_MS)
+        newest = await bus.newest_ids([letter.key for letter in letters])
+        for letter, last in zip(letters, newest, strict=True):
+            if last is not None:
+                await bus.cap(letter, _MOST_DEAD)
+                await bus.trim(letter, keep_from_ms=id_order(last)[0] - _KEEP_DEAD_MS)
         await asyncio.sleep(_JANITOR_S)

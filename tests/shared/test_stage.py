@@ -13,7 +13,7 @@ from shared.bus import Bus, Entry, Source, Write
 from shared.config import load
 from shared.events import Kline
 from shared.runtime import Health, Session
-from shared.streams import KLINE, ORDER, STREAMS
+from shared.streams import FEATURE, KLINE, ORDER, PREDICTION, SIGNAL, STREAMS
 from tests.valkey import Server
 
 M = 60_000
@@ -74,7 +74,8 @@ async def test_dead_letters_stay_a_month_and_at_most_so_many(
             client.xadd("dead:feature:{BTCUSDT}:1m", {"reason": "few"}, id=f"{n * 20 * day + 1}-0")
         async with Bus.session(valkey.url, service="notifier") as bus:
             session = Session(settings=load(), bus=bus, health=Health(), alive=lambda: None)
-            task = asyncio.create_task(stage.dead_letter_janitor(session))
+            inputs = [Source(one, "BTCUSDT", "1m") for one in (KLINE, FEATURE, SIGNAL, PREDICTION)]
+            task = asyncio.create_task(stage.dead_letter_janitor(session, inputs))
             async with asyncio.timeout(30):
                 while client.xlen("dead:signal:{BTCUSDT}:1m") != 5:  # noqa: ASYNC110  # as above
                     await asyncio.sleep(0.01)
