@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +31,7 @@ from shared.times import iso
 _SKEW_MS = 500  # the exchange and our own rules refuse more (FAULTS R10)
 _FREE_BYTES = 2 * 1024**3
 _LAG = 2
+RELEASE = "release"
 
 
 class Mark(StrEnum):
@@ -52,7 +53,7 @@ class Line:
 
     def __str__(self) -> str:
         remedy = f" -> {self.remedy}" if self.remedy else ""
-        return f"{self.mark:4}  {self.check:9}  {self.text}{remedy}"
+        return f"{self.mark:4}  {self.check:10}  {self.text}{remedy}"
 
 
 async def examine(path: Path | None, redis_url: str | None = None) -> AsyncIterator[Line]:
@@ -66,7 +67,8 @@ async def examine(path: Path | None, redis_url: str | None = None) -> AsyncItera
     where = str(path) if path else "built-in defaults"
     symbols = ", ".join(settings.symbols)
     yield Line(Mark.OK, "config", f"{where}: {symbols} {settings.interval}")
-    for line in (*_folders(settings), *_release(settings), _telegram(settings)):
+    parts = (_features, _labels, _algorithms, _folders, _release, _telegram)
+    for line in (line for part in parts for line in part(settings)):
         yield line
     async for line in _exchange(settings):
         yield line
@@ -104,17 +106,83 @@ def _folders(settings: Settings) -> Iterator[Line]:
             yield Line(Mark.OK, "folders", text)
 
 
+def looked_at(path: Path | None) -> list[Line]:
+    """What can be said of a config and its release before anything runs; no release is fine.
+
+    Of the algorithms the trainer itself says what is wrong: its libraries take long to import.
+    """
+    settings = config.load(path)
+    is_there = os.path.lexists(settings.model_folder / "current")
+    release = _release(settings) if is_there else ()
+    return [*_features(settings), *_labels(settings), *release]
+
+
+def _features(settings: Settings) -> Iterator[Line]:
+    try:
+        features = configured(settings)
+    except (Failure, BadInput) as error:
+        remedy = "mend the name; `python -m trainer features --list` shows all"
+        yield Line(Mark.FAIL, "features", str(error), remedy)
+        return
+    off = [
+        (source, key)
+        for source, key in (("futur", "futures"), ("depth", "depth"))
+        if source in features.sources and not getattr(settings.collector, key)
+    ]
+    for source, key in off:
+        text = f"some read {source} rows, and collector.{key} is off: live they have no value"
+        yield Line(Mark.FAIL, "features", text, f"set collector.{key}, or leave them out")
+    if not off:
+        text = f"{len(features.names)} features look back {features.lookback:,} candles at most"
+        yield Line(Mark.OK, "features", text)
+
+
+def _labels(settings: Settings) -> Iterator[Line]:
+    from trainer.labels import side_of  # noqa: PLC0415 - only here
+
+    try:
+        sides = {name: side_of(name) for name in settings.labels}
+    except Failure as error:
+        remedy = "mend the name; `python -m trainer labels --list` shows all"
+        yield Line(Mark.FAIL, "labels", str(error), remedy)
+        return
+    for side in ("high", "low"):
+        if side not in sides.values():
+            text = f"none of {', '.join(settings.labels)} speaks for a {side}: no score comes of it"
+            yield Line(Mark.FAIL, "labels", text, f"add one, such as {side}_10")
+            return
+    values = [name for name, side in sides.items() if side is None]
+    beside = f"; regressions beside the score: {', '.join(values)}" if values else ""
+    yield Line(Mark.OK, "labels", f"{len(sides)} labels, of both sides{beside}")
+
+
+def _algorithms(settings: Settings) -> Iterator[Line]:
+    try:
+        from trainer.models.fit import check_labels, recipes  # noqa: PLC0415 - slow, only here
+    except ImportError as error:
+        text = f"not looked at: {error.name} is not installed here, so nothing is trained here"
+        yield Line(Mark.OK, "algorithms", text)
+        return
+    try:
+        plan = recipes(settings.algorithms)
+        check_labels(plan, settings.labels)
+    except Failure as error:
+        yield Line(Mark.FAIL, "algorithms", str(error), "mend `algorithms` in the config")
+        return
+    yield Line(Mark.OK, "algorithms", ", ".join(recipe.name for recipe in plan))
+
+
 def _release(settings: Settings) -> Iterator[Line]:
     train = "`python -m trainer train --promote`, or `itb up`, which trains first"
     try:
         folder = current_folder(settings.model_folder)
         if folder is None:
-            yield Line(Mark.WARN, "release", f"none in {settings.model_folder}", train)
+            yield Line(Mark.WARN, RELEASE, f"none in {settings.model_folder}", train)
             return
         bundle = Bundle.load(folder, settings.limits.model_bytes)
         features = configured(settings)
     except (BadInput, Failure) as error:
-        yield Line(Mark.FAIL, "release", str(error), "`python -m trainer rollback`, or train again")
+        yield Line(Mark.FAIL, RELEASE, str(error), "`python -m trainer rollback`, or train again")
         return
     manifest = bundle.manifest
     text = (
@@ -122,25 +190,37 @@ def _release(settings: Settings) -> Iterator[Line]:
         f"{manifest.interval}, trained up to {iso(manifest.training.end_ms)}"
     )
     if manifest.schema_hash != features.schema:
-        yield Line(
-            Mark.FAIL, "release", f"{text}; made for other features than the config's", train
-        )
+        text = f"{text}; made for {_apart(features.names, manifest.features)}: no candle is scored"
+        yield Line(Mark.FAIL, RELEASE, text, train)
     elif manifest.interval != settings.interval:
         remedy = f"set interval to {manifest.interval}, or train on {settings.interval}"
-        yield Line(Mark.FAIL, "release", f"{text}; the config says {settings.interval}", remedy)
+        yield Line(Mark.FAIL, RELEASE, f"{text}; the config says {settings.interval}", remedy)
     elif others := set(settings.symbols) - set(manifest.symbols):
         text = f"{text}; not trained on {', '.join(sorted(others))}"
-        yield Line(Mark.WARN, "release", text, "train on them as well")
+        yield Line(Mark.WARN, RELEASE, text, "train on them as well")
     else:
-        yield Line(Mark.OK, "release", f"{text}{f'; {bundle.note}' if bundle.note else ''}")
+        yield Line(Mark.OK, RELEASE, f"{text}{f'; {bundle.note}' if bundle.note else ''}")
 
 
-def _telegram(settings: Settings) -> Line:
+def _apart(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """How the features of a release differ from the config's."""
+    less = [name for name in theirs if name not in ours]
+    more = [name for name in ours if name not in theirs]
+    found = [
+        f"{word} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
+        for word, names in (("with", less), ("without", more))
+        if names
+    ]
+    return f"other features than the config's ({', '.join(found) or 'in another order'})"
+
+
+def _telegram(settings: Settings) -> Iterator[Line]:
     if settings.telegram_bot_token is None:
-        return Line(Mark.OK, "telegram", "no token: messages go to the notifier's log")
-    if not settings.telegram_chat_id:
-        return Line(Mark.FAIL, "telegram", "a token, but no telegram_chat_id", "set it")
-    return Line(Mark.OK, "telegram", f"messages go to chat {settings.telegram_chat_id}")
+        yield Line(Mark.OK, "telegram", "no token: messages go to the notifier's log")
+    elif not settings.telegram_chat_id:
+        yield Line(Mark.FAIL, "telegram", "a token, but no telegram_chat_id", "set it")
+    else:
+        yield Line(Mark.OK, "telegram", f"messages go to chat {settings.telegram_chat_id}")
 
 
 async def _exchange(settings: Settings) -> AsyncIterator[Line]:

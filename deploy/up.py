@@ -1,15 +1,18 @@
 """`itb up`: the live system on this machine, on an embedded Valkey; trains first where it must."""
 
 import asyncio
+import multiprocessing
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deploy.demo import SERVICES, train
+from deploy.doctor import RELEASE, Mark, looked_at
 from deploy.observer import Observer, heartbeats, not_ready
 from deploy.screen import Screen
 from deploy.supervisor import Supervisor, service
@@ -43,6 +46,7 @@ class Options:
 async def run(options: Options, screen: Screen) -> int:
     """Runs until stopped."""
     settings = config.load(options.config)
+    await _look(options.config, screen)
     workdir = Workdir(options.workdir)
     try:
         check_free(options.redis_port, option="--redis-port")
@@ -57,6 +61,24 @@ async def run(options: Options, screen: Screen) -> int:
     finally:
         workdir.release()
     return 0
+
+
+async def _look(path: Path | None, screen: Screen) -> None:
+    """Says once what would go wrong with every candle.
+
+    In a process of its own, which takes with it what had to be imported for that.
+
+    Raises:
+        Usage: nothing could run with this config.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        lines = await asyncio.get_running_loop().run_in_executor(pool, looked_at, path)
+    for line in lines:
+        if line.mark is Mark.FAIL and line.check != RELEASE:
+            raise Usage(f"{line.check}: {line.text} -> {line.remedy}")
+        if line.mark is not Mark.OK:
+            screen.warn(f"{line.check} {line.text} -> {line.remedy}")
 
 
 async def _live(

@@ -11,7 +11,9 @@ from deploy.valkey import free_port
 from shared.bus import Bus, Source, Write
 from shared.events import DeadLetter, Kline
 from shared.link import Link
+from shared.releases import promote, read_release
 from shared.streams import KLINE, dead_letters, health_key
+from tests import made_releases
 from tests.valkey import Server
 
 
@@ -85,6 +87,55 @@ async def test_a_broken_release_fails(tmp_path: Path) -> None:
     (release,) = _of(await _lines(_config(tmp_path)), "release")
     assert release.mark is Mark.FAIL
     assert "rollback" in release.remedy
+
+
+@pytest.mark.parametrize(
+    ("keys", "check", "words"),
+    [
+        ({"features_kline": ["close_5", "clos_5"]}, "features", "clos_5"),
+        ({"features_kline": ["close_CORREL_30"]}, "features", "features_other"),
+        ({"features_futur": ["seed"]}, "features", "collector.futures is off"),
+        ({"features_depth": ["gap_5"]}, "features", "collector.depth is off"),
+        ({"features_file": "nowhere.py"}, "features", "nowhere.py"),
+        ({"labels": ["high_10", "low_99"]}, "labels", "no label 'low_99'"),
+        ({"labels": ["high_10", "high_20"]}, "labels", "speaks for a low"),
+        ({"algorithms": [{"name": "x", "algo": "gb", "params": {"leaves": 3}}]}, "algorithms", "x"),
+        ({"labels": ["high_10", "low_10", "high_max_60"], "algorithms": [
+            {"name": "x", "algo": "lc", "params": {"is_regression": False}}]}, "algorithms",
+            "high_max_60"),
+    ],
+)  # fmt: skip
+async def test_a_config_that_nothing_can_run_with_fails(
+    tmp_path: Path, keys: dict[str, object], check: str, words: str
+) -> None:
+    lines = await _lines(_config(tmp_path, **keys))
+    found = [line for line in _of(lines, check) if line.mark is Mark.FAIL]
+    assert len(found) == 1, lines
+    assert words in found[0].text
+    assert found[0].remedy
+
+
+async def test_features_labels_and_algorithms_are_named(tmp_path: Path) -> None:
+    lines = await _lines(_config(tmp_path, labels=["highlow2", "high_max_60"]))
+    (features,), (labels,), (algorithms,) = (
+        _of(lines, check) for check in ("features", "labels", "algorithms")
+    )
+    assert features.text == "51 features look back 1,440 candles at most"
+    assert labels.text == "3 labels, of both sides; regressions beside the score: high_max_60"
+    assert algorithms.text == "gb, nn, lc"
+
+
+async def test_a_release_for_other_features_fails_and_says_which(tmp_path: Path) -> None:
+    release = made_releases.write(tmp_path / "models")
+    promote(tmp_path / "models", release.name)
+    manifest = read_release(release).manifest
+    own = [*manifest.features[1:], "close_7"]
+    (line,) = _of(await _lines(_config(tmp_path, features_kline=own)), "release")
+    assert line.mark is Mark.FAIL
+    assert f"(with {manifest.features[0]}, without close_7): no candle is scored" in line.text
+    turned = list(reversed(manifest.features))
+    (line,) = _of(await _lines(_config(tmp_path, features_kline=turned)), "release")
+    assert "other features than the config's (in another order)" in line.text
 
 
 async def test_a_consumer_that_is_behind_and_dead_letters_are_warned_of(

@@ -17,6 +17,9 @@ from deploy.screen import Screen
 from deploy.supervisor import Supervisor
 from deploy.valkey import free_port
 from shared.config import load
+from shared.errors import Usage
+from shared.releases import promote
+from tests import made_releases
 from tests.valkey import Server
 
 
@@ -90,6 +93,32 @@ def test_a_machine_without_models_trains_and_goes_live(tmp_path: Path) -> None:
             process.wait()
         if up.stderr is not None:
             up.stderr.close()
+
+
+async def test_what_no_service_can_run_with_ends_it_before_anything_is_started(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_folder": str(tmp_path), "labels": ["high_10", "lo_10"]}))
+    with pytest.raises(Usage, match=r"^labels: no label 'lo_10'; did you mean .* -> mend the name"):
+        await up_module.run(
+            up_module.Options(config=config, workdir=tmp_path / "work"), Screen(io.StringIO())
+        )
+    assert not (tmp_path / "work").exists()
+
+
+async def test_a_release_of_other_features_is_told_once_at_the_start(tmp_path: Path) -> None:
+    release = made_releases.write(tmp_path / "models")
+    promote(tmp_path / "models", release.name)
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps({"model_folder": str(tmp_path / "models"), "features_kline": ["close_7"]})
+    )
+    out = io.StringIO()
+    await up_module._look(config, Screen(out))
+    (line,) = out.getvalue().splitlines()
+    assert "made for other features than the config's" in line
+    assert "no candle is scored -> `python -m trainer train --promote`" in line
 
 
 async def _attempts(
