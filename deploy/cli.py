@@ -260,7 +260,7 @@ def _streams(args: argparse.Namespace) -> int:
     if args.schema:
         sys.stdout.write(schema_text() + "\n")
         return 0
-    url = args.redis_url or load(args.config).redis_url
+    url = args.redis_url or load(args.config).bus_url
 
     async def describe() -> int:
         async with Observer(url, patience_s=3.0) as observer:
@@ -275,7 +275,7 @@ def _streams(args: argparse.Namespace) -> int:
 def _tail(args: argparse.Namespace) -> int:
     from deploy import streams  # noqa: PLC0415
 
-    url = args.redis_url or load(args.config).redis_url
+    url = args.redis_url or load(args.config).bus_url
     return _run(
         lambda: streams.tail(
             url,

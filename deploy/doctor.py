@@ -72,7 +72,7 @@ async def examine(path: Path | None, redis_url: str | None = None) -> AsyncItera
         yield line
     async for line in _exchange(settings):
         yield line
-    async for line in _server(redis_url or settings.redis_url):
+    async for line in _server(redis_url or settings.bus_url):
         yield line
 
 

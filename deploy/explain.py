@@ -40,7 +40,7 @@ async def run(options: Options, out: TextIO) -> int:
     """Prints the explanation; the exit code is 1 where the bits differ."""
     signal_place(options.signal_id)  # refused before anything is connected
     settings = load(options.config)
-    async with Observer(options.redis_url or settings.redis_url, patience_s=_PATIENCE_S) as bus:
+    async with Observer(options.redis_url or settings.bus_url, patience_s=_PATIENCE_S) as bus:
         folder = await bus.ask(partial(model_folder, settings=settings, config=options.config))
         explainer = Explainer(settings, model_folder=folder)
         found = await bus.ask(lambda one: explainer.explain(one, options.signal_id))

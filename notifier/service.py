@@ -120,7 +120,7 @@ class Notifier:
         """A chat with connections and a group of its own."""
         settings = session.settings
         opening = Bus.session(
-            settings.redis_url,
+            settings.bus_url,
             service=recipient.group,
             instance=settings.instance,
             message_bytes=settings.limits.message_bytes,

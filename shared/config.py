@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import json5
@@ -629,7 +629,14 @@ class Settings(BaseSettings):
         default=None, description="user, group or @channel that gets the messages"
     )
 
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="also unix:///path")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="also unix:///path; TLS: rediss://host:6379/0?ssl_ca_certs=/path/ca.crt",
+    )
+    redis_password: SecretStr | None = Field(
+        default=None,
+        description="of the user in redis_url; a file is safer: ITB_REDIS_PASSWORD_FILE",
+    )
     binance_rest_url: str = Field(
         default="https://data-api.binance.vision", description="market data by request"
     )
@@ -738,7 +745,7 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from None
         return value
 
-    @field_validator("api_key", "api_secret", "telegram_bot_token", mode="before")
+    @field_validator("api_key", "api_secret", "telegram_bot_token", "redis_password", mode="before")
     @classmethod
     def _no_empty_secret(cls, value: Any) -> Any:
         return value or None
@@ -769,6 +776,22 @@ class Settings(BaseSettings):
         own = tuple(s for s in self.symbols if zlib.crc32(s.encode()) % parts == part)
         return self.model_copy(update={"symbols": own})
 
+    @model_validator(mode="after")
+    def _one_password(self) -> "Settings":
+        if self.redis_password is not None and urlsplit(self.redis_url).password:
+            raise ValueError("give the password in redis_url or in redis_password, not in both")
+        return self
+
+    @property
+    def bus_url(self) -> str:
+        """`redis_url` with the password in it: a secret, to connect with and for nothing else."""
+        if self.redis_password is None:
+            return self.redis_url
+        parts = urlsplit(self.redis_url)
+        user, _, place = parts.netloc.rpartition("@")
+        password = quote(self.redis_password.get_secret_value(), safe="")
+        return parts._replace(netloc=f"{user.rstrip(':')}:{password}@{place}").geturl()
+
     @property
     def step_ms(self) -> int:
         return interval_ms(self.interval)
@@ -790,7 +813,7 @@ class Settings(BaseSettings):
 
 
 SHARED_SERVICES = frozenset({"collector", "featurizer", "predictor"})
-SECRETS = frozenset({"api_key", "api_secret", "telegram_bot_token"})
+SECRETS = frozenset({"api_key", "api_secret", "telegram_bot_token", "redis_password"})
 
 
 def load(path: Path | str | None = None, **overrides: Any) -> Settings:

@@ -92,7 +92,7 @@ async def _heartbeat(settings: Any, service: str) -> tuple[dict[str, Any] | None
     try:
         async with (
             asyncio.timeout(_TIMEOUT_S),
-            Bus.session(settings.redis_url, service=service, exclusive=False) as bus,
+            Bus.session(settings.bus_url, service=service, exclusive=False) as bus,
         ):
             text = await bus.get(key)
     except (Unavailable, OutOfSync, Failure, TimeoutError) as error:

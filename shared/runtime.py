@@ -299,7 +299,7 @@ async def _one_session(settings: Settings, serve: Serve, process: Process) -> No
         process.no_session(f"stands by: {who}")
 
     opening = Bus.session(
-        settings.redis_url,
+        settings.bus_url,
         service=process.service,
         instance=settings.instance,
         message_bytes=settings.limits.message_bytes,

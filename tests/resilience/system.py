@@ -246,13 +246,17 @@ class System:
             "binance_ws_url": f"ws://{HOST}:{self._port}",
         }
 
+    def environment(self, name: str) -> dict[str, str]:
+        """What a process is started with."""
+        return {k: v for k, v in os.environ.items() if not k.startswith("ITB_")}
+
     def _spawn(self, name: str) -> None:
         arguments = ["-c", str(self.config)]
         if name == "simulator":
             arguments = ["--port", str(self._port), "--data", str(self.tape.path)]
             arguments += ["--history", str(self.tape.history), "--speed", self._speed]
         assert self._guard is not None
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ITB_")}
+        environment = self.environment(name)
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", name, *arguments],

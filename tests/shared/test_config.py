@@ -182,3 +182,28 @@ def test_a_bad_secret_value_is_not_printed(tmp_path: Path, monkeypatch: pytest.M
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(Usage, match="no such config file; `itb init` writes one"):
         load(tmp_path / "none.json")
+
+
+def test_the_password_of_the_bus_comes_from_a_file_and_joins_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("p/@ss:word\n")
+    monkeypatch.setenv("ITB_REDIS_PASSWORD_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("ITB_REDIS_URL", "rediss://trader@bus:6380/0?ssl_ca_certs=/run/ca.crt")
+    settings = load()
+    assert settings.redis_url == "rediss://trader@bus:6380/0?ssl_ca_certs=/run/ca.crt"
+    expected = "rediss://trader:p%2F%40ss%3Aword@bus:6380/0?ssl_ca_certs=/run/ca.crt"
+    assert settings.bus_url == expected
+    assert "p/@ss" not in repr(settings)
+
+
+def test_a_password_in_the_url_and_one_in_a_file_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ITB_REDIS_PASSWORD", "one")
+    monkeypatch.setenv("ITB_REDIS_URL", "redis://trader:two@bus:6379/0")
+    with pytest.raises(Usage, match="not in both") as error:
+        load()
+    assert "two" not in str(error.value)
+    monkeypatch.setenv("ITB_REDIS_URL", "redis://bus:6379/0")
+    assert load().bus_url == "redis://:one@bus:6379/0"
