@@ -319,9 +319,9 @@ async def dead_letter_janitor(session: Session, inputs: Sequence[Source[Any]]) -
     bus = session.bus
     letters = [Source(dead_letters(source.key)) for source in inputs]
     while True:
+        await asyncio.sleep(_JANITOR_S)
         newest = await bus.newest_ids([letter.key for letter in letters])
         for letter, last in zip(letters, newest, strict=True):
             if last is not None:
                 await bus.cap(letter, _MOST_DEAD)
                 await bus.trim(letter, keep_from_ms=id_order(last)[0] - _KEEP_DEAD_MS)
-        await asyncio.sleep(_JANITOR_S)
