@@ -43,6 +43,28 @@ class Message:
     buttons: Sequence[Sequence[Button]] = ()
 
 
+class Conflict(Unavailable):
+    """Somebody else reads the same bot's messages: only one of us can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """Something that a person wrote to the bot or pressed. user_id 0: nobody that we know of.
+
+    query_id: of a button; `text` is then what the button says. date_s: the server's clock, None
+    for a button.
+    """
+
+    update_id: int
+    user_id: int = 0
+    chat_id: int = 0
+    is_private: bool = False
+    text: str = ""
+    date_s: float | None = None
+    is_forwarded: bool = False
+    query_id: str = ""
+
+
 class Channel(Protocol):
     """Where messages go. name and chat are written into the journal of notifications."""
 

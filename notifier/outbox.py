@@ -28,6 +28,7 @@ class Outbox:
     limit: int
     alerts: deque[tuple[Entry[Any], Notice]] = field(default_factory=deque)
     scores: deque[Score] = field(default_factory=deque)
+    days: deque[int] = field(default_factory=deque)  # when they were due
 
     def __len__(self) -> int:
         return len(self.alerts) + len(self.scores)

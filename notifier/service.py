@@ -22,10 +22,14 @@ from functools import partial
 from typing import Any
 
 from notifier.bands import last_band
+from notifier.bot import Bot
 from notifier.channel import TELEGRAM, Channel, Closed, Console, Message, Slow
 from notifier.chats import SERVICE, Preferences, Recipient, preferences_key, recipients
+from notifier.daily import LATE_MS, day_message, days
+from notifier.facts import Facts
 from notifier.messages import DUPLICATE, alert_text, clean
 from notifier.outbox import Outbox, Pace, Score
+from notifier.replies import Replies
 from notifier.watch import dead_man, watch, watch_bus
 from shared.bus import Bus, Entry, Source, Step, Write, by_key, id_order, now_us
 from shared.config import Settings
@@ -112,9 +116,33 @@ class Notifier:
             if url is not None:
                 healthy = partial(self._is_healthy, session)
                 tasks.create_task(dead_man(url.get_secret_value(), healthy, every_s=self.ping_s))
+            if settings.telegram_bot_token is not None and settings.notifier.users:
+                tasks.create_task(self._listen(session, everybody))
             for recipient in everybody[1:]:
                 tasks.create_task(self._further(session, recipient))
             await self._chat(session, everybody[0])
+
+    async def _listen(self, session: Session, everybody: Sequence[Recipient]) -> None:
+        """Follows the commands of those who may give any."""
+        settings = session.settings
+
+        def load() -> Any:
+            from notifier.telegram import Updates  # noqa: PLC0415  # as in `open_channel`
+
+            token = settings.telegram_bot_token
+            assert token is not None  # noqa: S101  # asked before
+            return Updates(token, base_url=settings.telegram_url, timeout_s=self.answer_s)
+
+        bot = Bot(
+            session,
+            everybody,
+            Replies(Facts(session.bus, settings)).handlers(),
+            await asyncio.to_thread(load),
+            open_chat=lambda chat: open_channel(settings, chat, self.answer_s),
+            pace=lambda chat: self.line(settings, chat).pace,
+            retry_s=self.retry_s,
+        )
+        await bot.run()
 
     async def _further(self, session: Session, recipient: Recipient) -> None:
         """A chat with connections and a group of its own."""
@@ -147,8 +175,15 @@ class Notifier:
         for source in signals.values():
             intake.claimed[source.key] = await delivery.settle_score(source)
         intake.alerted = await delivery.settle_alert()
+        told_ms = await delivery.settle_day()
+
+        def due(due_ms: int) -> None:
+            outbox.days.append(due_ms)
+            wake.set()
+
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(delivery.run(), name="delivery")
+            tasks.create_task(days(recipient, told_ms, due))
             await intake.run()
 
     def _is_healthy(self, session: Session) -> bool:
@@ -361,6 +396,17 @@ class _Delivery:
         ms, sequence = id_order(claim.id)
         return ms, sequence // 2
 
+    async def settle_day(self) -> int:
+        """When the newest day that was claimed was due; one without an outcome stays at that."""
+        newest = await self._bus.tail(self._recipient.days, 1)
+        if not newest:
+            return 0
+        claim = newest[0]
+        if claim.event is not None and claim.event.state == Delivery.SENDING:
+            outcome = _Outcome(Delivery.UNKNOWN, "the notifier ended while it was sent")
+            await self._record(_claim(claim), outcome)
+        return claim.time_ms
+
     # -- sending ------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -375,7 +421,7 @@ class _Delivery:
                 again = Message(text=claim.event.text + DUPLICATE)
                 await self._deliver(claim, again, fresh=None)
             while True:
-                if not len(self._outbox):
+                if not len(self._outbox) and not self._outbox.days:
                     self._wake.clear()
                     await self._wake.wait()
                     continue
@@ -384,6 +430,8 @@ class _Delivery:
                     await self._alerts()
                 elif self._outbox.scores:
                     await self._score(self._outbox.scores.popleft())
+                elif self._outbox.days:
+                    await self._day(self._outbox.days.popleft())
         finally:
             await self._channel.close()
 
@@ -448,6 +496,31 @@ class _Delivery:
             self._outbox.alerts.popleft()
         if claimed:
             await self._deliver(claim, message, fresh=None)
+
+    async def _day(self, due_ms: int) -> None:
+        """The picture of the day, a message a symbol."""
+        facts = Facts(self._bus, self._settings)
+        for number, symbol in enumerate(self._recipient.symbols):
+            message = await day_message(facts, self._recipient, symbol)
+            if message is None:
+                continue
+            claim = Write(
+                source=self._recipient.days,
+                event=Notification(
+                    signal_id="",
+                    symbol=symbol,
+                    interval=self._settings.interval,
+                    open_time_ms=due_ms,
+                    state=Delivery.SENDING,
+                    channel=self._channel.name,
+                    chat=self._channel.chat,
+                    text=message.text,
+                ),
+                open_time_ms=due_ms,
+                sequence=2 * number,
+            )
+            if await self._claimed([Step(input=None, writes=[claim])]):
+                await self._deliver(claim, message, fresh=partial(_is_young, due_ms))
 
     async def _claimed(self, steps: Sequence[Step]) -> bool:
         """Whether the claim is ours. If not, somebody else told people already."""
@@ -604,6 +677,10 @@ def _is_fresh(settings: Settings, signal: Signal, market_now_ms: int | None) -> 
         return False
     age_ms = market_now_ms - (signal.open_time_ms + settings.step_ms)
     return 0 <= age_ms <= settings.notifier.max_age_s * 1000
+
+
+async def _is_young(due_ms: int) -> bool:
+    return now_us() // 1000 - due_ms < LATE_MS
 
 
 def _claim(entry: Entry[Notification]) -> Write[Notification]:

@@ -8,6 +8,7 @@ file: each becomes one of ours, with a text that was redacted, outside of its `e
 
 import html
 import logging
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from aiogram import Bot
@@ -18,6 +19,7 @@ from aiogram.exceptions import (
     ClientDecodeError,
     TelegramAPIError,
     TelegramBadRequest,
+    TelegramConflictError,
     TelegramEntityTooLarge,
     TelegramForbiddenError,
     TelegramMigrateToChat,
@@ -29,6 +31,7 @@ from aiogram.exceptions import (
 )
 from aiogram.methods import Response, TelegramMethod
 from aiogram.types import (
+    BotCommand,
     BufferedInputFile,
     InlineKeyboardButton,
     InlineKeyboardMarkup,
@@ -38,13 +41,14 @@ from aiogram.utils.token import TokenValidationError
 from aiohttp import ClientConnectorError, ClientTimeout, ConnectionTimeoutError, InvalidURL
 from pydantic import SecretStr
 
-from notifier.channel import TELEGRAM, Closed, Message, Slow
+from notifier.channel import TELEGRAM, Closed, Conflict, Incoming, Message, Slow
 from shared.errors import Rejected, Unavailable, Unknown, Usage
 from shared.logs import Redactor
 
 log = logging.getLogger(__name__)
 _CONNECT_S = 10.0
 _SLOW_S = 30.0
+_POLL_SLACK_S = 10
 _NO_LINKS = LinkPreviewOptions(is_disabled=True)
 
 
@@ -84,15 +88,11 @@ class _Session(AiohttpSession):
         raise _NoAnswer(status_code)
 
 
-class Telegram:
-    """One bot and one chat."""
+class _Api:
+    """A bot over the wire, with its errors as ours."""
 
-    name = TELEGRAM
-
-    def __init__(
-        self, token: SecretStr, chat: str, *, base_url: str, timeout_s: float = 30.0
-    ) -> None:
-        self.chat = chat
+    def __init__(self, token: SecretStr, *, base_url: str, timeout_s: float) -> None:
+        self.chat = ""
         self._redact = Redactor([token.get_secret_value()])
         session = _Session(base_url, timeout_s)
         try:
@@ -102,6 +102,59 @@ class Telegram:
         if bot is None:
             raise Usage("telegram_bot_token: not a bot token (<digits>:<letters>, from @BotFather)")
         self._bot = bot
+
+    async def close(self) -> None:
+        await self._bot.session.close()
+
+    def _meaning(self, error: BaseException) -> Exception:
+        """One of our errors, without the token, for one of aiogram's or the HTTP client's."""
+        if isinstance(error, _NoAnswer):
+            # A gateway that timed out, or an OK that we cannot read: it may have been sent.
+            unknown = error.status == 504 or error.status < 300
+            return Unknown(str(error)) if unknown else Unavailable(str(error))
+        if not isinstance(error, TelegramAPIError):
+            return Unknown(f"Telegram: {type(error).__name__}")
+        reason = self._redact(f"Telegram: {' '.join(error.message.split())}")
+        match error:
+            case TelegramRetryAfter():
+                return Slow(f"Telegram asks for {error.retry_after} s", float(error.retry_after))
+            case TelegramEntityTooLarge():
+                return Rejected(reason)
+            case TelegramNetworkError():
+                return self._network(error)
+            case TelegramServerError():
+                return Unavailable(reason)
+            case TelegramUnauthorizedError() | TelegramNotFound():
+                return Closed(f"{reason}; check telegram_bot_token")
+            case TelegramForbiddenError():
+                return Closed(f"{reason}; let the bot into the chat {self.chat} again")
+            case TelegramBadRequest() if "chat not found" in error.message:
+                return Closed(f"{reason}; check telegram_chat_id, and write to the bot once")
+            case _ if error.message.startswith("Too Many Requests"):
+                return Slow(reason, _SLOW_S)
+            case _:
+                return Rejected(reason)
+
+    def _network(self, error: TelegramNetworkError) -> Exception:
+        cause = error.__cause__
+        kind = type(cause).__name__
+        if isinstance(cause, InvalidURL):
+            return Closed("Telegram: telegram_url is not a URL")
+        if isinstance(cause, ClientConnectorError | ConnectionTimeoutError):
+            return Unavailable(f"Telegram is not reachable: {kind}")
+        return Unknown(f"Telegram did not answer: {kind}")
+
+
+class Telegram(_Api):
+    """One bot and one chat."""
+
+    name = TELEGRAM
+
+    def __init__(
+        self, token: SecretStr, chat: str, *, base_url: str, timeout_s: float = 30.0
+    ) -> None:
+        super().__init__(token, base_url=base_url, timeout_s=timeout_s)
+        self.chat = chat
 
     async def check(self) -> None:
         """Is the token good? Raises as `send`."""
@@ -167,46 +220,77 @@ class Telegram:
             reply_markup=keyboard,
         )
 
-    async def close(self) -> None:
-        await self._bot.session.close()
 
-    def _meaning(self, error: BaseException) -> Exception:
-        """One of our errors, without the token, for one of aiogram's or the HTTP client's."""
-        if isinstance(error, _NoAnswer):
-            # A gateway that timed out, or an OK that we cannot read: it may have been sent.
-            unknown = error.status == 504 or error.status < 300
-            return Unknown(str(error)) if unknown else Unavailable(str(error))
-        if not isinstance(error, TelegramAPIError):
-            return Unknown(f"Telegram: {type(error).__name__}")
-        reason = self._redact(f"Telegram: {' '.join(error.message.split())}")
-        match error:
-            case TelegramRetryAfter():
-                return Slow(f"Telegram asks for {error.retry_after} s", float(error.retry_after))
-            case TelegramEntityTooLarge():
-                return Rejected(reason)
-            case TelegramNetworkError():
-                return self._network(error)
-            case TelegramServerError():
-                return Unavailable(reason)
-            case TelegramUnauthorizedError() | TelegramNotFound():
-                return Closed(f"{reason}; check telegram_bot_token")
-            case TelegramForbiddenError():
-                return Closed(f"{reason}; let the bot into the chat {self.chat} again")
-            case TelegramBadRequest() if "chat not found" in error.message:
-                return Closed(f"{reason}; check telegram_chat_id, and write to the bot once")
-            case _ if error.message.startswith("Too Many Requests"):
-                return Slow(reason, _SLOW_S)
-            case _:
-                return Rejected(reason)
+class Updates(_Api):
+    """What people write to the bot. Raises, `next`: as `Telegram.send`, and Conflict."""
 
-    def _network(self, error: TelegramNetworkError) -> Exception:
-        cause = error.__cause__
-        kind = type(cause).__name__
-        if isinstance(cause, InvalidURL):
-            return Closed("Telegram: telegram_url is not a URL")
-        if isinstance(cause, ClientConnectorError | ConnectionTimeoutError):
-            return Unavailable(f"Telegram is not reachable: {kind}")
-        return Unknown(f"Telegram did not answer: {kind}")
+    def __init__(self, token: SecretStr, *, base_url: str, timeout_s: float = 30.0) -> None:
+        super().__init__(token, base_url=base_url, timeout_s=timeout_s)
+        self.bot_id = self._bot.id
+
+    async def next(self, offset: int | None, wait_s: int) -> list[Incoming]:
+        """Updates from `offset` on, oldest first; [] after `wait_s` without one."""
+        try:
+            found = await self._bot.get_updates(
+                offset=offset,
+                timeout=wait_s,
+                allowed_updates=["message", "callback_query"],
+                request_timeout=wait_s + _POLL_SLACK_S,
+            )
+            return [_incoming(update) for update in found]
+        except TelegramConflictError:
+            failure: Exception = Conflict("another program reads this bot's messages")
+        except (AiogramError, TimeoutError, OSError) as error:
+            failure = self._meaning(error)
+        raise failure
+
+    async def start(self) -> None:
+        """A webhook that somebody has set would keep all messages from us."""
+        await self._quietly(self._bot.delete_webhook(drop_pending_updates=False))
+
+    async def set_commands(self, commands: Sequence[tuple[str, str]], language: str | None) -> None:
+        """The bot's own menu. language: two letters, None = everybody else's."""
+        menu = [BotCommand(command=name, description=text) for name, text in commands]
+        await self._quietly(self._bot.set_my_commands(menu, language_code=language))
+
+    async def pressed(self, query_id: str) -> None:
+        """Ends the spinner on a button."""
+        await self._quietly(self._bot.answer_callback_query(query_id))
+
+    async def _quietly(self, call: Awaitable[Any]) -> None:
+        """Nice to have: a failure is only logged."""
+        try:
+            await call
+        except (AiogramError, TimeoutError, OSError) as error:
+            log.info("%s", self._meaning(error))
+
+
+def _incoming(update: Any) -> Incoming:
+    """What we need of an update; a dict is one of a kind that aiogram does not know yet."""
+    if isinstance(update, dict):
+        return Incoming(update_id=int(update["update_id"]))
+    query, message = update.callback_query, update.message
+    if query is not None:
+        place = query.message
+        return Incoming(
+            update_id=update.update_id,
+            user_id=query.from_user.id,
+            chat_id=place.chat.id if place is not None else 0,
+            is_private=place is not None and place.chat.type == "private",
+            text=query.data or "",
+            query_id=query.id,
+        )
+    if message is None:
+        return Incoming(update_id=update.update_id)
+    return Incoming(
+        update_id=update.update_id,
+        user_id=message.from_user.id if message.from_user is not None else 0,
+        chat_id=message.chat.id,
+        is_private=message.chat.type == "private",
+        text=message.text or "",
+        date_s=message.date.timestamp(),
+        is_forwarded=message.forward_origin is not None,
+    )
 
 
 def _message_id(message: Any) -> int | None:

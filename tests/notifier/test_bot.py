@@ -1,0 +1,298 @@
+"""The bot between a real Valkey, people and strangers, over the wire."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from notifier.bot import MENU
+from notifier.daily import newest_due_ms
+from notifier.service import Notifier
+from shared.bus import Source, Write
+from shared.config import Settings
+from shared.control import CONTROL_KEY, Word, command_of
+from shared.events import Delivery, Order, OrderState
+from shared.streams import DAILY, ORDER, SIGNAL
+from tests.fakes.telegram import CHAT, TOKEN, Chat, FakeTelegram, RetryAfter, Status
+from tests.notifier.desk import START, Desk, open_desk, serving, settings
+from tests.played import Played
+from tests.valkey import Server
+
+PNG = b"\x89PNG\r\n\x1a\n"
+STRANGER = 666
+MODE = settings().trader.mode
+
+
+@pytest.fixture
+async def desk(valkey: Server) -> AsyncIterator[Desk]:
+    async with open_desk(valkey.url) as desk:
+        yield desk
+
+
+@pytest.fixture
+async def telegram() -> AsyncIterator[FakeTelegram]:
+    # Dates of messages begin at 1_700_000_000: the clock says how much later it is.
+    async with FakeTelegram(clock=lambda: time.time() - 1_700_000_000) as telegram:
+        yield telegram
+
+
+def commanded(telegram: FakeTelegram, desk: Desk, **notifier: Any) -> Settings:
+    return settings(
+        redis_url=desk.url,
+        telegram_bot_token=TOKEN,
+        telegram_chat_id=str(CHAT),
+        telegram_url=telegram.url,
+        signaler={"notification_threshold": 20},
+        notifier={"messages_per_minute": 1800, "users": [CHAT], "watch": [], **notifier},
+    )
+
+
+def listening(desk: Desk, config: Settings) -> Any:
+    notifier = Notifier(retry_s=(0.01, 0.05))
+    return serving(desk.url, "notifier", notifier.serve, config)
+
+
+async def answer(
+    telegram: FakeTelegram, text: str, *, chat: int = CHAT, user: int = CHAT
+) -> dict[str, Any]:
+    """What the bot says to a text."""
+    before = len(_ours(telegram, chat))
+    await telegram.say(text, user=user, chat=chat)
+    async with telegram.stored:
+        await telegram.stored.wait_for(lambda: len(_ours(telegram, chat)) > before)
+    return _ours(telegram, chat)[before]
+
+
+def _ours(telegram: FakeTelegram, chat: int) -> list[dict[str, Any]]:
+    return [m for m in telegram.chats[chat].messages.values() if m["from"]["is_bot"]]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # what is waited for tells nobody
+        await asyncio.sleep(0.005)
+
+
+async def test_every_command_of_the_menu_is_answered_with_facts(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    await desk.candles(30)
+    await desk.bus.write(*(Write(source=Source(ORDER, "BTCUSDT"), event=e) for e in trip()))
+    async with listening(desk, commanded(telegram, desk)):
+        help_text = (await answer(telegram, "/help"))["text"]
+        assert [line.split()[0][1:] for line in help_text.splitlines()] == list(MENU)
+        assert {c["command"] for c in telegram.commands} == set(MENU)
+        assert "₿ 60,518 📉📉📉📉📉📉 Score: -0.26" in (await answer(telegram, "/score"))["text"]
+        status = (await answer(telegram, "/status"))["text"]
+        assert status.startswith("🟢 All services are ready.")
+        assert f"BTCUSDT ({MODE}): no position" in status
+        # Bought 1 for 100 and sold it for 110, 0.1 + 0.11 fees: 9.79.
+        assert "realised +9.79 USDT" in (await answer(telegram, "/profit 365"))["text"]
+        assert (
+            "won 1, lost 0, Profit +9.79 USDT" in (await answer(telegram, "/performance"))["text"]
+        )
+        trades = (await answer(telegram, "/trades"))["text"].splitlines()
+        assert [line.split(maxsplit=2)[2] for line in trades] == [
+            "BUY 1 @ 100 (entry)", "SELL 1 @ 110 (exit) +9.79",
+        ]  # fmt: skip
+        assert "gaps 0" in (await answer(telegram, "/data"))["text"]
+        assert "candles 30" in (await answer(telegram, "/data"))["text"]
+        assert "no release" in (await answer(telegram, "/model"))["text"].lower()
+        assert "signal: p50" in (await answer(telegram, "/latency"))["text"]
+        assert "/help" in (await answer(telegram, "/nonsense"))["text"]
+        picture = await answer(telegram, "/chart 1")
+        assert picture["caption"].startswith("₿ 60,518")
+        sent = next(call for call in telegram.calls if call.method == "sendphoto")
+        assert next(iter(sent.files.values()))[1].startswith(PNG)
+    assert telegram.commands[0]["description"] != ""
+
+
+async def test_a_button_does_what_its_command_does(desk: Desk, telegram: FakeTelegram) -> None:
+    await desk.candles(1)
+    async with listening(desk, commanded(telegram, desk)):
+        message = await answer(telegram, "/help")
+        rows = message["reply_markup"]["inline_keyboard"]
+        data = next(b["callback_data"] for row in rows for b in row if b["text"] == "score")
+        before = len(_ours(telegram, CHAT))
+        query = await telegram.press(data, message["message_id"])
+        async with telegram.stored:
+            await telegram.stored.wait_for(lambda: len(_ours(telegram, CHAT)) > before)
+        assert "Score: -0.26" in _ours(telegram, CHAT)[-1]["text"]
+        assert telegram._queries[query], "its spinner has ended"
+
+
+async def test_strangers_groups_and_old_words_do_nothing(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    telegram.chats[STRANGER] = Chat(STRANGER)
+    telegram.chats[-5] = Chat(-5, "group")
+    async with listening(desk, commanded(telegram, desk)) as session:
+        await telegram.say("/halt", user=STRANGER, chat=STRANGER)
+        await telegram.say("/halt", user=STRANGER, chat=CHAT)
+        await telegram.say("/status", chat=-5)
+        telegram.clock = lambda: time.time() - 1_700_000_000 - 120
+        await telegram.say("/halt")
+        telegram.clock = lambda: time.time() - 1_700_000_000
+        await until(lambda: session.health.facts.get("commands", {}).get("ignored") == 4)
+        assert (await answer(telegram, "/score"))["text"]
+    assert await desk.bus.get(CONTROL_KEY) is None
+    assert not _ours(telegram, STRANGER)
+    assert not _ours(telegram, -5)
+
+
+async def test_halt_needs_one_word_and_resume_a_code_that_works_once(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    async with listening(desk, commanded(telegram, desk)):
+        assert "HALT" in (await answer(telegram, "/halt"))["text"]
+        assert _word(await desk.bus.get(CONTROL_KEY)) == Word.HALT
+        asked = (await answer(telegram, "/resume"))["text"]
+        code = next(word for word in asked.split() if word.isdigit() and len(word) == 6)
+        assert _word(await desk.bus.get(CONTROL_KEY)) == Word.HALT
+        wrong = f"{(int(code) + 1) % 1_000_000:06d}"
+        assert "not valid" in (await answer(telegram, f"/resume {wrong}"))["text"]
+        assert "not valid" in (await answer(telegram, f"/resume {code}"))["text"]
+        asked = (await answer(telegram, "/resume"))["text"]
+        code = next(word for word in asked.split() if word.isdigit() and len(word) == 6)
+        assert "not valid" in (await answer(telegram, f"/flatten {code}"))["text"]
+        assert "goes on" in (await answer(telegram, f"/resume {code}"))["text"]
+        assert _word(await desk.bus.get(CONTROL_KEY)) == Word.RESUME
+        assert "not valid" in (await answer(telegram, f"/resume {code}"))["text"]
+
+
+async def test_an_update_that_comes_again_after_a_restart_is_not_followed_again(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    config = commanded(telegram, desk)
+    async with listening(desk, config):
+        await answer(telegram, "/mute 5")
+    seen = list(telegram._updates)
+    async with listening(desk, config):
+        telegram._updates[:0] = seen  # the server forgot that they were confirmed
+        assert (await answer(telegram, "/threshold"))["text"]
+    assert sum("muted" in message.get("text", "") for message in _ours(telegram, CHAT)) == 1
+
+
+async def test_what_a_chat_has_set_outlives_the_notifier(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    await desk.candles(0)
+    config = commanded(telegram, desk)
+    async with listening(desk, config):
+        assert "2 steps" in (await answer(telegram, "/threshold 2"))["text"]
+        assert "0 to 20" in (await answer(telegram, "/threshold 21"))["text"]
+    async with listening(desk, config):
+        await desk.candles(1)
+        await telegram.until(len(telegram.chats[CHAT].messages) + 1)
+    assert telegram.texts()[-1] == "₿ 60,518 📉📉📉📉 Score: -0.26"
+    stored = json.loads(await desk.bus.get(f"chat:{CHAT}") or b"{}")
+    assert stored == {"muted_until_ms": 0, "threshold": 2}
+
+
+async def test_a_flood_limit_delays_an_answer_and_loses_none(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    async with listening(desk, commanded(telegram, desk)):
+        telegram.faults.append(RetryAfter(1))
+        assert (await answer(telegram, "/score"))["text"]
+        telegram.faults.append(Status(502, "Bad Gateway"))
+        assert (await answer(telegram, "/score"))["text"]
+
+
+async def test_answers_come_in_the_language_of_their_chat(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    chats = [{"chat": str(CHAT), "language": "zh", "time_zone": "Asia/Shanghai"}]
+    async with listening(desk, commanded(telegram, desk, chats=chats)):
+        assert (await answer(telegram, "/trades"))["text"] == "尚无成交。"
+
+
+async def test_the_picture_of_the_day_comes_once_whatever_dies(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    await desk.candles(30)
+    # Due a minute ago, in UTC.
+    due = datetime.fromtimestamp(time.time() - 60, UTC)
+    config = commanded(telegram, desk, daily=f"{due:%H:%M}")
+    for _ in range(2):
+        async with listening(desk, config):
+            assert (await answer(telegram, "/score"))["text"]
+            await until(lambda: any("photo" in m for m in _ours(telegram, CHAT)))
+    pictures = [m for m in _ours(telegram, CHAT) if "photo" in m]
+    assert len(pictures) == 1
+    assert pictures[0]["caption"].startswith("The day: ₿ 60,518 (+0.00 %)")
+    entries = await desk.bus.tail(Source(DAILY), 10)
+    assert [e.event.state for e in entries if e.event] == [Delivery.SENDING, Delivery.SENT]
+
+
+@pytest.mark.parametrize(
+    ("now", "zone", "due"),
+    [
+        ("2026-03-29T06:30:00+00:00", "Europe/Berlin", "2026-03-29T06:00:00+00:00"),
+        ("2026-03-29T05:30:00+00:00", "Europe/Berlin", "2026-03-28T07:00:00+00:00"),
+        ("2026-01-01T00:00:00+00:00", "Asia/Shanghai", "2026-01-01T00:00:00+00:00"),
+    ],
+)
+def test_a_day_is_due_at_the_hour_of_its_zone(now: str, zone: str, due: str) -> None:
+    from zoneinfo import ZoneInfo
+
+    now_ms = int(datetime.fromisoformat(now).timestamp() * 1000)
+    expected = int(datetime.fromisoformat(due).timestamp() * 1000)
+    assert newest_due_ms("08:00", ZoneInfo(zone), now_ms) == expected
+
+
+def _word(text: bytes | None) -> Word | None:
+    found = command_of(text)
+    return None if found is None else found.word
+
+
+def trip() -> list[Order]:
+    """A round trip: 1 BTC bought for 100 and sold for 110, fees in the quote asset."""
+
+    def line(number: int, state: str, side: str, leg: str, **more: Any) -> Order:
+        values: dict[str, Any] = {
+            "signal_id": f"BTCUSDT-1m-{START}", "symbol": "BTCUSDT", "interval": "1m",
+            "open_time_ms": START, "time_ms": START, "state": state, "side": side,
+            "quantity": "1", "price": "100", "reason": "", "score": 0.3, "release": "r",
+            "mode": MODE, "leg": leg, "client_id": f"k1-{leg}", "order_id": number,
+            "type": "MARKET", "order_quantity": "1", "market_ms": START, "number": number,
+        }  # fmt: skip
+        return Order(**(values | more))
+
+    def fill(order: int, side: str, price: str, fee: str) -> bytes:
+        return json.dumps(
+            {
+                "order_id": order, "side": side, "price": price, "quantity": "1",
+                "quote": price, "fee": fee, "fee_asset": "USDT", "time_ms": START,
+                "maker": False,
+            }
+        ).encode()  # fmt: skip
+
+    return [
+        line(1, OrderState.INTENT, "BUY", "entry"),
+        line(1, OrderState.FILLED, "BUY", "entry", fills={"1": fill(1, "BUY", "100", "0.1")}),
+        line(2, OrderState.INTENT, "SELL", "exit", price="110"),
+        line(
+            2, OrderState.FILLED, "SELL", "exit", price="110", profit="9.79",
+            fills={"2": fill(2, "SELL", "110", "0.11")},
+        ),
+    ]  # fmt: skip
+
+
+async def test_why_says_what_moved_the_score_and_that_the_bits_are_the_same(
+    own: Played, telegram: FakeTelegram
+) -> None:
+    async with open_desk(own.server.url) as desk:
+        asked = commanded(telegram, desk)
+        told = {name: getattr(asked, name) for name in asked.model_fields_set}
+        config = own.settings.model_copy(update=told | {"symbols": own.settings.symbols})
+        async with listening(desk, config):
+            text = (await answer(telegram, f"/why {own.signal_id(100)}"))["text"]
+            signal = own.events(SIGNAL)[100]
+            assert f"Score {signal.score:+.4f}" in text
+            assert all(name in text for name in signal.outputs)
+            assert "the same bits" in text
+            assert "Cannot explain it" in (await answer(telegram, "/why BTCUSDT-1m-60000"))["text"]
