@@ -33,6 +33,7 @@ from simulator.exchange.orders import Key
 from simulator.futures import Funding, Recorded, derive
 from simulator.journal import Journal
 from simulator.market import Market
+from simulator.mirror import Mirror, mirroring
 from simulator.rest import wall_ms
 from simulator.server import More, PositionFile, Simulator, serving
 
@@ -123,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
         default=[("USDT", units("10000"))],
         metavar="ASSET=AMOUNT",
     )
+    add("--mirror", action="store_true", help="paper exchange on the config's live market")
     add("--slippage-bps", type=_not_negative, default=0.0, metavar="X")
     add("--latency-ms", type=_not_negative, default=0.0, metavar="MS")
     return options
@@ -228,6 +230,31 @@ def build(options: argparse.Namespace) -> Simulator:
     )
 
 
+def build_mirror(options: argparse.Namespace) -> Mirror:
+    """The paper exchange on the live market that the config names."""
+    plain = parser()
+    for name in ("data", "futures_data", "funding_data", "interval", "speed", "history",
+                 "start_at", "updates", "seed"):  # fmt: skip
+        if getattr(options, name) != plain.get_default(name):
+            option = name.replace("_", "-")
+            raise Usage(f"--{option} does not go with --mirror: the market is the live one")
+    settings = load(options.config)
+    workdir: Path | None = options.workdir
+    return Mirror(
+        rest_url=settings.binance_rest_url,
+        ws_url=settings.binance_ws_url,
+        futures_rest_url=settings.futures_rest_url,
+        futures_ws_url=settings.futures_ws_url,
+        symbols=tuple(options.symbol or settings.symbols),
+        keys={options.key: key_of(options)},
+        balances=dict(options.balance),
+        journal=Journal(workdir / "mirror-exchange.jsonl") if workdir else None,
+        position_file=PositionFile(workdir / "mirror-position") if workdir else None,
+        slippage_bps=options.slippage_bps,
+        latency_ms=options.latency_ms,
+    )
+
+
 def spot_venue(market: Market) -> Venue:
     venue = Venue(SPOT, lambda: market)
     assert venue.market is market  # noqa: S101 - made at once: the clock runs on it
@@ -257,17 +284,19 @@ def futures_venue(options: argparse.Namespace, spot: Market) -> Venue:
 
 async def run(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT."""
-    simulator = build(options)
+    told: dict[str, object]
+    if options.mirror:
+        mirror = build_mirror(options)
+        told, opened = {"mirror": mirror.rest_url}, mirroring(mirror, options.host, options.port)
+    else:
+        simulator = build(options)
+        told = {"market_now_ms": simulator.clock.position_ms, "speed": options.speed}
+        opened = serving(simulator, options.host, options.port)
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    async with serving(simulator, options.host, options.port) as (port, work):
-        log.info(
-            "simulator ready at http://%s:%s",
-            options.host,
-            port,
-            extra={"market_now_ms": simulator.clock.position_ms, "speed": options.speed},
-        )
+    async with opened as (port, work):
+        log.info("simulator ready at http://%s:%s", options.host, port, extra=told)
         work.add_done_callback(lambda _: stop.set())
         await stop.wait()
 

@@ -145,7 +145,7 @@ def _headers(budget: Budget) -> dict[str, str]:
     }
 
 
-def _unit(request: web.Request) -> int:
+def time_unit(request: web.Request) -> int:
     asked = request.headers.get("X-MBX-TIME-UNIT", "")
     return MICROSECONDS if asked.upper() == "MICROSECOND" else MILLISECONDS
 
@@ -206,7 +206,7 @@ class Rest:
                 raise ApiError(400, -1020, "This operation is not supported.")
             if request.method != "GET":
                 raise ApiError(405, -1000, f"Request method '{request.method}' is not supported.")
-            body = route.answer(self.view(name, _unit(request)), Params(query))
+            body = route.answer(self.view(name, time_unit(request)), Params(query))
         except ApiError as error:
             return self._json(request, error.status, error.body(), headers)
         data = body.encode()
@@ -241,7 +241,13 @@ class Rest:
             caller = self._caller(request, query, body, given)
             lag_ms = self.lag_ms(request.method, path, given)
             answer = await signed.perform(
-                self.desk, endpoint, caller, params, _unit(request), delays=delays, lag_ms=lag_ms
+                self.desk,
+                endpoint,
+                caller,
+                params,
+                time_unit(request),
+                delays=delays,
+                lag_ms=lag_ms,
             )
             return answer, caller.account
 
