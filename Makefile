@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A full environment serves every target; otherwise the smallest that does.
 DEMO_READY := $(if $(wildcard $(STAMPS)/dev),$(STAMPS)/dev,$(STAMPS)/demo)
 
-.PHONY: help setup demo test test-slow test-browser test-clients check format bench lock docs vendor \
+.PHONY: help setup demo test test-slow test-browser chaos test-clients check format bench lock docs vendor \
 	clean
 .DELETE_ON_ERROR:
 
@@ -32,6 +32,7 @@ help:
 	@echo "                       make test-browser: pages in headless Chromium;"
 	@echo "                       make test-clients: other people's Binance clients against the"
 	@echo "                       simulator, each in its own environment"
+	@echo "make chaos             CHAOS_MINUTES (10) of random faults, compared with a batch run"
 	@echo "make check             format, lint and types"
 	@echo "make bench             the benchmarks"
 	@echo "make docs              write the tables that README.md and docs/ take from the code"
@@ -50,6 +51,12 @@ test: $(STAMPS)/dev
 
 test-slow: $(STAMPS)/dev
 	@$(BIN)/python -m pytest -m slow $(SLOW_ARGS)
+
+# Everything that can break does, at random. CHAOS_SEED=... (and CHAOS_ROUND=...) plays it again;
+# CHAOS_MINUTES=480 before a release.
+CHAOS_MINUTES ?= 10
+chaos: $(STAMPS)/dev
+	@CHAOS_MINUTES=$(CHAOS_MINUTES) $(BIN)/python -m pytest -m chaos -s tests/resilience
 
 test-browser: $(STAMPS)/dev
 	@if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then \

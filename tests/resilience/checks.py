@@ -163,8 +163,14 @@ def expect(tape: Tape, names: Sequence[str], models: Path) -> Expected:
     return Expected(tape.klines, features, predictions, signals)
 
 
-def check_bus(kept: Kept, expected: Expected) -> Problems:
-    """Everything on the bus against the truth."""
+def check_bus(
+    kept: Kept, expected: Expected, *, forbidden: frozenset[str] | None = None
+) -> Problems:
+    """Everything on the bus against the truth.
+
+    forbidden: codes of notices that are none of what may be told (default: all but
+    EXPECTED_NOTICES).
+    """
     problems = Problems()
     truths: tuple[tuple[str, type[Any], Sequence[Any]], ...] = (
         ("kline", Kline, expected.klines),
@@ -182,7 +188,8 @@ def check_bus(kept: Kept, expected: Expected) -> Problems:
     for letter in kept.dead:
         problems.say("dead letter", letter)
     for entry_id, notice in kept.events("notice", Notice):
-        if notice.code not in EXPECTED_NOTICES:
+        code = notice.code
+        if code not in EXPECTED_NOTICES if forbidden is None else code in forbidden:
             problems.say("notice", f"{entry_id} {notice}")
     return problems
 

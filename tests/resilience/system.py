@@ -14,14 +14,16 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import redis
 
+from deploy.valkey import repair
 from shared.streams import SIGNAL, health_key
+from tests.resilience.proxy import Proxy
 from tests.resilience.tape import SYMBOL, M, Tape
 from tests.valkey import Server, free_port
 
@@ -45,8 +47,13 @@ class System:
     played: candles since the market opened, by `advance`.
     """
 
-    def __init__(self, folder: Path, tape: Tape, config: dict[str, Any], speed: str) -> None:
+    def __init__(
+        self, folder: Path, tape: Tape, config: dict[str, Any], speed: str, *, proxied: bool
+    ) -> None:
         folder.mkdir(parents=True)
+        self._proxied = proxied
+        self.proxies: dict[str, Proxy] = {}
+        self.environments: dict[str, dict[str, str]] = {}
         self.folder = folder
         self.lock_step = speed == "max"
         self.tape = tape
@@ -54,6 +61,7 @@ class System:
         self.kills: Counter[str] = Counter()
         self.surprises: list[str] = []
         self.lost_bytes = 0  # of acknowledged writes, by our hand
+        self.repairs: list[str] = []
         self.played = 0
         self.signals_ms = 0  # the newest signal's candle
         self._port = free_port()
@@ -80,10 +88,12 @@ class System:
         *,
         lock_step: bool = False,
         collector: dict[str, Any] | None = None,
+        proxied: bool = False,
     ) -> AsyncIterator["System"]:
         """Starts everything; at the end nothing of it is left.
 
         lock_step: the market waits for every consumer; else it moves when `advance` says so.
+        proxied: every service reaches Valkey through a proxy of its own.
         """
         config = {
             "symbol": SYMBOL,
@@ -98,7 +108,7 @@ class System:
             "notifier": {"max_age_s": 1e9, "queue": 100_000},
             "trader": {"max_age_s": 1e9},
         }
-        system = cls(folder, tape, config, "max" if lock_step else "manual")
+        system = cls(folder, tape, config, "max" if lock_step else "manual", proxied=proxied)
         watching: asyncio.Task[None] | None = None
         try:
             await system._start()
@@ -144,17 +154,41 @@ class System:
         self._held.discard(name)
         self._spawn(name)
 
-    async def kill_valkey(self, *, lose: float | None, down_s: float = 0.0) -> None:
-        """SIGKILL and a new start. lose: which share of the last second's writes never reached
-        the disk (AOF everysec promises no more), cut at any byte; None = the kernel kept all."""
+    async def kill_valkey(self, *, lose: float | None, down_s: float = 0.0, zeros: int = 0) -> None:
+        """SIGKILL and a new start, as the start script does it (FAULTS V2).
+
+        lose: which share of the last second's writes never reached the disk (AOF everysec promises
+        no more), cut at any byte; None = the kernel kept all. zeros: so many bytes of zeros stand
+        behind the cut, as a file system may leave them.
+        """
         self._valkey_is_up = False
         await asyncio.to_thread(self.server.kill9)
         self.kills[VALKEY] += 1
         if lose is not None:
-            self._cut_aof(lose)
+            self._cut_aof(lose, zeros)
         await asyncio.sleep(down_s)
+        await asyncio.to_thread(repair, self.server.dir, self.repairs.append)
         await asyncio.to_thread(self.server.start)
         self._valkey_is_up = True
+
+    def pause(self, name: str, paused: bool) -> None:
+        """SIGSTOP or SIGCONT."""
+        process = self._processes[name]
+        if process.poll() is None:
+            process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
+
+    async def stop(self, name: str) -> float:
+        """SIGTERM, and the next life begins; returns the seconds that it took to end."""
+        process = self._processes[name]
+        self._held.add(name)
+        began_s = time.monotonic()
+        process.terminate()
+        code = await asyncio.to_thread(process.wait, 60)
+        took_s = time.monotonic() - began_s
+        if code not in (0, -signal.SIGTERM):  # the latter before it could have a handler
+            self._surprise(name, process)
+        self.start(name)
+        return took_s
 
     def is_ready(self, name: str) -> bool:
         beat = self._beats.get(name, {})
@@ -186,6 +220,20 @@ class System:
     async def advance(self, candles: int) -> None:
         """The market goes on by so many candles."""
         self.played += int((await self.control("advance", candles=candles))["played"])
+
+    async def end_exchange_faults(self) -> None:
+        assert self._http is not None
+        async with self._http.delete("/control/faults") as reply:
+            assert reply.status == 200
+
+    @contextlib.contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """The watch asks Valkey nothing: it would wait for an answer."""
+        was_up, self._valkey_is_up = self._valkey_is_up, False
+        try:
+            yield
+        finally:
+            self._valkey_is_up = was_up
 
     @property
     def live(self) -> int:
@@ -222,6 +270,10 @@ class System:
         )
         await asyncio.to_thread(self.server.start)
         self._valkey_is_up = True
+        if self._proxied:
+            for name in SERVICES:
+                self.proxies[name] = await Proxy(self.server.port).__aenter__()
+                self.environments[name] = {"ITB_REDIS_URL": self.proxies[name].url}
         self._spawn("simulator")
         self._http = aiohttp.ClientSession(
             f"http://{HOST}:{self._port}", timeout=aiohttp.ClientTimeout(total=60)
@@ -278,6 +330,8 @@ class System:
         for process in self._processes.values():
             process.kill()
             process.wait()
+        for proxy in self.proxies.values():
+            await proxy.__aexit__()
         self.server.stop()
         if self._guard is not None and self._guard.stdin is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -324,7 +378,7 @@ class System:
             newest = max(files, key=lambda path: int(path.name.split(".")[-3]))
             self._aof.append((time.monotonic(), newest, newest.stat().st_size))
 
-    def _cut_aof(self, share: float) -> None:
+    def _cut_aof(self, share: float, zeros: int) -> None:
         if not self._aof:
             return
         now_s, path, _ = self._aof[-1]
@@ -333,6 +387,9 @@ class System:
         keep = size - int(share * (size - min(sizes, default=size)))
         os.truncate(path, keep)
         self.lost_bytes += size - keep
+        if zeros:
+            with path.open("ab") as file:
+                file.write(bytes(zeros))
 
 
 async def strike(
