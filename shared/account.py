@@ -15,10 +15,9 @@ import json
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -60,6 +59,8 @@ _CONNECT_S = 4.0
 _WARM_S = 10.0
 _SILENCE_S = 60.0  # the exchange pings every 20 s
 _BODY_BYTES = 32 << 20
+_UNREAD_EVENTS = 10_000
+_SMALLEST = Decimal("0.00000001")
 _PAGE = 1000
 _NEAR_DAYS = 30
 _DAY_MS = 86_400_000
@@ -609,6 +610,7 @@ class BinanceAccount:
                 if _is_uncertain(reply):
                     raise Unavailable(f"user stream: {self._told(reply)}")
                 raise self._denied("user stream", reply)
+            stream.start()
         except BaseException:
             await stream.close()
             raise
@@ -616,7 +618,11 @@ class BinanceAccount:
 
 
 class _UserStream:
-    """One connection to the WebSocket API. heard_ms: when the last frame of any kind came."""
+    """One connection to the WebSocket API. heard_ms: when the last frame of any kind came.
+
+    Once it is subscribed, a task of its own reads it and answers pings, so that a consumer who does
+    something else meanwhile is not taken for dead. More than 10,000 events unread end it.
+    """
 
     def __init__(
         self,
@@ -627,7 +633,8 @@ class _UserStream:
         self._ws = ws
         self._silence_s = silence_s
         self._now_ms = now_ms
-        self._early: deque[dict[str, Any]] = deque()  # events before the reply to our request
+        self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._reading: asyncio.Task[None] | None = None
         self.opened_ms = self.heard_ms = now_ms()
 
     async def ask(self, request: dict[str, Any]) -> _Reply:
@@ -637,10 +644,9 @@ class _UserStream:
                 await self._ws.send_str(json.dumps(request))
                 while True:
                     body = await self._message()
-                    if "event" in body:
-                        self._early.append(body["event"])
-                    elif body.get("id") == request["id"]:
+                    if body.get("id") == request["id"]:
                         break
+                    self._note(body)  # an event may come before the reply
         except (TimeoutError, aiohttp.ClientError, OSError, RuntimeError) as error:
             raise Unavailable(f"user stream: no answer ({_reason(error)})") from None
         status = body.get("status")
@@ -650,15 +656,33 @@ class _UserStream:
 
     async def next_event(self) -> dict[str, Any]:
         """Raises: Unavailable at the end of the stream."""
-        if self._early:
-            return self._early.popleft()
-        while True:
-            event = (await self._message()).get("event")
-            if not isinstance(event, dict):
-                continue  # a reply, or what the protocol will know one day
-            if event.get("e") == "eventStreamTerminated":
-                raise Unavailable("user stream: the subscription was terminated")
+        event = await self._events.get()
+        if event is not None:
             return event
+        if self._reading is not None:
+            await self._reading  # tells why
+        raise Unavailable("user stream: ended")
+
+    def start(self) -> None:
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        """Raises: Unavailable at the end of the stream."""
+        try:
+            while True:
+                self._note(await self._message())
+        finally:
+            self._events.put_nowait(None)
+
+    def _note(self, body: dict[str, Any]) -> None:
+        event = body.get("event")
+        if not isinstance(event, dict):
+            return  # a reply, or what the protocol will know one day
+        if event.get("e") == "eventStreamTerminated":
+            raise Unavailable("user stream: the subscription was terminated")
+        if self._events.qsize() >= _UNREAD_EVENTS:
+            raise Unavailable(f"user stream: {_UNREAD_EVENTS} events are unread")
+        self._events.put_nowait(event)
 
     async def _message(self) -> dict[str, Any]:
         while True:
@@ -685,6 +709,9 @@ class _UserStream:
                 raise Unavailable(f"user stream: closed (code {self._ws.close_code})")
 
     async def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         await self._ws.close()
 
 
@@ -893,7 +920,7 @@ def _reply_fill(body: dict[str, Any], symbol: str, order_id: int, side: Side, ti
         side=side,
         price=price,
         quantity=quantity,
-        quote_quantity=price * quantity,
+        quote_quantity=_notional(price, quantity),
         fee=_amount(body, "commission"),
         fee_asset=_text(body, "commissionAsset"),
         time_ms=time_ms,
@@ -917,6 +944,14 @@ def _fill(item: Any) -> Fill:
         time_ms=_time(body, "time"),
         is_maker=_bool(body, "isMaker"),
     )
+
+
+def _notional(price: Decimal, quantity: Decimal) -> Decimal:
+    """What is paid has eight decimals, even where tick and step have more together."""
+    try:
+        return (price * quantity).quantize(_SMALLEST, ROUND_DOWN)
+    except InvalidOperation:
+        raise BadInput(f"{price} times {quantity} is no amount") from None
 
 
 def _balance(item: Any, asset: str, free: str, locked: str) -> Balance:
@@ -982,7 +1017,7 @@ def _execution(body: dict[str, Any]) -> OrderReport:
             side=side,
             price=price,
             quantity=quantity,
-            quote_quantity=price * quantity,
+            quote_quantity=_amount(body, "Y") if "Y" in body else _notional(price, quantity),
             fee=_amount(body, "n"),
             fee_asset="" if asset is None else _text(body, "N"),
             time_ms=time_ms,

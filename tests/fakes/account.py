@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 HTML = b"<html>\r\n<head><title>502 Bad Gateway</title></head></html>\r\n"
 
@@ -50,6 +50,8 @@ class ScriptedAccount:
         self.ws_status = 101
         self.sockets: list[web.WebSocketResponse] = []
         self.connections: set[object] = set()
+        self.pongs: list[bytes] = []
+        self.ponged = asyncio.Event()
         self._opened = asyncio.Condition()
 
     async def __aenter__(self) -> "ScriptedAccount":
@@ -112,8 +114,10 @@ class ScriptedAccount:
         async with self._opened:
             self.sockets.append(ws)
             self._opened.notify_all()
-        async for _ in ws:
-            pass
+        async for message in ws:
+            if message.type is WSMsgType.PONG:
+                self.pongs.append(bytes(message.data))
+                self.ponged.set()
         return ws
 
     async def opened(self, count: int) -> web.WebSocketResponse:

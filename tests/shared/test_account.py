@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from shared.account import BinanceAccount, user_event
+from shared.account import BinanceAccount, _UserStream, user_event
 from shared.binance import Busy, Weights
 from shared.errors import BadInput, Unavailable, Unknown, Usage
 from shared.exchange import (
@@ -713,6 +713,35 @@ async def test_the_user_stream_says_gap_first_and_after_every_connection() -> No
         await events.aclose()  # type: ignore[attr-defined] - it is a generator
 
 
+async def test_pings_are_answered_while_the_caller_does_something_else() -> None:
+    async with talking() as (account, server):
+        events = account.user_events()
+        await anext(events)
+        await server.sockets[-1].ping(b"are you there?")
+        await asyncio.wait_for(server.ponged.wait(), 60)  # nobody asks for events
+        assert server.pongs == [b"are you there?"]
+        await server.send(REPORT)
+        assert await anext(events) == (user_event(REPORT),)
+
+
+async def test_events_that_nobody_reads_end_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams: list[Any] = []
+    start = _UserStream.start
+    monkeypatch.setattr("shared.account._UNREAD_EVENTS", 3)
+    monkeypatch.setattr(_UserStream, "start", lambda one: (streams.append(one), start(one))[1])
+    async with talking() as (account, server):
+        events = account.user_events()
+        await anext(events)
+        for _ in range(5):
+            await server.send(REPORT)
+        await until(lambda: bool(streams[0]._reading and streams[0]._reading.done()), timeout_s=60)
+        found = [await asyncio.wait_for(anext(events), 60) for _ in range(5)]
+        assert found[:3] == [(user_event(REPORT),)] * 3
+        (lost,), (gap,) = found[3:]
+        assert isinstance(lost, StreamLost) and "unread" in lost.reason
+        assert isinstance(gap, StreamGap)
+
+
 async def test_a_silent_user_stream_is_replaced() -> None:
     async with talking(silence_s=0.2) as (account, server):
         events = account.user_events()
@@ -810,6 +839,10 @@ def test_an_execution_report_is_read() -> None:
     assert rejected.reason == "INSUFFICIENT_BALANCES"  # type: ignore[union-attr]
     expired = user_event(REPORT | {"x": "EXPIRED", "X": "EXPIRED", "eR": "OCO_TRIGGER", "g": 4})
     assert (expired.reason, expired.list_id) == ("OCO_TRIGGER", 4)  # type: ignore[union-attr]
+    fine = {"L": "0.03333333", "l": "0.3333", "z": "0.3333", "Z": "0.01110999", "q": "1"}
+    del (without := dict(REPORT | fine))["Y"]
+    filled = user_event(without)
+    assert filled.fills[0].quote_quantity == D("0.01110999")  # type: ignore[union-attr]
     for wrong in ({"X": "PENDING_CANCEL"}, {"i": None}, {"L": "0"}, {"n": "-1"}, {"g": "x"}):
         with pytest.raises(BadInput):
             user_event(REPORT | wrong)

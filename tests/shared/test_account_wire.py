@@ -77,13 +77,28 @@ def limit(client_id: str, side: Side, quantity: str, price: Decimal) -> NewOrder
     )
 
 
-async def test_reply_stream_and_history_tell_the_same_fills_and_balances_follow_them() -> None:
-    async with exchange() as ex, account_at(ex) as account:
+@pytest.mark.parametrize("symbol", [SYMBOL, "DOGEUSDT"])
+async def test_reply_stream_and_history_tell_the_same_fills_and_balances_follow_them(
+    symbol: str,
+) -> None:
+    """DOGE here: tick and lot have more decimals together than the eight of what is paid."""
+    base, quote = symbol.removesuffix("USDT"), "USDT"
+    async with exchange("--symbol", symbol) as ex, account_at(ex) as account:
         assert abs(await account.clock_skew_ms()) < 30_000
         before = await account.balances()
         events = account.user_events()
         assert await anext(events) == (StreamGap(since_ms=0),)
-        placed = await account.place(market("a", Side.BUY, "0.15"), timestamp_ms=account.now_ms())
+        lot = {
+            "filterType": "LOT_SIZE",
+            "minQty": "0.00001",
+            "maxQty": "1000",
+            "stepSize": "0.00001",
+        }
+        await ex.control("symbol", symbol=symbol, filters=[lot])
+        quantity = "0.15" if symbol == SYMBOL else "333.33333"
+        placed = await account.place(
+            market("a", Side.BUY, quantity, symbol), timestamp_ms=account.now_ms()
+        )
         assert placed.status is Status.FILLED
         streamed: list[OrderReport] = []
         told: dict[str, Decimal] = {}
@@ -94,20 +109,22 @@ async def test_reply_stream_and_history_tell_the_same_fills_and_balances_follow_
             else:
                 assert isinstance(found, BalancesChanged)
                 told = {balance.asset: balance.total for balance in found.balances}
-        fills = await account.fills(SYMBOL)
+        fills = await account.fills(symbol)
         assert list(placed.fills) == fills
         assert [fill for report in streamed for fill in report.fills] == fills
-        assert await account.fills(SYMBOL, order_id=placed.order_id) == fills
+        assert await account.fills(symbol, order_id=placed.order_id) == fills
         last = fills[-1].trade_id
-        assert await account.fills(SYMBOL, from_trade_id=last) == fills[-1:]
-        assert await account.fills(SYMBOL, from_trade_id=last + 1) == []
+        assert await account.fills(symbol, from_trade_id=last) == fills[-1:]
+        assert await account.fills(symbol, from_trade_id=last + 1) == []
         after = await account.balances()
+        exact = all(f.price * f.quantity == f.quote_quantity for f in fills)
+        assert exact is (symbol == SYMBOL)
         spent = sum((fill.quote_quantity for fill in fills), D(0))
         got = sum((fill.quantity - fill.fee for fill in fills), D(0))
         assert placed.executed_quote == spent
-        assert after["USDT"].total == before["USDT"].total - spent == told["USDT"]
-        assert after["BTC"].total == got == told["BTC"]
-        commission = await account.commission(SYMBOL)
+        assert after[quote].total == before[quote].total - spent == told[quote]
+        assert after[base].total == got == told[base]
+        commission = await account.commission(symbol)
         assert fills[0].fee == fills[0].quantity * commission.taker
 
 
