@@ -1,7 +1,8 @@
 """A Binance spot account over the wire: `shared.exchange.Account` in Binance's dialect.
 
-Every call is sent once, or not at all. Orders and cancels have connections of their own, which
-`keep_warm` keeps open, so that an order does not wait for a handshake or behind a long reply.
+Every call is sent once, or not at all. Orders and cancels have connections of their own, so that an
+order waits neither for a handshake nor behind a long reply: whoever measures the clock every ten
+seconds, which is asked there, keeps one open.
 
 What came of a request is told by the class of the error (binance.md section 11, FAULTS T2 and T5):
 a refused connection and 403, 418, 429 did nothing (`Unavailable`, `Busy`); an error code that is
@@ -56,7 +57,7 @@ log = logging.getLogger(__name__)
 WINDOW_MS = 5000  # recvWindow: what is older when the exchange reads it is refused
 _ANSWER_S = 12.0  # the exchange gives up on an order after 10 s and says so (-1007)
 _CONNECT_S = 4.0
-_WARM_S = 10.0
+_KEEP_S = 60.0  # an idle connection, which the exchange may close earlier
 _SILENCE_S = 60.0  # the exchange pings every 20 s
 _BODY_BYTES = 32 << 20
 _UNREAD_EVENTS = 10_000
@@ -174,7 +175,7 @@ class BinanceAccount:
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=16, keepalive_timeout=6 * _WARM_S),
+            connector=aiohttp.TCPConnector(limit=16, keepalive_timeout=_KEEP_S),
             headers={"X-MBX-APIKEY": self._key},
             cookie_jar=aiohttp.DummyCookieJar(),
             middlewares=(_once,),
@@ -402,7 +403,7 @@ class BinanceAccount:
             return _positive(_object(body), "price")
 
     async def clock_skew_ms(self) -> float:
-        """Asked on the connection that orders go over, which this opens."""
+        """Asked on a connection of orders, which this opens and keeps open."""
         if self._sessions is None:
             raise RuntimeError("the account is used outside its context")
         url = URL(f"{self._root}/api/v3/time", encoded=True)
@@ -420,15 +421,6 @@ class BinanceAccount:
         with _Shaped("time"):
             self.skew_ms = _time(_object(body), "serverTime") - (before + took_s / 2) * 1000
         return self.skew_ms
-
-    async def keep_warm(self) -> None:
-        """For ever: measure the clock every 10 s, on the connection that orders go over."""
-        while True:
-            try:
-                await self.clock_skew_ms()
-            except (Unavailable, Denied) as error:
-                log.warning("the account clock was not measured", extra={"reason": str(error)})
-            await asyncio.sleep(_WARM_S)
 
     async def _read(
         self, path: str, query: str, weight: int, *, signed: bool = True, waits: bool = False
