@@ -51,7 +51,7 @@ FROM base AS running
 RUN echo "itb:x:10001:10001:itb:/tmp:/usr/sbin/nologin" >> /etc/passwd \
     && echo "itb:x:10001:" >> /etc/group \
     && for name in data models bus journal run/keys keys/redis keys/collector keys/featurizer \
-            keys/predictor keys/notifier keys/trader keys/dashboard keys/itb; do \
+            keys/predictor keys/notifier keys/trader keys/dashboard keys/auditor keys/itb; do \
         mkdir -p "/$name" && chown 10001:10001 "/$name"; done
 ENV PYTHONPATH=/app \
     PATH=/app/bin:/opt/itb/bin:$PATH \

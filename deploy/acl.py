@@ -24,7 +24,9 @@ from shared.streams import (
     NOTICE,
     NOTIFICATION,
     ORDER,
+    PARITY,
     PREDICTION,
+    RECORD,
     SIGNAL,
     STREAMS,
     WATCHED_KEY,
@@ -91,6 +93,11 @@ ACCESS: Mapping[str, Access] = {
         looks=(*STREAMS, dead_letters("*")),
         gets=(health_key("*", "*"), schema_key("*")),
         scans=True,
+    ),
+    "auditor": Access(
+        writes=(RECORD, PARITY),
+        looks=(KLINE, FUTURES_KLINE, DEPTH, FEATURE, PREDICTION, SIGNAL),
+        gets=(schema_key("*"),),
     ),
 }
 # What a person with the `itb` command or redis-cli reads with: everything, and nothing else.

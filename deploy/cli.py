@@ -16,6 +16,7 @@ from shared.config import load
 from shared.errors import Failure, Rejected, Unavailable, Usage
 
 _STOPPED = 130
+_HERE = Path()  # `--verify` without a file
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -136,6 +137,24 @@ def parser() -> argparse.ArgumentParser:
     replay("--png", type=Path, metavar="FILE", help="both runs as a picture (needs matplotlib)")
     replay("--html", type=Path, metavar="FILE", help="as a page (needs matplotlib)")
     replay("--json", action="store_true", help="one JSON object on stdout")
+
+    record = _with_config(
+        command(
+            "record",
+            _record,
+            "The track record of every signal: printed, verified, exported; ends with 1 where its "
+            "chain of hashes does not hold.",
+        )
+    )
+    record("--redis-url", metavar="U", help="instead of the config's")
+    record("--symbol", type=_symbol, metavar="S", help="of this symbol alone")
+    record(
+        "--verify", nargs="?", type=Path, const=_HERE, metavar="FILE",
+        help="check the chain, and the signals that are still on the bus; with FILE: an exported "
+        "record by itself",
+    )  # fmt: skip
+    record("--export", type=Path, metavar="FILE", help="write the whole record to a file")
+    record("--json", action="store_true", help="one JSON list on stdout")
 
     doctor = _with_config(
         command("doctor", _doctor, "Checks everything the system needs; says what to do.")
@@ -335,6 +354,21 @@ def _replay(args: argparse.Namespace) -> int:
         html=args.html,
     )
     return _run(lambda: replay.run(options, sys.stdout))
+
+
+def _record(args: argparse.Namespace) -> int:
+    from deploy import record  # noqa: PLC0415
+
+    options = record.Options(
+        config=args.config,
+        redis_url=args.redis_url,
+        symbol=args.symbol,
+        verify=args.verify is not None,
+        file=None if args.verify is _HERE else args.verify,
+        export=args.export,
+        json=args.json,
+    )
+    return _run(lambda: record.run(options, sys.stdout))
 
 
 def _doctor(args: argparse.Namespace) -> int:

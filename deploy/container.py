@@ -18,8 +18,8 @@ from pathlib import Path
 PROGRAMS = {
     name: name
     for name in (
-        "collector", "featurizer", "predictor", "notifier", "trader", "dashboard", "simulator",
-        "trainer",
+        "collector", "featurizer", "predictor", "notifier", "trader", "dashboard", "auditor",
+        "simulator", "trainer",
     )
 } | {
     "itb": "deploy.cli", "bus": "deploy.bus", "keys": "deploy.keys",

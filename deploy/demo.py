@@ -242,6 +242,7 @@ class _Demo:
             if found.lost or found.doubled:
                 self._screen.warn(_explain(found))
             if self._options.hold:
+                await self._supervisor.start(service("auditor", environment=environment))
                 self._screen.say(
                     f"all of it keeps running until Ctrl-C; look inside with `itb streams -c "
                     f"{self._workdir.path / 'config.json'}`"

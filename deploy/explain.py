@@ -219,6 +219,12 @@ def _orders(found: Explanation) -> Iterator[Text | Table]:
             *(str(line.get(name, "")) for name in ("state", "side", "quantity", "price", "reason")),
         )
     yield table
+    for line in found.orders:
+        for fill in line["fills"]:
+            yield Text(
+                f"fill {fill['trade_id']} at {iso(fill['time_ms'])}: {fill['side']} "
+                f"{fill['quantity']} at {fill['price']}, fee {fill['fee']} {fill['fee_asset']}"
+            )
 
 
 def _messages(found: Explanation) -> Iterator[Text]:

@@ -109,6 +109,8 @@ _EXAMPLES: dict[str, Any] = {
     "dashboard.control": True,
     "dashboard.candles": 5000,
     "dashboard.viewers": 10,
+    "auditor.chunk": 64,
+    "auditor.pause_s": 30,
     "trainer.train_days": 365,
     "trainer.stride": 5,
     "trainer.label_horizon": 60,

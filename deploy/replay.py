@@ -123,7 +123,7 @@ async def run(options: Options, out: TextIO) -> int:
         outcome = _from_files(options, settings)
     else:
         async with Observer(
-            options.redis_url or settings.redis_url, patience_s=_PATIENCE_S
+            options.redis_url or settings.bus_url, patience_s=_PATIENCE_S
         ) as observer:
             folder = await observer.ask(
                 partial(model_folder, settings=settings, config=options.config)
@@ -242,12 +242,13 @@ async def _segments(
         if vector is None:
             raise BadInput(f"{entry.event.id}: its features are trimmed; begin later with --from")
         bundle = await explainer.bundle(entry.event.release)
+        schema = bundle.manifest.schema_hash if vector.event is None else vector.event.schema
         found.append(
             _Segment(
                 first_ms=entry.time_ms,
                 last_ms=entry.time_ms,
                 bundle=bundle,
-                features=await explainer.feature_set(bus, vector, bundle),
+                features=await explainer.feature_set(bus, schema, bundle, entry.source.interval),
             )
         )
     return found

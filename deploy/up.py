@@ -28,6 +28,7 @@ from shared.streams import NOTICE, NOTIFICATION, SIGNAL, number_text
 from shared.times import iso
 
 _DEFAULT_WORKDIR = Path("work/live")
+_STARTED = (*SERVICES, "auditor")
 _POLL_S = 0.25
 _MOST_LINES = 8
 _RETRY_S = (60.0, 3600.0)  # between attempts to download and train
@@ -93,12 +94,12 @@ async def _live(
     screen.say(f"starting Valkey at {server.url}")
     await supervisor.start(server.program())
     await server.wait_ready()
-    for number, name in enumerate(SERVICES):
+    for number, name in enumerate(_STARTED):
         own = environment
         if settings.metrics_port is not None:
             own = environment | {f"{PREFIX}METRICS_PORT": str(settings.metrics_port + number)}
         await supervisor.start(service(name, *arguments, environment=own))
-    screen.say(f"started {', '.join(SERVICES)}; their logs are in {supervisor.logs}")
+    screen.say(f"started {', '.join(_STARTED)}; their logs are in {supervisor.logs}")
     async with asyncio.TaskGroup() as tasks, Observer(server.local_url) as observer:
         if current_id(settings.model_folder) is None:
             if options.train:

@@ -401,6 +401,17 @@ class Dashboard(_Section):
     viewers: int = Field(default=50, ge=1, le=1_000, description="pages that are open at once")
 
 
+class Auditor(_Section):
+    """The service that computes everything again and keeps the track record."""
+
+    chunk: int = Field(
+        default=256, ge=1, le=4_096, description="signals that are computed again at a time"
+    )
+    pause_s: float = Field(
+        default=5.0, gt=0, description="between two looks for signals to compute again"
+    )
+
+
 class Backtest(_Section):
     """What trading is assumed to cost, in `backtest` and in `signals`."""
 
@@ -678,6 +689,7 @@ class Settings(BaseSettings):
     notifier: Notifier = Field(default_factory=Notifier)
     trader: Trader = Field(default_factory=Trader)
     dashboard: Dashboard = Field(default_factory=Dashboard)
+    auditor: Auditor = Field(default_factory=Auditor)
     trainer: Trainer = Field(default_factory=Trainer)
     limits: Limits = Field(default_factory=Limits)
 

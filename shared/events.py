@@ -267,6 +267,41 @@ class Notification:
     message_id: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A link of the track record: `hash` = sha256 of "`previous` `text`", as hex digits.
+
+    text: the signal as canonical JSON and the market's clock when it was recorded
+    (`shared.record`). previous: hash of the signal recorded before, 64 zeros at the first.
+    """
+
+    open_time_ms: int
+    previous: str
+    hash: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """What came of computing signals again, those from `first_ms` to `open_time_ms`.
+
+    equal, unequal: signals whose features, outputs, score and side have (not) the very bits that
+    stand on the bus; unchecked: those that could not be computed again, `reason` says why. first:
+    the first difference in words. total_*: since the auditor began, these included.
+    """
+
+    open_time_ms: int
+    first_ms: int
+    equal: int
+    unequal: int
+    unchecked: int
+    total_equal: int
+    total_unequal: int
+    total_unchecked: int
+    first: str = ""
+    reason: str = ""
+
+
 class Level(StrEnum):
     """How loud a notice is."""
 

@@ -14,7 +14,9 @@ from shared.events import (
     Notice,
     Notification,
     Order,
+    Parity,
     Prediction,
+    Record,
     Signal,
 )
 
@@ -106,6 +108,19 @@ NOTIFICATION = Stream(
 ALERT = Stream("alert", Notification, "", True, NOTIFICATION.summary)
 # A picture of the day: the claim is `<when it is due>-0`, what became of it `-1`.
 DAILY = Stream("daily", Notification, "", True, NOTIFICATION.summary)
+RECORD = Stream("record", Record, "symbol+interval", True, lambda e: {"hash": e.hash})
+PARITY = Stream(
+    "parity",
+    Parity,
+    "symbol+interval",
+    True,
+    lambda e: {
+        "equal": str(e.equal),
+        "unequal": str(e.unequal),
+        "unchecked": str(e.unchecked),
+        **({"first": e.first} if e.first else {}),
+    },
+)
 NOTICE = Stream(
     "notice", Notice, "", False, lambda e: {"level": e.level, "code": e.code, "text": e.text}
 )
@@ -121,6 +136,8 @@ STREAMS: tuple[Stream[Any], ...] = (
     NOTIFICATION,
     ALERT,
     DAILY,
+    RECORD,
+    PARITY,
     NOTICE,
 )
 

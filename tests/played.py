@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 
@@ -14,17 +15,21 @@ import predictor.service
 import trader.service
 from shared import codec
 from shared.bus import Bus, Source, Write
-from shared.config import Settings, load
+from shared.config import Algorithm, Settings, load
 from shared.events import Kline
 from shared.features import FeatureSet
-from shared.releases import promote
+from shared.releases import promote, write_release
 from shared.streams import KLINE, Stream
 from tests.kills import Plan, run_until_caught_up
-from tests.releases import FEATURES, train
+from tests.made_releases import release_of
+from tests.releases import FEATURES
 from tests.resilience.tape import SYMBOL, Tape, record
 from tests.valkey import Server
+from trainer.export.models import TrainedModel
+from trainer.models.fit import Fitter, Job, recipes
 
 LOOKBACK = FeatureSet.of(FEATURES).lookback
+_QUICK = {"gb": {"n_estimators": 30}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +41,54 @@ class Trained:
 
 
 def trained(folder: Path) -> Trained:
-    first = train(folder, algorithms=["gb", "nn", "lc"], promote=False)
-    second = train(folder, seed=8, promote=False, algorithms=["gb", "lc"])
-    return Trained(folder / "models", (first, second))
+    """Real models of made-up data, fitted in a moment: what they say is no matter here."""
+    models = folder / "models"
+    ids = []
+    for number, algorithms in enumerate((("gb", "nn", "lc"), ("gb", "lc"))):
+        manifest, files = release_of(
+            [
+                _fitted(algo, f"{side}_10", seed=10 * number + at)
+                for at, side in enumerate(("high", "low"))
+                for algo in algorithms
+            ],
+            FEATURES,
+            created_s=1_700_000_000 + number,
+            symbols=(SYMBOL,),
+            horizon=LOOKBACK,
+        )
+        write_release(models, manifest, files)
+        ids.append(manifest.id)
+    return Trained(models, (ids[0], ids[1]))
+
+
+def _fitted(algo: str, label: str, seed: int) -> TrainedModel:
+    """A model that follows the features of the played market, some of them missing."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(400, len(FEATURES))).astype(np.float32)
+    x *= np.array([0.05, 0.02, 0.5], np.float32)
+    sign = 1 if label.startswith("high") else -1
+    y = (sign * 10 * x[:, 0] + sign * x[:, 2] + rng.normal(size=len(x)) > 0.3).astype(float)
+    x[rng.random(x.shape) < 0.03] = np.nan
+    (recipe,) = recipes([Algorithm(name=algo, algo=algo, train=_QUICK.get(algo, {}))])  # type: ignore[arg-type]  # a literal
+    columns = tuple(range(len(FEATURES)))
+    job = Job(
+        recipe=recipe,
+        label=label,
+        name=f"{label}_k_{algo}",
+        positions=np.arange(len(y)),
+        y=y,
+        open_ms=np.arange(len(y)) * 60_000,
+        t1_ms=(np.arange(len(y)) + 5) * 60_000,
+    )
+    (model,) = Fitter(x, 1, seed).fit_each([job], lambda _, fitted: fitted)
+    return TrainedModel(
+        name=job.name,
+        label=label,
+        inputs="k",
+        algorithm=recipe.algo,
+        columns=columns,
+        fitted=model,
+    )
 
 
 def settings(models: Path, **keys: Any) -> Settings:

@@ -14,10 +14,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SERVICES = frozenset(
-    ("collector", "featurizer", "predictor", "notifier", "trader", "trainer", "simulator")
-)
+    ("collector", "featurizer", "predictor", "notifier", "trader", "auditor", "trainer")
+) | {"simulator"}
 OURS = SERVICES | {"shared", "deploy", "tests", "dashboard", "benchmarks"}
-LIVE = ("collector", "featurizer", "predictor", "notifier", "trader", "dashboard")
+LIVE = ("collector", "featurizer", "predictor", "notifier", "trader", "auditor", "dashboard")
 TRAINING_STACK = (
     "pandas",
     "lightgbm",

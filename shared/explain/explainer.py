@@ -32,6 +32,7 @@ from shared.explain.explanation import (
 from shared.explain.history import History, Stretch
 from shared.features import FeatureSet
 from shared.klines import KLINE_COLUMNS
+from shared.ledger import fills_of
 from shared.releases import is_release_id, list_releases
 from shared.score import ScoreFormula, ScoreKind, logit
 from shared.streams import FEATURE, KLINE, NOTIFICATION, ORDER, PREDICTION, SIGNAL, schema_key
@@ -90,10 +91,10 @@ class Explainer:
         signal = found.signal.event
         assert signal is not None  # noqa: S101 - _found has checked
         bundle = await self.bundle(signal.release)
-        features = await self.feature_set(bus, found.feature, bundle)
+        vector = found.feature.event
+        schema = bundle.manifest.schema_hash if vector is None else vector.schema
+        features = await self.feature_set(bus, schema, bundle, interval)
         stretch = await self.history(symbol, interval).stretch(bus, features, time_ms, time_ms)
-        if found.feature.event is not None and not found.feature.event.covered:
-            await self._check_warm_up(bus, symbol, interval, features, stretch, time_ms)
         again = await asyncio.to_thread(self._recompute, found, bundle, features, stretch)
         orders = await self._journal(symbol).lines(
             bus, signal_id, since_ms=found.signal.meta.published_us // 1000 - _ORDER_SLACK_MS
@@ -140,24 +141,6 @@ class Explainer:
             return f"no signal {signal_id} yet: {held}"
         return f"no signal {signal_id}: {held}, but none of this candle"
 
-    async def _check_warm_up(
-        self,
-        bus: Bus,
-        symbol: str,
-        interval: str,
-        features: FeatureSet,
-        stretch: Stretch,
-        time_ms: int,
-    ) -> None:
-        """A vector of the warm-up depends on where the candles began: that must still be known."""
-        needed_ms = time_ms - (features.lookback - 1) * stretch.step_ms
-        source = Source(KLINE, symbol, interval)
-        if stretch.begins_ms > needed_ms and await bus.removed(source):
-            raise BadInput(
-                f"{symbol}-{interval}-{time_ms}: it was made during the warm-up, and the candles "
-                f"that {source.key} began with are trimmed"
-            )
-
     async def _notifications(
         self, bus: Bus, symbol: str, interval: str, time_ms: int
     ) -> tuple[Mapping[str, Any], ...]:
@@ -192,10 +175,13 @@ class Explainer:
             )
         return self._bundles[release]
 
-    async def feature_set(self, bus: Bus, entry: Entry[Feature], bundle: Bundle) -> FeatureSet:
-        """The features that a vector on the bus holds."""
-        event = entry.event
-        schema = bundle.manifest.schema_hash if event is None else event.schema
+    async def feature_set(self, bus: Bus, schema: str, bundle: Bundle, interval: str) -> FeatureSet:
+        """The features of a schema, by the release or by the bus.
+
+        Raises:
+            Usage: the config does not fit them.
+            BadInput: nobody knows the schema.
+        """
         if schema not in self._sets:
             names = await self._names(bus, schema, bundle)
             try:
@@ -203,7 +189,7 @@ class Explainer:
                     FeatureSet.of,
                     names,
                     self._settings.features_file,
-                    interval_ms=interval_ms(entry.source.interval),
+                    interval_ms=interval_ms(interval),
                 )
             except Usage as error:
                 raise Usage(
@@ -290,9 +276,7 @@ class Explainer:
             release=_release(bundle, signal),
             candles=_candles(stretch, features),
             orders=tuple(
-                {"entry": entry.id} | plain(entry.event)
-                for entry in orders
-                if entry.event is not None
+                _line(entry.id, entry.event) for entry in orders if entry.event is not None
             ),
             notifications=told,
             latency_ms=_latency(found, orders, told),
@@ -551,6 +535,17 @@ def _candles(stretch: Stretch, features: FeatureSet) -> Candles:
         columns=_SHOWN_COLUMNS,
         newest=newest,
     )
+
+
+def _line(entry_id: str, line: Order) -> dict[str, Any]:
+    """A line of the journal with its fills taken apart."""
+    try:
+        fills = [plain(fill) for fill in fills_of(line)]
+    except (ValueError, KeyError, ArithmeticError) as error:
+        raise BadInput(
+            f"{entry_id} of the journal has fills that cannot be read: {error}"
+        ) from None
+    return {"entry": entry_id, **plain(dataclasses.replace(line, fills={})), "fills": fills}
 
 
 def _latency(

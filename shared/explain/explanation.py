@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from shared.errors import Usage
@@ -125,7 +126,8 @@ class Explanation:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, numbers that are not finite as None."""
+    """Dataclasses as dicts, tuples as lists, decimals as text, numbers that are not finite as
+    None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -134,7 +136,7 @@ def plain(value: Any) -> Any:
         return [plain(one) for one in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value
+    return str(value) if isinstance(value, Decimal) else value
 
 
 def signal_place(signal_id: str) -> tuple[str, str, int]:

@@ -150,13 +150,18 @@ class _Series:
         self._step_ms = step_ms
         self._kind = kind
         self._row = row
-        self._begins_ms: int | None = None
+        self._begins_ms = 0  # the oldest entry that we know of
+        self._held_from_ms = 0  # the oldest that is still on the bus
         self._is_whole = False
         self._first_ms = 0
         self._rows: Floats = np.empty((0, width))
 
     async def beginning(self, bus: Bus) -> tuple[int, bool]:
-        """(time of the first entry that we know of, whether none was ever before it)."""
+        """(time of the oldest entry that we know of, whether none was ever before it).
+
+        Raises:
+            BadInput: the stream is empty.
+        """
         after: str | None = None
         while True:
             page = await bus.span(self.source, after=after, count=16)
@@ -166,14 +171,22 @@ class _Series:
             after = page[-1].id
         if first is None:
             raise BadInput(f"{self.source.key}: nothing is on the bus")
-        if self._begins_ms is None or first.time_ms < self._begins_ms:
-            self._begins_ms = first.time_ms  # or the stream was made anew: forget what was read
+        if first.time_ms == self._held_from_ms:
+            return self._begins_ms, self._is_whole
+        if first.time_ms < self._held_from_ms or not self._begins_ms:
+            # The first look, or the stream was made anew: what was read before is of no use.
+            self._begins_ms = first.time_ms
             self._is_whole = await bus.removed(self.source) == 0
             self._rows = self._rows[:0]
+        self._held_from_ms = first.time_ms
         return self._begins_ms, self._is_whole
 
     async def rows(self, bus: Bus, first_ms: int, last_ms: int) -> Floats:
-        """(n, width), NaN where nothing stands or what stands cannot be read."""
+        """(n, width), NaN where nothing stands or what stands cannot be read.
+
+        Raises:
+            BadInput: rows that were there are trimmed.
+        """
         if not len(self._rows):
             self._rows, self._first_ms = await self._read(bus, first_ms, last_ms), first_ms
         if first_ms < self._first_ms:
@@ -186,6 +199,11 @@ class _Series:
         return self._rows[start : start + (last_ms - first_ms) // self._step_ms + 1]
 
     async def _read(self, bus: Bus, first_ms: int, last_ms: int) -> Floats:
+        if self._begins_ms < self._held_from_ms and first_ms < self._held_from_ms:
+            raise BadInput(
+                f"{self.source.key}: the rows from {iso(first_ms)} on are trimmed; the bus begins "
+                f"at {iso(self._held_from_ms)}"
+            )
         count = (last_ms - first_ms) // self._step_ms + 1
         rows = np.full((count, self._rows.shape[1]), np.nan)
         after, upto = f"{first_ms - 1}-0", f"{last_ms}-0"

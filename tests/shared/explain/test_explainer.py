@@ -6,6 +6,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import redis
 
 from shared import codec, score
 from shared.bundle import Bundle
-from shared.bus import Bus
+from shared.bus import Bus, Source, Write
 from shared.errors import BadInput, Failure, Usage
-from shared.events import Feature, Prediction, Signal
+from shared.events import Feature, Order, OrderState, Prediction, Signal
+from shared.exchange import Fill, Side
 from shared.explain import Explainer, Explanation, signal_place
 from shared.explain.picture import png
 from shared.features import FeatureSet
+from shared.ledger import packed
 from shared.streams import FEATURE, KLINE, ORDER, PREDICTION, SIGNAL
 from tests.played import FEATURES, LOOKBACK, Played
 from tests.resilience.tape import SYMBOL
@@ -154,6 +157,59 @@ async def test_it_can_be_written_as_json(bus: Bus, played: Played) -> None:
         assert {"signal", "outputs", "top_features", "latency_ms", "guards", "release"} <= set(
             again
         )
+
+
+async def test_an_order_is_told_with_its_fills(own: Played) -> None:
+    signal = own.events(SIGNAL)[100]
+    fill = Fill(
+        symbol=SYMBOL,
+        trade_id=7,
+        order_id=3,
+        side=Side.BUY,
+        price=Decimal("101.5"),
+        quantity=Decimal("0.25"),
+        quote_quantity=Decimal("25.375"),
+        fee=Decimal("0.0002"),
+        fee_asset="TEST",
+        time_ms=1_700_000_000_000,
+        is_maker=False,
+    )
+    line = Order(
+        signal_id=signal.id,
+        symbol=SYMBOL,
+        interval="1m",
+        open_time_ms=signal.open_time_ms,
+        time_ms=1_700_000_000_100,
+        state=OrderState.FILLED,
+        side="BUY",
+        quantity="0.25",
+        price="101.5",
+        reason="",
+        score=signal.score,
+        release=signal.release,
+        mode="live",
+        fills={"7": packed(fill)},
+    )
+    async with Bus.session(own.server.url, service="trader", exclusive=False) as bus:
+        await bus.write(Write(source=Source(ORDER, SYMBOL), event=line))
+    found = json.loads(json.dumps((await explain(own, 100)).as_dict(), allow_nan=False))
+    told = found["orders"][-1]
+    assert (told["state"], told["mode"]) == ("FILLED", "live")
+    assert told["fills"] == [
+        {
+            "symbol": SYMBOL,
+            "trade_id": 7,
+            "order_id": 3,
+            "side": "BUY",
+            "price": "101.5",
+            "quantity": "0.25",
+            "quote_quantity": "25.375",
+            "fee": "0.0002",
+            "fee_asset": "TEST",
+            "time_ms": 1_700_000_000_000,
+            "is_maker": False,
+        }
+    ]
 
 
 @pytest.mark.parametrize("row", [10, 290])

@@ -1,0 +1,91 @@
+"""The auditor: the track record and the parity certificate, beside everything else.
+
+It reads without consumer groups: nothing waits for it, and nothing is kept for it. What it has done
+stands on its own streams, from which it goes on after any end.
+"""
+
+import asyncio
+
+from auditor.archive import Archive
+from auditor.certifier import Certifier
+from auditor.recorder import Recorder
+from shared.bus import Source, by_key
+from shared.explain import Explainer
+from shared.runtime import Session
+from shared.stage import janitor
+from shared.streams import PARITY, RECORD, SIGNAL
+
+
+async def serve(session: Session) -> None:
+    """Catches up, then records every signal at once and certifies it a little later, for ever."""
+    settings = session.settings
+    sources = [Source(SIGNAL, symbol, settings.interval) for symbol in settings.symbols]
+    recorders = [
+        Recorder(session, source, Archive(settings.data_folder, source.symbol, source.interval))
+        for source in sources
+    ]
+    explainer = Explainer(settings)
+    certifiers = [
+        Certifier(session, source, explainer, settings.auditor.chunk) for source in sources
+    ]
+    for recorder in recorders:
+        session.alive()
+        await recorder.rebuild()
+        while await recorder.step():
+            session.alive()
+        _tell_record(session, recorder)
+    for certifier in certifiers:
+        await certifier.rebuild()
+        _tell_parity(session, certifier)
+    outputs = [
+        Source(stream, source.symbol, source.interval)
+        for source in sources
+        for stream in (RECORD, PARITY)
+    ]
+    session.health.is_ready()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_record(session, recorders))
+        tasks.create_task(_certify(session, certifiers))
+        tasks.create_task(janitor(session, outputs, least_rows=2 * 86_400_000 // settings.step_ms))
+
+
+async def _record(session: Session, recorders: list[Recorder]) -> None:
+    """As soon as a signal stands on the bus."""
+    by_source = {recorder.source.key: recorder for recorder in recorders}
+    sources = by_key(recorder.source for recorder in recorders)
+    while True:
+        session.alive()
+        after = {key: recorder.after for key, recorder in by_source.items()}
+        entries = await session.bus.follow(sources, after)
+        for key in dict.fromkeys(entry.source.key for entry in entries):
+            while await by_source[key].step():
+                session.alive()
+            _tell_record(session, by_source[key])
+
+
+async def _certify(session: Session, certifiers: list[Certifier]) -> None:
+    """Round and round, a chunk of each symbol at a time."""
+    while True:
+        busy = False
+        for certifier in certifiers:
+            busy = bool(await certifier.step()) or busy
+            _tell_parity(session, certifier)
+        if not busy:
+            await asyncio.sleep(session.settings.auditor.pause_s)
+
+
+def _tell_record(session: Session, recorder: Recorder) -> None:
+    facts = session.health.facts.setdefault("record", {})
+    facts[recorder.source.symbol] = {"last_ms": recorder.after_ms, "hash": recorder.head}
+    session.health.last_ids[recorder.source.key] = recorder.after
+
+
+def _tell_parity(session: Session, certifier: Certifier) -> None:
+    totals = certifier.totals
+    facts = session.health.facts.setdefault("parity", {})
+    facts[certifier.source.symbol] = {
+        "last_ms": certifier.last_ms,
+        "equal": totals.equal,
+        "unequal": totals.unequal,
+        "unchecked": totals.unchecked,
+    }

@@ -1,0 +1,77 @@
+"""`python -m auditor` beside a bus that is in use."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+
+from shared.streams import PARITY, RECORD, SIGNAL, health_key
+from tests.played import Played
+from tests.resilience.tape import SYMBOL
+
+ROOT = Path(__file__).parents[2]
+_PATIENCE_S = 60.0
+
+
+def until(condition: Callable[[], Any], process: "subprocess.Popen[bytes]") -> Any:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not (found := condition()):
+        assert process.poll() is None, "it has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def test_it_records_and_certifies_and_tells_how_far_it_is(own: Played, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    keys = {
+        "symbol": SYMBOL,
+        "model_folder": str(own.models),
+        "data_folder": str(tmp_path / "data"),
+        "redis_url": own.server.url,
+        "features_kline": list(own.settings.features_kline or ()),
+        "auditor": {"pause_s": 0.1},
+    }
+    config.write_text(json.dumps(keys))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "auditor", "-c", str(config)],
+        cwd=ROOT,
+        env=os.environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    rows = len(own.tape.klines)
+    try:
+        with redis.Redis(port=own.server.port) as client:
+
+            def beat() -> dict[str, Any]:
+                text: Any = client.get(health_key("auditor", "auditor"))
+                found: dict[str, Any] = {} if text is None else json.loads(text)
+                return found
+
+            def is_done() -> bool:
+                parity = beat().get("parity", {}).get(SYMBOL, {})
+                return bool(parity.get("equal", 0) + parity.get("unequal", 0) == rows)
+
+            until(is_done, process)
+            found = beat()
+            assert found["ready"] is True
+            assert found["parity"][SYMBOL]["unequal"] == 0
+            newest: Any = client.xrevrange(RECORD.key(SYMBOL, "1m"), count=1)
+            assert found["record"][SYMBOL]["hash"] == newest[0][1][b"hash"].decode()
+            assert client.xlen(RECORD.key(SYMBOL, "1m")) == rows
+            assert client.xlen(PARITY.key(SYMBOL, "1m")) >= 1
+            groups: Any = client.xinfo_groups(SIGNAL.key(SYMBOL, "1m"))
+            assert "auditor" not in {group["name"].decode() for group in groups}
+            assert psutil.Process(process.pid).nice() == 10  # after everybody else
+    finally:
+        process.terminate()
+        process.wait()
+    assert process.returncode == 0
