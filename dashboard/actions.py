@@ -6,7 +6,6 @@ here which holds there.
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,7 +35,6 @@ async def run_trainer(arguments: Sequence[str]) -> tuple[int, str, str]:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=os.environ,
     )
     try:
         async with asyncio.timeout(_TRAINER_S):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dashboard.board import NOTICES, ORDERS, Board
+from dashboard.explanations import Explanations
 from dashboard.hub import Hub
 from dashboard.library import Library
 from dashboard.track import Json
@@ -35,6 +36,7 @@ class Dashboard:
     def __init__(self, settings: Settings) -> None:
         self.hub = Hub()
         self.library = Library(settings)
+        self.explanations = Explanations(settings)
         self.session: Session | None = None
 
     async def serve(self, session: Session) -> None:

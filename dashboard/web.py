@@ -99,6 +99,7 @@ class Site:
                 web.get("/api/outputs", self._outputs),
                 web.get("/api/features", self._features),
                 web.get("/api/ledger", self._ledger),
+                web.get("/api/why", self._why),
                 web.get("/releases/{release}/report.html", self._report),
             ]
         )
@@ -300,6 +301,21 @@ class Site:
 
     async def _ledger(self, request: web.Request) -> web.StreamResponse:
         return self._json(self._track(request).ledger())
+
+    async def _why(self, request: web.Request) -> web.StreamResponse:
+        """What `itb explain` says of a signal."""
+        session = self.dashboard.session
+        if session is None:
+            raise web.HTTPServiceUnavailable(text=f"{self.dashboard.hub.trouble}\n")
+        signal_id = request.query.get("id", "")
+        symbol = signal_id.partition("-")[0]
+        if symbol not in self.settings.symbols:
+            raise web.HTTPNotFound(text="that symbol is not followed here\n")
+        try:
+            found = await self.dashboard.explanations.of(session.bus, signal_id)
+        except Failure as error:
+            raise web.HTTPConflict(text=f"{error}\n") from None
+        return self._json(found)
 
     def _track(self, request: web.Request) -> Track:
         symbol, board = self._symbol(request), self.dashboard.hub.board

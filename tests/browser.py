@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ class Tab:
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
+        self._loaded = False
         self._numbers = itertools.count(1)
         self.requests: list[str] = []
         self.messages: list[str] = []
@@ -50,15 +52,19 @@ class Tab:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
         self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        deadline = time.monotonic() + _TIMEOUT_S
         while True:
+            assert time.monotonic() < deadline, f"{method}: no answer: {parameters}"
             message = self._receive()
             if message.get("id") == number:
                 assert "error" not in message, f"{method}: {message['error']}"
                 result: dict[str, Any] = message["result"]
                 return result
 
-    def open(self, path: Path, *, width: int, dark: bool = False, height: int = 900) -> None:
-        """Loads the file anew on a screen of this size (CSS pixels; under 600: a phone's)."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False, height: int = 900) -> None:
+        """Loads a file or an address anew on a screen of this size (CSS pixels; under 600: a
+        phone's)."""
+        url = page.resolve().as_uri() if isinstance(page, Path) else page
         self.requests.clear()
         self.messages.clear()
         self.call(
@@ -70,16 +76,40 @@ class Tab:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        while not self._loaded:
-            self._receive()
+        for address in ("about:blank", url):  # what differs only behind # is loaded anew, too
+            self._loaded = False
+            self.call("Page.navigate", url=address)
+            while not self._loaded:
+                self._receive()
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, by the debugger: no script runs in the page."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        """Waits until the expression is true, on whatever page there is then."""
+        safe = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
+        deadline = time.monotonic() + _TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self.evaluate(safe):
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"it never was so: {expression}")
+
+    def press(self, *keys: str) -> None:
+        """Keys by their names (`Tab`, `ArrowLeft`, `Enter`, `Shift+Tab`) or one character."""
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36,
+                 "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}  # fmt: skip
+        for key in keys:
+            name = key.rpartition("Shift+")[2]
+            event: dict[str, Any] = {"key": name, "modifiers": 8 if name != key else 0}
+            if name in codes:
+                event |= {"code": name, "windowsVirtualKeyCode": codes[name]}
+            text = {"Enter": "\r"}.get(name, "" if name in codes else name)
+            self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **event)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def screenshot(self, path: Path) -> None:
         """The whole page, also below the fold."""
@@ -104,13 +134,17 @@ class Tab:
                 self._loaded = True
             case "Network.requestWillBeSent":
                 url = parameters["request"]["url"]
-                if not url.startswith("data:"):
+                if not url.startswith(("data:", "about:")):
                     self.requests.append(url)
+            case "Network.webSocketCreated":
+                self.requests.append(parameters["url"])
             case "Runtime.consoleAPICalled":
                 texts = [str(arg.get("value")) for arg in parameters["args"]]
                 self.messages.append(f"console {parameters['type']}: {' '.join(texts)}")
             case "Runtime.exceptionThrown":
-                self.messages.append(f"exception: {parameters['exceptionDetails']['text']}")
+                details = parameters["exceptionDetails"]
+                what = details.get("exception", {}).get("description", "")
+                self.messages.append(f"exception: {details['text']} {what}")
             case "Log.entryAdded":
                 self.messages.append(f"log: {parameters['entry']['text']}")
         return message
@@ -155,8 +189,6 @@ def browser(folder: Path) -> Iterator[Tab]:
 
 def _port(folder: Path, process: "subprocess.Popen[bytes]") -> int:
     """What Chromium writes once it listens: its log is read until then."""
-    import time
-
     file = folder / "profile" / "DevToolsActivePort"
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:

@@ -32,7 +32,7 @@ export function chartOptions(c) {
     grid: { vertLines: { color: c.faint }, horzLines: { color: c.faint } },
     rightPriceScale: { borderColor: c.line, scaleMargins: { top: 0.08, bottom: 0.08 } },
     timeScale: {
-      borderColor: c.line, timeVisible: true, secondsVisible: false, rightOffset: 3,
+      borderColor: c.line, timeVisible: true, secondsVisible: false, rightOffset: 3, minBarSpacing: 0.02,
       tickMarkFormatter: (time, kind) => {
         const ms = time * 1000;
         if (kind === 0) return day(ms).slice(0, 4);

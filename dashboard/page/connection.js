@@ -65,20 +65,21 @@ export class Connection {
   }
 }
 
-export async function get(path) {
-  const answer = await fetch(path, { cache: "no-store" });
+async function answered(answer) {
   const text = await answer.text();
-  if (!answer.ok) throw new Error(text.trim() || `the server says ${answer.status}`);
-  return JSON.parse(text);
+  if (answer.ok) return JSON.parse(text);
+  if (answer.status === 500) throw new Error("The server failed; its log says why.");
+  throw new Error(text.trim() || `The server says ${answer.status}.`);
+}
+
+export async function get(path) {
+  return answered(await fetch(path, { cache: "no-store" }));
 }
 
 export async function post(path, csrf, body) {
-  const answer = await fetch(path, {
+  return answered(await fetch(path, {
     method: "POST",
     headers: { "Content-Type": "application/json", "X-CSRF-Token": csrf },
     body: JSON.stringify(body),
-  });
-  const text = await answer.text();
-  if (!answer.ok) throw new Error(text.trim() || `the server says ${answer.status}`);
-  return JSON.parse(text);
+  }));
 }

@@ -26,10 +26,11 @@ export function setHidden(element, hidden) {
   if (element.hidden !== hidden) element.hidden = hidden;
 }
 
-// A table with a caption for those who do not see it. columns: [title, class]; rows: lists of
-// strings, elements or null.
+// A table with a caption for those who do not see it. columns: [title, class]; a title of "(x)" is
+// only for those, too; rows: lists of strings, elements or null.
 export function table(caption, columns, rows, options = {}) {
-  const head = columns.map(([title, kind]) => h("th", { scope: "col", class: kind }, title));
+  const head = columns.map(([title, kind]) => h("th", { scope: "col", class: kind },
+    title.startsWith("(") ? h("span", { class: "hidden" }, title.slice(1, -1)) : title));
   const body = rows.map((row) =>
     h("tr", {}, row.map((cell, n) => {
       const attributes = { class: columns[n][1] };

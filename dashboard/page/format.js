@@ -14,8 +14,8 @@ const minus = (text) => text.replace("-", "−");
 
 export function fixed(value, digits) {
   if (!known(value)) return NOTHING;
-  return minus(formatter({ minimumFractionDigits: digits, maximumFractionDigits: digits })
-    .format(value));
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "negative" };
+  return minus(formatter(options).format(value));
 }
 
 // Up to so many significant digits.
@@ -40,6 +40,7 @@ export function percent(share, digits = 2) {
 
 export function milliseconds(value) {
   if (!known(value)) return NOTHING;
+  if (value < 1) return `${fixed(value, 2)} ms`;
   if (value < 10) return `${fixed(value, 1)} ms`;
   if (value < 10_000) return `${whole(value)} ms`;
   return duration(value);

@@ -78,23 +78,39 @@ class Trades {
     this.head.replaceChildren(heading("What the rules make of these scores",
       held.problem || `Simulated, no orders: ${whole(held.capital)} ${store.hello.quote} since `
         + `${moment(held.since)}, ${cost}, filled at the next open.`));
-    const trades = [...held.trades].reverse();
+    const [last] = held.trades.slice(-1);
+    const told = `${store.symbol} ${held.trades.length} ${last?.open_time_ms} ${last?.side}`;
+    if (told !== this.told) {
+      this.told = told;
+      this.table(held.trades, digits);
+    }
+    const [line] = store.orders.slice(-1);
+    const written = `${store.symbol} ${store.orders.length} ${line?.id}`;
+    if (written !== this.written) {
+      this.written = written;
+      this.writing(store.orders.filter((one) => one.symbol === store.symbol));
+    }
+  }
+
+  table(trades, digits) {
     this.trades.replaceChildren(trades.length ? table("Trades by the rules, newest first", [
-      ["Candle", ""], ["Side", ""], ["Price", "num"], ["Quantity", "num"], ["Fee", "num"],
+      ["Candle", ""], ["Side", ""], ["Price", "num"], ["Quantity", "num less"], ["Fee", "num less"],
       ["Profit", "num"], ["Why", "wide"],
-    ], trades.map((trade) => [
+    ], [...trades].reverse().map((trade) => [
       moment(trade.open_time_ms), side(trade.side), fixed(trade.price, digits),
       number(trade.quantity, 5), fixed(trade.fee, 2),
       trade.profit === null ? "" : h("span", { class: trade.profit > 0 ? "up" : "down" }, signed(trade.profit, 2)),
       trade.reason,
     ])) : h("p", { class: "empty" }, "The rules have not traded on these candles."));
-    const lines = store.orders.filter((line) => line.symbol === store.symbol).reverse();
+  }
+
+  writing(lines) {
     this.journal.replaceChildren(
       heading("The trader's journal", "Every signal with a side leads to a line here."),
       lines.length ? table("The trader's journal, newest first", [
-        ["Candle", ""], ["State", ""], ["Side", ""], ["Quantity", "num"], ["Price", "num"],
+        ["Candle", ""], ["State", ""], ["Side", ""], ["Quantity", "num less"], ["Price", "num"],
         ["Score", "num"], ["Why", "wide"],
-      ], lines.slice(0, 200).map((line) => [
+      ], lines.slice(-100).reverse().map((line) => [
         this.page.whyButton(line.open_time_ms, moment(line.open_time_ms)), line.state,
         side(line.side), line.quantity || "", line.price || "", signed(line.score, 3), line.reason,
       ])) : h("p", { class: "empty" }, "The trader has written nothing yet."));
@@ -174,7 +190,7 @@ class Models {
     const bar = (share, kind) => h("span", { class: "bar", "aria-hidden": "true" },
       h("i", { class: kind, vars: { "--share": `${100 * (share ?? 0)}%` } }));
     this.body.replaceChildren(table("Newest output of every model", [
-      ["Model", ""], ["For", ""], ["Output", "num"], ["", "bars"], ["AUC", "num"],
+      ["Model", ""], ["For", ""], ["Output", "num"], ["(as a bar)", "bars"], ["AUC", "num"],
     ], known.map((model) => [
       model.name, side(model.side), fixed(value(model.name), 3),
       bar(value(model.name), model.side === "high" ? "up" : "down"),
@@ -258,7 +274,8 @@ class Data {
     const rows = counts.candles + counts.backfilled + counts.gap + counts.hole;
     const whole_ = rows ? (counts.candles + counts.backfilled) / rows : null;
     this.body.replaceChildren(
-      heading("Data ledger", `Rows of the raster from ${moment(found.first)} to ${moment(found.last)}.`),
+      heading("Data ledger", `From ${moment(found.first)} to ${moment(found.last)}. `
+        + "A gap is a candle that the exchange never produced, and is marked; a hole is one that is not on the bus."),
       facts([
         ["whole", whole_ === null ? "–" : `${fixed(100 * whole_, 2)} %`],
         ["live candles", whole(counts.candles)],
@@ -272,7 +289,7 @@ class Data {
       found.runs.length ? table("Gaps and holes, newest first", [
         ["Kind", ""], ["From", ""], ["To", ""], ["Candles", "num"],
       ], found.runs.map(([kind, first, last, count]) => [
-        kind === "gap" ? "gap: the exchange has none" : "hole: not on the bus", moment(first), moment(last), whole(count),
+        kind, moment(first), moment(last), whole(count),
       ]), { caption: true }) : h("p", { class: "note" }, "No candle is missing."));
   }
 
@@ -286,7 +303,7 @@ class Data {
     this.notices.replaceChildren(
       heading("What the services said", "Repairs, revisions, late candles, refusals; alerts also go to Telegram."),
       lines.length ? table("Notices, newest first", [
-        ["Time", ""], ["Level", ""], ["From", ""], ["What", ""], ["", "wide"],
+        ["Time", ""], ["Level", ""], ["From", ""], ["What", ""], ["(in words)", "wide"],
       ], lines.map((line) => [
         moment(line.time_ms, true), h("span", { class: `level ${line.level}` }, line.level), line.service, line.code, line.text,
       ])) : h("p", { class: "empty" }, "Nothing yet."));
@@ -335,7 +352,7 @@ class Pipeline {
     ]);
     this.services.replaceChildren(heading("Services", "Each writes a heartbeat every five seconds."),
       table("Services", [
-        ["Service", ""], ["State", ""], ["Heard", "num"], ["Behind", "num"], ["Version", ""], ["Pid", "num"], ["", "wide"],
+        ["Service", ""], ["State", ""], ["Heard", "num"], ["Behind", "num"], ["Version", "less"], ["Pid", "num less"], ["(what it says)", "wide"],
       ], rows));
     const found = status.latency[symbol];
     const names = {
@@ -398,8 +415,8 @@ class Releases {
         ? `${whole(releases.count)} in the model folder. The predictor takes what is live at the next candle.`
         : "There is none yet: `python -m trainer train --promote` makes the first.")),
       rows.length ? table("Releases, newest first", [
-        ["Release", ""], ["", ""], ["What", ""], ["Mean AUC", "num"], ["Buy / sell", "num"],
-        ["Trained on", ""], ["Rows", "num"], ["", ""],
+        ["Release", ""], ["(live)", ""], ["What", ""], ["Mean AUC", "num"], ["Buy / sell", "num"],
+        ["Trained on", ""], ["Rows", "num"], ["(report and actions)", ""],
       ], rows) : "",
       releases.history.length ? table("What was live when, newest first", [
         ["Time", ""], ["What", ""], ["Release", ""], ["Before", ""],
@@ -462,7 +479,7 @@ export class Panels {
     if (kind === "snapshot") now.redraw();
     else if (kind === "rows") {
       now.rows(changed);
-      if (shown === "trades" || shown === "models") now.draw();
+      if (shown === "models") now.draw();
     } else if (kind === "whatif" || kind === "orders" || kind === "account") {
       if (shown === "trades") now.draw();
     } else if (kind === "notices") {

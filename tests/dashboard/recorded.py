@@ -14,7 +14,7 @@ import numpy as np
 from shared.bus import Bus, Source, Write
 from shared.config import Settings
 from shared.events import Feature, Kline, Level, Notice, Order, Signal
-from shared.releases import Manifest, promote, write_release
+from shared.releases import Manifest, feature_schema, promote, write_release
 from shared.streams import (
     FEATURE,
     KLINE,
@@ -59,7 +59,7 @@ class Recording:
     warm_up: int = 0
     seed: int = 3
     release: str = "20231114T221320Z-00000000"
-    schema: str = "0123456789abcdef"
+    schema: str = feature_schema(NAMES)
 
     def open_ms(self, number: int) -> int:
         return START + number * MINUTE

@@ -11,6 +11,7 @@ import pytest
 
 from shared.bus import Bus
 from tests.dashboard.recorded import (
+    NAMES,
     SYMBOL,
     Recording,
     notice,
@@ -421,6 +422,37 @@ async def test_data_are_given_of_the_symbols_followed_and_no_others(open_page: R
         assert {row["name"] for row in found["features"]} == {
             "close_1", "close_5", "close_15", "close_60", "volume_5", "span_5",
         }  # fmt: skip
+
+
+async def test_why_is_computed_again_and_what_differs_is_named(
+    valkey: Server, bus: Bus, tmp_path: Path
+) -> None:
+    """The recording's features are made up, so that they cannot be those of its candles."""
+    live = put_release(settings_for(tmp_path, valkey.url), 1)
+    recording = Recording(70, release=live.id)
+    await recording.put(bus)
+    rig_ = running(tmp_path, valkey.url, bus, password=False)
+    async with rig_ as rig, rig.browser() as browser:
+        signal = recording.signal(69)
+        answers = await asyncio.gather(*(browser.get(f"/api/why?id={signal.id}") for _ in range(5)))
+        assert {status for status, _, _ in answers} == {200}
+        found = json.loads(answers[0][1])
+        assert all(json.loads(text) == found for _, text, _ in answers)
+        assert found["signal"]["score"] == signal.score
+        assert found["equal"] is False
+        assert found["difference"]["field"] in NAMES
+        assert set(found["models"]) == set(signal.outputs)
+        assert all(len(one["contributions"]) <= 4 for one in found["models"].values())
+        for signal_id, status in (
+            (f"{SYMBOL}-1m-{recording.open_ms(500)}", 409),
+            (f"{SYMBOL}-1m-x", 409),
+            (f"{SYMBOL}-1m-" + "9" * 400, 409),
+            ("ETHUSDT-1m-1700000040000", 404),
+            ("", 404),
+        ):
+            code, text, _ = await browser.get(f"/api/why?id={signal_id}")
+            assert code == status, signal_id
+            assert "Traceback" not in text
 
 
 async def test_a_page_that_asks_for_another_symbol_or_talks_nonsense_is_closed(
