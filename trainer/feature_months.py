@@ -29,6 +29,7 @@ from shared.features import FeatureSet
 from shared.times import interval_ms
 from trainer import rasters
 
+_WAITING = 2  # threads more than work at a time: some wait for the disk
 _FIRST, _LAST, _MADE_FROM = "first_ms", "last_ms", "made_from"
 
 
@@ -74,7 +75,7 @@ def update(
                 left.unlink()
         # Python functions of users take turns; the kernels need no such care.
         alone = features.user_sha256 is not None
-        with ThreadPoolExecutor(1 if alone else workers) as pool:
+        with ThreadPoolExecutor(1 if alone else workers + _WAITING) as pool:
             tasks = [
                 pool.submit(_make, unfinished, features, raster, month, workers if alone else 1)
                 for month in months

@@ -39,6 +39,7 @@ from trainer.export.graph import ML_OPSET, OPSET
 from trainer.export.models import TrainedModel, export_bundle, export_model
 from trainer.labels import definition, is_value, side_of, spec
 from trainer.models.calibration import Isotonic, Platt
+from trainer.models.gb import Boosting
 from trainer.models.rows import Rows, span_text
 
 
@@ -181,6 +182,11 @@ def build(
         "values": values,
         "score": score_report(trained),
         "notes": list(trained.notes),
+        "gain_importance": {
+            model.name: gains
+            for model in (*models, *trained.values)
+            if (gains := _gains(model, features.names))
+        },
         "parity": passed,
         "training": manifest.training.model_dump(mode="json"),
         "rows": span_text(rows),
@@ -212,6 +218,19 @@ def score_report(trained: Trained) -> dict[str, Any]:
         "best": None if compared.best is None else str(compared.best),
         "compared": {str(kind): found.as_dict() for kind, found in compared.found.items()},
     }
+
+
+def _gains(model: TrainedModel, names: Sequence[str]) -> dict[str, float]:
+    """Share of each feature in what the splits of a tree model gained on its training rows, the
+    largest first; empty for other models. (Of training rows: the report's permutations are out of
+    sample.)"""
+    if not isinstance(model.core, Boosting):
+        return {}
+    gains = model.core.booster.feature_importance(importance_type="gain")
+    total = float(gains.sum()) or 1.0
+    of = {names[at]: float(gain) / total for at, gain in zip(model.columns, gains, strict=True)}
+    largest = sorted(of, key=lambda name: -of[name])
+    return {name: round(of[name], 6) for name in largest if of[name] > 0}
 
 
 def _calibration(model: TrainedModel) -> Literal["none", "platt", "isotonic"]:

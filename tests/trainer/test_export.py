@@ -1,6 +1,9 @@
 """ONNX graphs against the libraries that trained the models."""
 
 import math
+import pickle
+from dataclasses import replace
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -12,6 +15,7 @@ from shared.bundle import Runner, check_graph, open_session
 from shared.config import Algorithm
 from shared.errors import Failure, Usage
 from shared.score import ScoreFormula, ScoreKind, Stack, score
+from trainer.evaluate import auc
 from trainer.export import parity
 from trainer.export.models import TrainedModel, export_bundle, export_model
 from trainer.models import gb, lc, nn
@@ -536,15 +540,38 @@ def test_what_a_library_refuses_is_one_line(algorithm: Algorithm, says: str) -> 
     assert "\n" not in str(error.value)
 
 
-def test_pytorch_trains_the_same_network() -> None:
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
+@pytest.mark.parametrize("params", [{}, {"early_stopping": True, "calibrate": "platt"}])
+def test_pytorch_trains_the_same_network(activation: str, params: dict[str, Any]) -> None:
     pytest.importorskip("torch", reason="the extra `nn` is not installed")
     x, y = data()
-    algorithm = Algorithm(name="nn", algo="nn", params={"backend": "torch"})
+    algorithm = Algorithm(
+        name="nn", algo="nn", params={"backend": "torch"} | params, train={"activation": activation}
+    )
     model = fitted(algorithm, x, y, "high_10")
     held_out = data(500, 0.1, seed=1)[0]
     np.testing.assert_allclose(one_by_one(model, held_out), native(model, held_out), atol=1e-6)
     again = fitted(algorithm, x, y, "high_10")
     assert export_model(model, FEATURES) == export_model(again, FEATURES)
+    kept = replace(model, fitted=pickle.loads(pickle.dumps(model.fitted)))  # noqa: S301 - ours
+    assert native(kept, held_out).tobytes() == native(model, held_out).tobytes()
+    assert export_model(kept, FEATURES) == export_model(model, FEATURES)
+
+
+def test_pytorch_learns_what_scikit_learn_learns() -> None:
+    pytest.importorskip("torch", reason="the extra `nn` is not installed")
+    x, y = data(3000)
+    held_out, happened = data(1500, seed=1)
+    found = [
+        auc(happened > 0.5, native(fitted(algorithm, x, y, "high_10"), held_out))
+        for algorithm in (
+            Algorithm(name="nn", algo="nn", params={"backend": backend})
+            for backend in ("torch", "sklearn")
+        )
+    ]
+    assert None not in found
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+    assert found[0] > 0.6  # type: ignore[operator]
 
 
 def test_pytorch_missing_is_one_line() -> None:

@@ -242,6 +242,16 @@ def test_the_same_data_gives_the_same_bytes(folder: Path, result: dict[str, Any]
     assert first.manifest.metrics == second.manifest.metrics
 
 
+def test_the_gains_of_the_trees_are_in_the_metrics(folder: Path, result: dict[str, Any]) -> None:
+    place = folder / "models" / "releases" / result["release"]
+    found = json.loads((place / "metrics.json").read_text())["gain_importance"]
+    assert list(found) == ["high_10_k_gb", "low_10_k_gb"]
+    for gains in found.values():
+        assert set(gains) <= set(NAMES)
+        assert list(gains.values()) == sorted(gains.values(), reverse=True)
+        assert sum(gains.values()) == pytest.approx(1, abs=1e-5)
+
+
 def test_nothing_at_or_after_until_is_used(
     folder: Path, result: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -3,7 +3,8 @@
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,15 +55,41 @@ def fit(
     network = _Trained(chosen, scaled, y, weights, seed, name, is_value)
     for _ in range(epochs or int(chosen.train.get("max_iter", nn.EPOCHS))):
         network.epoch()
-    linears = network.linears()
+    weights_, biases = network.weights()
+    activation = str(chosen.train.get("activation", "relu"))
     return nn.Network(
         scaling=scaling,
-        weights=tuple(np.ascontiguousarray(n.weight.detach().cpu().numpy().T) for n in linears),
-        biases=tuple(n.bias.detach().cpu().numpy().copy() for n in linears),
-        activation=str(chosen.train.get("activation", "relu")),
-        native=network.predict,
+        weights=weights_,
+        biases=biases,
+        activation=activation,
+        native=partial(_outputs, weights_, biases, activation, is_value),
         is_value=is_value,
     )
+
+
+def _outputs(
+    weights: Sequence[Float32Array],
+    biases: Sequence[Float32Array],
+    activation: str,
+    is_value: bool,
+    values: Float32Array,
+) -> FloatArray:
+    """PyTorch's own way from scaled inputs to outputs, on the CPU, of a network that was trained
+    anywhere."""
+    import torch  # noqa: PLC0415 - optional, large
+
+    torch.set_num_threads(1)  # as all fits: sums in another number of threads have other bits
+    between = {"relu": torch.relu, "tanh": torch.tanh, "logistic": torch.sigmoid}
+    with torch.no_grad():
+        found = torch.from_numpy(np.ascontiguousarray(values))
+        for at, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if at and activation in between:
+                found = between[activation](found)
+            found = torch.nn.functional.linear(
+                found, torch.from_numpy(np.ascontiguousarray(weight.T)), torch.from_numpy(bias)
+            )
+        raw = found.squeeze(1).double()
+        return np.asarray((raw if is_value else torch.sigmoid(raw)).numpy())
 
 
 def epochs(
@@ -111,6 +138,7 @@ class _Trained:
                 '"sklearn"'
             ) from None
         torch.use_deterministic_algorithms(True)
+        torch.set_num_threads(1)
         self._torch: Any = torch
         self._is_value = is_value
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -147,6 +175,14 @@ class _Trained:
 
     def linears(self) -> list[Any]:
         return [m for m in self._network if isinstance(m, self._torch.nn.Linear)]
+
+    def weights(self) -> tuple[tuple[Float32Array, ...], tuple[Float32Array, ...]]:
+        """(n_in, n_out) per layer, and the biases."""
+        linears = self.linears()
+        return (
+            tuple(np.ascontiguousarray(n.weight.detach().cpu().numpy().T) for n in linears),
+            tuple(n.bias.detach().cpu().numpy().copy() for n in linears),
+        )
 
     def epoch(self) -> None:
         count = len(self._targets)
