@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A full environment serves every target; otherwise the smallest that does.
 DEMO_READY := $(if $(wildcard $(STAMPS)/dev),$(STAMPS)/dev,$(STAMPS)/demo)
 
-.PHONY: help setup demo test test-slow test-browser chaos test-clients check format bench lock docs vendor \
+.PHONY: help setup demo test test-slow test-browser chaos test-clients check format bench lock docs site vendor \
 	clean
 .DELETE_ON_ERROR:
 
@@ -90,13 +90,24 @@ bench: $(STAMPS)/bench
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(DEMO_READY)
-	@$(BIN)/python -m deploy.reference README.md docs/monitoring.md
+	@$(BIN)/python -m deploy.reference README.md docs/*.md docs/config.schema.json
+
+# The documentation as a site, in an environment of its own.
+site: .venv-docs/bin/mkdocs
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict -q
+	@echo "The documentation is in site/index.html"
+
+.venv-docs/bin/mkdocs: requirements-docs.lock $(VENV)/pyvenv.cfg
+	@$(BIN)/python -m venv .venv-docs
+	@.venv-docs/bin/python -m pip --disable-pip-version-check install -q --require-hashes --no-deps \
+		-r $< >&2
+	@touch $@
 
 vendor: $(DEMO_READY)
 	@$(BIN)/python -m deploy.vendor
 
 clean:
-	rm -rf $(VENV) .venv-clients $(STAMPS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-docs site .venv-clients $(STAMPS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	rm -rf work
 
 $(VENV)/pyvenv.cfg:
@@ -141,3 +152,5 @@ lock: $(VENV)/pyvenv.cfg
 	@set -e; for client in $(CLIENTS); do echo "uv pip compile: $$client"; echo $$client | \
 	$(BIN)/uv pip compile - --generate-hashes --universal --python-version 3.11 --no-header -q \
 	$(if $(UPGRADE),--upgrade) -o tests/clients/locks/$$client.lock; done
+	@echo 'mkdocs-material>=9.7' | $(BIN)/uv pip compile - --generate-hashes --universal \
+	--python-version 3.11 --no-header -q $(if $(UPGRADE),--upgrade) -o requirements-docs.lock

@@ -17,7 +17,9 @@ from pydantic import BaseModel
 
 from shared.config import PREFIX, SECRETS, Settings
 from shared.errors import Failure, Usage
+from shared.features.catalogue import catalogue
 from shared.metrics import CATALOG
+from shared.streams import schema_text
 
 # A value that a user might set; README shows it, and a test loads every one of them.
 _EXAMPLES: dict[str, Any] = {
@@ -279,7 +281,57 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
-_TABLES = {"config": config_table, "commands": command_help, "metrics": metrics_table}
+def streams_table() -> str:
+    """Markdown: every stream with its key, its ids, and its event field by field."""
+    parts = []
+    for shape in json.loads(schema_text()):
+        fields = ", ".join(f"`{name}` {kind}" for name, kind in shape["data"].items())
+        parts.append(f"### `{shape['stream']}`\n\nid `{shape['id']}`; data: {fields}")
+    return "\n\n".join(parts)
+
+
+def features_table() -> str:
+    """Markdown: every family of features."""
+    rows = ["| form | looks back, rows | formula | such as |", "| --- | --- | --- | --- |"]
+    for entry in catalogue():
+        cells = (f"`{entry.form}`", entry.lookback, entry.formula, f"`{entry.example}`")
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def labels_table() -> str:
+    """Markdown: every form of label with examples at the default horizon."""
+    from trainer.labels.forms import FORMS, HORIZON, spec  # noqa: PLC0415  # only where trained
+
+    parts = [f"At a horizon of {HORIZON} rows (`trainer.label_horizon`)."]
+    for form in FORMS:
+        rows = ["| label | side | definition | t1 |", "| --- | --- | --- | --- |"]
+        for name in form.examples:
+            one = spec(name, HORIZON)
+            cells = (f"`{name}`", one.side or "value", one.definition, one.t1)
+            rows.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
+        note = f"{form.note}\n\n" if form.note else ""
+        parts.append(f"### {form.shown}\n\n{note}" + "\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def json_schema() -> str:
+    """JSON Schema of `config.json`, for editors."""
+    schema = Settings.model_json_schema(mode="validation")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "config.json"
+    schema["properties"]["symbol"] = {"type": "string", "description": "short for one of symbols"}
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+_TABLES = {
+    "config": config_table,
+    "commands": command_help,
+    "metrics": metrics_table,
+    "streams": streams_table,
+    "features": features_table,
+    "labels": labels_table,
+}
 _BLOCK = re.compile(r"(<!-- (\w+): written by `make docs` -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -311,10 +363,12 @@ def write_config(path: Path, *, force: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrites the tables of the given files."""
+    """Rewrites the tables of the given files; a file that ends in .schema.json is the schema."""
     for name in sys.argv[1:] if argv is None else argv:
         path = Path(name)
-        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+        is_schema = path.name.endswith(".schema.json")
+        text = json_schema() if is_schema else with_tables(path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"trainer {command}".strip()
     try:
         module = importlib.import_module(COMMANDS[command][0]) if command else None
-        args = _parser(command, module).parse_args(arguments)
+        args = parser_of(command, module).parse_args(arguments)
         if module is None:
             raise Usage(f"give a command: {', '.join(COMMANDS)}")
         settings = config.load(args.config)
@@ -94,7 +94,8 @@ def _fail(name: str, text: str, exit_code: int) -> int:
     return exit_code
 
 
-def _parser(command: str, module: Any) -> argparse.ArgumentParser:
+def parser_of(command: str, module: Any) -> argparse.ArgumentParser:
+    """All commands; the options of `command`, whose module is given."""
     parser = _Parser(prog="python -m trainer", description="From history to a release of models.")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", parser_class=_Parser)
     for name, (_, help_text) in COMMANDS.items():
