@@ -7,17 +7,17 @@ DIGITS = 8
 UNIT = 100_000_000
 
 
-def units(text: str) -> int:
+def units(value: str) -> int:
     """Units of a plain decimal text.
 
     Raises: ValueError when the text is no plain number, or has more than eight decimals that count.
     """
-    whole, _, part = text.partition(".")
-    if not (whole + part).isascii() or not (whole + (part or "0")).isdigit():
-        raise ValueError(f"{text!r} is no plain decimal number")
+    whole, _, part = value.partition(".")
+    if not (value.isascii() and whole.isdigit() and (part or "0").isdigit()):
+        raise ValueError(f"{value!r} is no plain decimal number")
     if len(part) > DIGITS:
         if part[DIGITS:].strip("0"):
-            raise ValueError(f"{text!r} has more than {DIGITS} decimals")
+            raise ValueError(f"{value!r} has more than {DIGITS} decimals")
         part = part[:DIGITS]
     return int(whole) * UNIT + int(part.ljust(DIGITS, "0"))
 

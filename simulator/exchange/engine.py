@@ -309,6 +309,8 @@ class Engine:
             raise Refused(
                 -1013, "This symbol does not allow the specified self-trade prevention mode."
             )
+        if not new.quantity and not new.quote_quantity:
+            raise Refused(-1013, "Invalid quantity.")
         for price in (new.price, new.stop_price):
             if price:
                 symbol.check_price(price)
@@ -473,7 +475,7 @@ class Engine:
                 left = symbol.round_down(shown) - (gone[1] if gone[0] == shown else 0)
                 passed = 0
                 while maker is not None and maker.ticket.price == price:
-                    ahead = min(left, max(0, maker.queue - passed))
+                    ahead = symbol.round_down(min(left, max(0, maker.queue - passed)))
                     if ahead > 0:
                         yield price, ahead, None
                         left -= ahead
