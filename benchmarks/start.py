@@ -107,6 +107,7 @@ def main() -> None:
         "ITB_REDIS_URL": server.unix_url,
         "ITB_SYMBOL": "TESTUSDT",
         "ITB_MODEL_FOLDER": str(models),
+        "ITB_TRADER__MODE": "observe",  # there is no exchange here
     }
     try:
         uvloop.run(fill(server.unix_url))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from notifier.chats import preferences_key
+from shared.control import CONTROL_KEY
 from shared.streams import (
     ALERT,
     DAILY,
@@ -33,6 +34,7 @@ from shared.streams import (
     Stream,
     dead_letters,
     health_key,
+    intent_key,
     of_chat,
     schema_key,
 )
@@ -84,11 +86,16 @@ ACCESS: Mapping[str, Access] = {
         consumes=(SIGNAL, NOTICE),
         writes=(*_MESSAGES, *(of_chat(stream, "*") for stream in _MESSAGES)),
         looks=(*STREAMS, dead_letters("*")),
-        puts=(WATCHED_KEY, preferences_key("*")),
+        puts=(WATCHED_KEY, preferences_key("*"), CONTROL_KEY),
         gets=(health_key("*", "*"),),
         scans=True,
     ),
-    "trader": Access(consumes=(SIGNAL,), writes=(ORDER,), looks=(KLINE,)),
+    "trader": Access(
+        consumes=(SIGNAL,),
+        writes=(ORDER,),
+        looks=(KLINE,),
+        puts=(intent_key("*", "*"), CONTROL_KEY),
+    ),
     "dashboard": Access(
         looks=(*STREAMS, dead_letters("*")),
         gets=(health_key("*", "*"), schema_key("*")),

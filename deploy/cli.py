@@ -10,10 +10,13 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from shared.config import load
 from shared.errors import Failure, Rejected, Unavailable, Usage
+
+if TYPE_CHECKING:
+    from shared.control import Word
 
 _STOPPED = 130
 _HERE = Path()  # `--verify` without a file
@@ -155,6 +158,23 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     record("--export", type=Path, metavar="FILE", help="write the whole record to a file")
     record("--json", action="store_true", help="one JSON list on stdout")
+
+    for name, run, text in (
+        ("halt", _halt, "The trader sends nothing any more; what rests at the exchange stays."),
+        ("resume", _resume, "Ends a halt, also one that a limit ordered."),
+        ("flatten", _flatten, "Everything is sold at market, then nothing is bought."),
+    ):
+        switch = _with_config(command(name, run, text))
+        switch("--redis-url", metavar="U", help="instead of the config's")
+        if name == "halt":
+            switch(
+                "--reduce-only", action="store_true", help="no entries, but exits and protection"
+            )
+        if name == "resume":
+            switch(
+                "--new-account", action="store_true",
+                help="the account is another one now, or was reset: what the journal holds is gone",
+            )  # fmt: skip
 
     doctor = _with_config(
         command("doctor", _doctor, "Checks everything the system needs; says what to do.")
@@ -369,6 +389,38 @@ def _record(args: argparse.Namespace) -> int:
         json=args.json,
     )
     return _run(lambda: record.run(options, sys.stdout))
+
+
+def _halt(args: argparse.Namespace) -> int:
+    from shared.control import Word  # noqa: PLC0415
+
+    return _throw(args, Word.REDUCE_ONLY if args.reduce_only else Word.HALT)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from shared.control import Word  # noqa: PLC0415
+
+    return _throw(args, Word.RESUME, new_account=args.new_account)
+
+
+def _flatten(args: argparse.Namespace) -> int:
+    from shared.control import Word  # noqa: PLC0415
+
+    return _throw(args, Word.FLATTEN)
+
+
+def _throw(args: argparse.Namespace, word: "Word", *, new_account: bool = False) -> int:
+    from deploy.switch import throw  # noqa: PLC0415
+
+    settings = load(args.config)
+    url = args.redis_url or settings.redis_url
+
+    async def switch() -> int:
+        confirmed, text = await throw(word, settings, url, new_account=new_account)
+        sys.stdout.write(text + "\n")
+        return 0 if confirmed else 1
+
+    return _run(switch)
 
 
 def _doctor(args: argparse.Namespace) -> int:

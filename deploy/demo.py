@@ -230,10 +230,11 @@ class _Demo:
                 if is_unpaced:
                     await self._start_market(the_plan, environment)
             trained = training.result()
-            await self._until_ready(observer, SERVICES if is_unpaced else SERVICES[1:])
             if is_unpaced:
+                await self._until_ready(observer, SERVICES)
                 await self._simulator("POST", "/control/resume")
-            else:
+            else:  # the trader is ready once there is an exchange
+                await self._until_ready(observer, SERVICES[1:-1])
                 await self._start_market(the_plan, environment)
             self._screen.say(f"streaming {window.bars} candles")
             found = await self._watch(observer, the_plan)
@@ -401,7 +402,8 @@ class _Demo:
                 if (state := look.state()) != seen:
                     seen, moved = state, time.monotonic()
                 if look.is_through(window):
-                    found = await observer.ask(partial(tally, window=window))
+                    placed = await self._placed()
+                    found = await observer.ask(partial(tally, window=window, placed=placed))
                     if not found.lost or time.monotonic() - moved > _HOLE_S:
                         return found
                 elif time.monotonic() - moved > limit_s:
@@ -409,6 +411,16 @@ class _Demo:
                 await asyncio.sleep(_POLL_S)
         finally:
             screen.close()
+
+    async def _placed(self) -> list[str]:
+        """Client ids of the orders that the exchange has."""
+        timeout = aiohttp.ClientTimeout(total=10)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"http://{HOST}:{self._port}/control/account") as reply,
+        ):
+            reply.raise_for_status()
+            return [order["clientOrderId"] for order in (await reply.json())["orders"]]
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -427,6 +439,7 @@ class _Demo:
             "orders": counts["order"],
             "lost": found.lost,
             "doubled": found.doubled,
+            "filled": found.filled,
             "gaps": found.gaps,
             "latency_ms": found.latency_ms(),
             "train": {
@@ -556,6 +569,7 @@ def summary(result: Mapping[str, Any]) -> str:
         f"{train['seconds']} s{quality}\n"
         f"{result['klines']} candles{gaps}, {result['features']} feature vectors, "
         f"{result['predictions']} predictions, {result['signals']} signals{timing}\n"
-        f"{result['notifications']} messages to people, {result['orders']} trading decisions "
-        f"(observed, no orders); {result['lost']} lost, {result['doubled']} doubled"
+        f"{result['notifications']} messages to people, {result['orders']} trading decisions, "
+        f"{result['filled']} orders filled (play money); {result['lost']} lost, "
+        f"{result['doubled']} doubled"
     )

@@ -1,14 +1,14 @@
 """What a run left on the bus, counted candle by candle; no service is asked for its view."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from shared.bus import Bus, Entry, Source
-from shared.events import Delivery, Notification
+from shared.events import Delivery, Leg, Notification, Order, OrderState
 from shared.streams import FEATURE, KLINE, NOTIFICATION, ORDER, PREDICTION, SIGNAL, Stream
 
 # One entry per raster row on each, under the candle's id.
@@ -49,7 +49,9 @@ class Tally:
     """counts: entries per stream name, distinct candles (orders, notifications: signals) only.
 
     missing: per stream the candles without an entry. doubled: entries beyond the first of a
-    (stream, candle), and signals that were notified or journalled again.
+    (stream, candle), signals that were notified again, and orders sent twice: intents or orders at
+    the exchange beyond the first of a name, entries beyond the first of a signal.
+    filled: orders that were filled, at least in part.
     latency_us: from the candle's receipt to its signal on the bus, our own clock.
     """
 
@@ -57,6 +59,7 @@ class Tally:
     gaps: int
     missing: Mapping[str, tuple[int, ...]]
     doubled: int
+    filled: int
     latency_us: tuple[int, ...] = field(repr=False)
 
     @property
@@ -71,8 +74,9 @@ class Tally:
         return {"p50": round(float(p50) / 1000, 3), "p99": round(float(p99) / 1000, 3)}
 
 
-async def tally(bus: Bus, window: Window) -> Tally:
-    """Reads the window's entries of every stream, whole."""
+async def tally(bus: Bus, window: Window, placed: Sequence[str] = ()) -> Tally:
+    """Reads the window's entries of every stream, whole. placed: client ids of the orders that the
+    exchange has."""
     expected = set(window.times())
     counts: dict[str, int] = {}
     missing: dict[str, tuple[int, ...]] = {}
@@ -88,21 +92,22 @@ async def tally(bus: Bus, window: Window) -> Tally:
     counts[NOTIFICATION.name] = notified
     # A claim without an outcome is a message of which nobody knows whether it was sent.
     missing[NOTIFICATION.name] = claims
-    orders = Counter(
-        e.event.signal_id
+    lines = [
+        e.event
         for e in await _all(bus, Source(ORDER, window.symbol))
         if e.event is not None
         and e.event.interval == window.interval
         and e.event.open_time_ms in expected
-    )
+    ]
+    orders = {line.signal_id for line in lines if line.signal_id}
     counts[ORDER.name] = len(orders)
     decided = {
         e.event.id: e.event.open_time_ms
         for e in found[SIGNAL.name]
         if e.event is not None and e.event.side
     }
-    missing[ORDER.name] = tuple(sorted(decided[i] for i in decided.keys() - orders.keys()))
-    doubled += resent + sum(number - 1 for number in orders.values())
+    missing[ORDER.name] = tuple(sorted(decided[i] for i in decided.keys() - orders))
+    doubled += resent + _sent_again(lines, placed)
     received = {
         e.time_ms: e.meta.received_us
         for e in found[KLINE.name]
@@ -114,7 +119,26 @@ async def tally(bus: Bus, window: Window) -> Tally:
         if e.event is not None and e.time_ms in received
     )
     gaps = sum(1 for e in found[KLINE.name] if e.event is not None and e.event.gap)
-    return Tally(counts=counts, gaps=gaps, missing=missing, doubled=doubled, latency_us=latency)
+    filled = len({line.client_id for line in lines if line.fills})
+    return Tally(
+        counts=counts,
+        gaps=gaps,
+        missing=missing,
+        doubled=doubled,
+        filled=filled,
+        latency_us=latency,
+    )
+
+
+def _sent_again(lines: Sequence[Order], placed: Sequence[str]) -> int:
+    """Orders too many: of a name, by the journal or at the exchange; entries of a signal; decisions
+    without an order."""
+    intents = [line for line in lines if line.state == OrderState.INTENT]
+    names = Counter(line.client_id for line in intents)
+    entries = Counter(line.signal_id for line in intents if line.leg == Leg.ENTRY)
+    decided = Counter(line.signal_id for line in lines if not line.client_id and line.signal_id)
+    counted = (names, entries, decided, Counter(placed))
+    return sum(number - 1 for counter in counted for number in counter.values())
 
 
 def _notifications(entries: list[Entry[Notification]]) -> tuple[tuple[int, ...], int, int]:

@@ -26,6 +26,7 @@ from shared.events import Delivery, Level, Notice, Notification, Signal
 from shared.releases import current_id
 from shared.streams import NOTICE, NOTIFICATION, SIGNAL, number_text
 from shared.times import iso
+from trader.places import OBSERVE, PAPER, SIMULATOR, place_of
 
 _DEFAULT_WORKDIR = Path("work/live")
 _STARTED = (*SERVICES, "auditor")
@@ -91,6 +92,11 @@ async def _live(
 ) -> None:
     environment = {**os.environ, f"{PREFIX}REDIS_URL": server.local_url}
     arguments = ("-c", str(options.config)) if options.config else ()
+    if settings.trader.mode == PAPER and place_of(settings).rest_url == SIMULATOR:
+        environment[f"{PREFIX}TRADER__MODE"] = OBSERVE
+        screen.say(
+            "the trader only observes: there is no paper exchange; name one by account_rest_url"
+        )
     screen.say(f"starting Valkey at {server.url}")
     await supervisor.start(server.program())
     await server.wait_ready()

@@ -171,6 +171,7 @@ class Bus:
         self.service = service
         self.instance = instance
         self.message_bytes = message_bytes
+        self._alone = False
         self._url = url
         self._name = f"itb:{service}:{instance}:{_PROCESS}"
         self._link: Link | Cluster = Link(url, name=self._name)
@@ -195,10 +196,12 @@ class Bus:
         alive: Callable[[], None] | None = None,
         parts: int = 1,
         part: int | None = None,
+        alone: bool = False,
     ) -> AsyncIterator["Bus"]:
         """Opens, yields and closes. exclusive: wait while another process has our name; `alive` is
         called as long as that takes.
 
+        alone: wait while any process of this service is there, whatever its name.
         parts: how many processes share the service's work; each has a part, `part` or the first
         that is free, and is named after it.
         """
@@ -209,6 +212,7 @@ class Bus:
         while True:
             for name in names:
                 bus = cls(url, service=service, instance=name, message_bytes=message_bytes)
+                bus._alone = alone
                 try:
                     await bus._connect()
                     if exclusive and len(names) == 1:
@@ -304,7 +308,7 @@ class Bus:
             if not name.startswith(prefix) or int(client["id"]) >= own_id:
                 continue
             instance, _, process = name.removeprefix(prefix).rpartition(":")
-            if process != _PROCESS and _in_the_way(instance, self.instance):
+            if process != _PROCESS and (self._alone or _in_the_way(instance, self.instance)):
                 return False
         return True
 
@@ -765,6 +769,10 @@ class Bus:
     async def put(self, key: str, value: str | bytes, *, ttl_ms: int | None = None) -> None:
         expiry: tuple[str | int, ...] = () if ttl_ms is None else ("PX", ttl_ms)
         await self._link.one("SET", key, value, *expiry)
+
+    async def claim(self, key: str, value: str | bytes, *, ttl_ms: int) -> bool:
+        """Sets a key that nobody has set; whether it is ours now."""
+        return await self._link.one("SET", key, value, "NX", "PX", ttl_ms) is not None
 
     async def keys(self, pattern: str) -> list[str]:
         """Keys that match, by SCAN."""

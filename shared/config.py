@@ -363,13 +363,55 @@ class TradingRules(_Section):
     )
 
 
+class TradingLimits(_Section):
+    """What the trader never exceeds; 0 switches a limit off. Each but `max_notional` and
+    `open_positions` halts trading when it is reached, until `itb resume`. Losses count from the
+    last resume on; days are the market's, UTC."""
+
+    max_notional: float = Field(
+        default=0.0, ge=0, description="quote units of one entry; a larger one is cut down to it"
+    )
+    open_positions: int = Field(
+        default=0, ge=0, description="symbols that may be held at once; further entries are dropped"
+    )
+    orders_per_minute: int = Field(
+        default=20, ge=0, le=1_000, description="of all symbols, by the market's clock"
+    )
+    daily_loss: float | None = Field(
+        default=None, ge=0, lt=1, description="share of the account; null: 0.05 live, off in paper"
+    )
+    drawdown: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of the account below its best; null: 0.2 live, off in paper",
+    )
+    consecutive_losses: int = Field(default=0, ge=0, description="round trips lost in a row")
+    refused_orders: int = Field(
+        default=3, ge=0, description="orders that the exchange refused in a row"
+    )
+    clock_skew_ms: float = Field(
+        default=500.0,
+        gt=0,
+        le=1_000,
+        description="no entries while our clock is further off the exchange's (not a halt)",
+    )
+
+
 class Trader(_Section):
-    mode: Literal["observe"] = Field(
-        default="observe", description="observe: journal decisions, send no orders"
+    mode: Literal["observe", "paper", "live"] = Field(
+        default="paper",
+        description="observe: journal decisions, send no orders; paper: trade with play money, on "
+        "the simulator or a testnet; live: trade with real money",
     )
     max_age_s: float = Field(
         default=120.0, gt=0, description="older signals (market time) are dropped"
     )
+    releases: Names = Field(default=(), description="ids that may trade; none named: all")
+    journal_folder: Path | None = Field(
+        default=None, description="of the journal file; default: journal in data_folder"
+    )
+    limits: TradingLimits = Field(default_factory=TradingLimits)
     rules: TradingRules = Field(default_factory=TradingRules)
 
 
@@ -657,6 +699,11 @@ class Settings(BaseSettings):
     binance_ws_api_url: str = Field(
         default="wss://ws-api.binance.com:443/ws-api/v3", description="user data stream"
     )
+    account_rest_url: str | None = Field(
+        default=None,
+        description="where orders go; null: binance_rest_url, or where that has data only: "
+        "the simulator's http://127.0.0.1:8290 in paper, https://api.binance.com live",
+    )
     futures_rest_url: str = Field(
         default="https://fapi.binance.com", description="USD-M futures data by request"
     )
@@ -736,13 +783,16 @@ class Settings(BaseSettings):
         "binance_rest_url",
         "binance_ws_url",
         "binance_ws_api_url",
+        "account_rest_url",
         "futures_rest_url",
         "futures_ws_url",
         "archive_url",
         "telegram_url",
     )
     @classmethod
-    def _url(cls, value: str) -> str:
+    def _url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         parts = urlsplit(value)
         if value and (parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname):
             raise ValueError("not an address such as https://host or wss://host:port")

@@ -22,6 +22,7 @@ from shared.exchange import Fill, Side
 
 ZERO = Decimal(0)
 DAY_MS = 86_400_000
+NEW_ACCOUNT = "new-account"  # in an operator's RESUME: from here on it is another account
 _CENT = Decimal("1e-12")
 # News of an order never leads back: a copy that comes late changes nothing.
 RANKS: dict[str, int] = {
@@ -125,11 +126,22 @@ class Switch:
 
 
 @dataclass(slots=True)
+class Day:
+    """One day of the market. fees: by asset. slippage, trips, won: see Ledger."""
+
+    fees: dict[str, Decimal] = field(default_factory=dict)
+    slippage: Decimal = ZERO
+    fills: int = 0
+    trips: int = 0
+    won: int = 0
+
+
+@dataclass(slots=True)
 class Ledger:
     """One symbol. base, quote: its assets.
 
-    position: base. cost: quote spent on it. realised: profit of sales, by the market's day in which
-    they were told (`market_ms // DAY_MS`). flow: what fills did to the quote balance. fees: by
+    position: base. cost: quote spent on it. realised: profit of sales, days: what else was told, by
+    the market's day (`market_ms // DAY_MS`). flow: what fills did to the quote balance. fees: by
     asset. entry_*: of the position held: base bought and quote paid at fill prices, market time of
     the first fill, and whether that fill was a maker's (within a candle, not at its open). exit_ms:
     market time of the last sale. losses: round trips lost in a row; trips, won: those that ended;
@@ -149,6 +161,7 @@ class Ledger:
     cost: Decimal = ZERO
     flow: Decimal = ZERO
     realised: dict[int, Decimal] = field(default_factory=dict)
+    days: dict[int, Day] = field(default_factory=dict)
     fees: dict[str, Decimal] = field(default_factory=dict)
     entry_quantity: Decimal = ZERO
     entry_quote: Decimal = ZERO
@@ -181,6 +194,8 @@ class Ledger:
         if state in _SWITCHES:
             self.switch = Switch(state=state, reason=line.reason)
             self.commands.add(line.reason)
+            if state == OrderState.RESUMED and NEW_ACCOUNT in line.reason.split():
+                self._begin_anew()
             if state == OrderState.RESUMED:
                 self.refusals = self.losses = 0
                 self.day_profit = self.curve = self.peak = ZERO
@@ -214,10 +229,19 @@ class Ledger:
             self.open[order.client_id] = order
         if line.profit:
             profit = Decimal(line.profit)
-            self.trips += 1
-            self.won += profit > 0
+            for one in (self, self._day(line.market_ms)):
+                one.trips += 1
+                one.won += profit > 0
             self.losses = 0 if profit > 0 else self.losses + 1
             self.trip_profit = ZERO
+
+    def _begin_anew(self) -> None:
+        """What is held was held in another account."""
+        self.position = self.cost = self.entry_quantity = self.entry_quote = ZERO
+        self.trip_profit, self._selling = ZERO, True
+        for order in self.open.values():
+            order.state = OrderState.CANCELED
+        self.open.clear()
 
     def fill(self, order: Tracked, fill: Fill, market_ms: int) -> None:
         """Counts a trade, once."""
@@ -227,13 +251,18 @@ class Ledger:
         order.executed += fill.quantity
         order.quote += fill.quote_quantity
         quantity, money = fill.quantity, fill.quote_quantity
+        today = self._day(market_ms)
+        today.fills += 1
         if fill.fee:
-            self.fees[fill.fee_asset] = self.fees.get(fill.fee_asset, ZERO) + fill.fee
+            for fees in (self.fees, today.fees):
+                fees[fill.fee_asset] = fees.get(fill.fee_asset, ZERO) + fill.fee
         in_base = fill.fee if fill.fee_asset == self.base else ZERO
         in_quote = fill.fee if fill.fee_asset == self.quote else ZERO
         if order.reference and not fill.is_maker:
-            worse = fill.price - order.reference
-            self.slippage += quantity * (worse if fill.side is Side.BUY else -worse)
+            worse = quantity * (fill.price - order.reference)
+            worse = worse if fill.side is Side.BUY else -worse
+            self.slippage += worse
+            today.slippage += worse
         if fill.side is Side.BUY:
             if self._selling:
                 self._selling = False
@@ -263,6 +292,9 @@ class Ledger:
         self.day_profit += profit
         self.curve += profit
         self.peak = max(self.peak, self.curve)
+
+    def _day(self, market_ms: int) -> Day:
+        return self.days.setdefault(market_ms // DAY_MS, Day())
 
     @property
     def entry_price(self) -> Decimal | None:

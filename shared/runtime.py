@@ -126,15 +126,17 @@ def run_service(
     argv: Sequence[str] | None = None,
     *,
     check: Callable[[Settings], object] | None = None,
+    alone: bool = False,
 ) -> NoReturn:
-    """The whole `__main__` of a service. check: refuses settings before anything is connected."""
+    """The whole `__main__` of a service. check: refuses settings before anything is connected.
+    alone: of all its processes, whatever their names, one works and the others stand by."""
 
     async def main() -> None:
         settings = service_arguments(service, argv)
         logs.set_up(service, level=settings.log_level, redact=logs.Redactor.of(settings))
         if check is not None:
             check(settings)
-        await sessions(settings, service, serve)
+        await sessions(settings, service, serve, alone=alone)
 
     sys.exit(run(main))
 
@@ -199,8 +201,9 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 class Process:
     """What outlives the sessions of a process: its metrics, its watchdog, what it last said."""
 
-    def __init__(self, settings: Settings, service: str) -> None:
+    def __init__(self, settings: Settings, service: str, *, alone: bool = False) -> None:
         self.service = service
+        self.alone = alone
         self.parts = settings.parts_of(service)
         if settings.shard is not None and settings.shard >= self.parts:
             raise Usage(
@@ -243,10 +246,10 @@ class Process:
         return self._beat | own | ({"ready": False, "reason": why} if why else {})
 
 
-async def sessions(settings: Settings, service: str, serve: Serve) -> None:
+async def sessions(settings: Settings, service: str, serve: Serve, *, alone: bool = False) -> None:
     """Calls `serve` with one session after the other, for ever. Answers over HTTP meanwhile, where
     the config names a port."""
-    process = Process(settings, service)
+    process = Process(settings, service, alone=alone)
     async with contextlib.AsyncExitStack() as stack:
         if settings.metrics_port is not None:
             endpoint = serving(
@@ -306,6 +309,7 @@ async def _one_session(settings: Settings, serve: Serve, process: Process) -> No
         alive=stands_by,
         parts=process.parts,
         part=settings.shard,
+        alone=process.alone,
     )
     async with opening as bus, asyncio.TaskGroup() as tasks:
         process.works_as(bus.instance)

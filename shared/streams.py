@@ -172,6 +172,11 @@ def health_key(service: str, instance: str) -> str:
 WATCHED_KEY = "watched"
 
 
+def intent_key(symbol: str, client_id: str) -> str:
+    """Plain key, with a time to live, that the one trader sets who may send this order."""
+    return f"intent:{{{symbol}}}:{client_id}"
+
+
 def schema_text() -> str:
     """Every stream with its key, its ids and its fields, as JSON."""
     shapes = []

@@ -92,6 +92,7 @@ def _fitted(algo: str, label: str, seed: int) -> TrainedModel:
 
 
 def settings(models: Path, **keys: Any) -> Settings:
+    keys = {"trader": {"mode": "observe"}} | keys  # there is no exchange here
     return load(symbol=SYMBOL, model_folder=models, features_kline=FEATURES, **keys)
 
 

@@ -157,6 +157,7 @@ class Desk:
         self.alarmed: set[str] = set()
         self.pause_ms = 0  # account clock: no step before
         self.foreign: set[int] = set()
+        self.suspect = False  # the journal may have lost what a former life did
 
     # -- the journal --------------------------------------------------------------------------
 
@@ -309,8 +310,12 @@ class Desk:
         if not self.decisions.is_done(signal) and signal.open_time_ms > self.decided_ms:
             refusal = self.decisions.refusal(signal, now.market_ms)
             is_candle = rules.is_candle(bar)
+            if not is_candle:
+                refusal = refusal or "its candle is not on the bus"
             if refusal and not (signal.invalid and is_candle):
                 self._drop(signal, refusal, now)
+            elif self._may_have_been_traded(signal):
+                self.expect(signal, now)
             elif signal.open_time_ms + self.rule.step_ms < self.ready_ms:
                 self._drop(signal, "older than this start: it is not acted upon any more", now)
             elif not self.ready:
@@ -322,6 +327,12 @@ class Desk:
                 self.decisions.passed(signal)
                 self._want(signal, bar, refusal, now)
         self.advance(now)
+
+    def _may_have_been_traded(self, signal: Signal) -> bool:
+        """By a former life just before this one, whose journal is not whole."""
+        closed_ms = signal.open_time_ms + self.rule.step_ms
+        recent_ms = self.ready_ms - self.core.limits.max_age_ms - ALARM_MS
+        return self.suspect and signal.side == "BUY" and recent_ms < closed_ms < self.ready_ms
 
     def _give_up(self, why: str, now: Now) -> None:
         """What an older candle wanted is not wanted any more."""
@@ -843,7 +854,7 @@ class Desk:
         self._ended(order, OrderState.CANCELED, what, now)
         self._raise_alarm("order_lost", what, now)
 
-    def unanswered(self, name: str, reason: str, now: Now, *, what: str) -> None:
+    def unanswered(self, name: str, reason: str, now: Now, *, what: str = _FILLS) -> None:
         """A query, or a request for fills, had no answer."""
         self.asking.discard((what, name))
         self.ask_ms[name] = now.account_ms + ASK_MS
@@ -865,11 +876,11 @@ class Desk:
         elif order is not None and not order.is_final:
             if result is not None:  # an exchange that is in trouble is not asked again at once
                 self.pause_ms = now.account_ms + ASK_MS
-            self._ask(_QUERY, name, Query(name))
+            self._ask(_QUERY, name, Query(name, _QUERY))
         if order is not None and order.list_id:
             for other in self.ledger.open.values():
                 if other.list_id == order.list_id and other is not order:
-                    self._ask(_QUERY, other.client_id, Query(other.client_id))
+                    self._ask(_QUERY, other.client_id, Query(other.client_id, _QUERY))
         self.advance(now)
 
     def reported(self, report: OrderReport, now: Now) -> None:
@@ -1042,6 +1053,8 @@ class Desk:
     def _foreign(self, report: OrderReport) -> None:
         if report.order_id not in self.foreign:
             self.foreign.add(report.order_id)
+            if not self.ready:
+                return
             what = (
                 f"order {report.order_id} ({report.side} {text(report.quantity)}, {report.status}) "
                 "is not ours: it is left alone"
@@ -1065,9 +1078,9 @@ class Desk:
             if name in self.told or now.account_ms < self.ask_ms.get(name, 0):
                 continue
             if order.state == OrderState.UNKNOWN and (_QUERY, name) not in self.asking:
-                self._ask(_QUERY, name, Query(name))
+                self._ask(_QUERY, name, Query(name, _QUERY))
             elif order.state in _WORKING and not any(on == name for _, on in self.asking):
-                self._ask(_POLL, name, Query(name))
+                self._ask(_POLL, name, Query(name, _POLL))
         self.advance(now)
 
     def due_ms(self) -> int | None:

@@ -37,7 +37,10 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Query:
+    """what: comes back with the answer."""
+
     client_id: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class System:
             "signaler": {"notification_threshold": 0},
             # Nothing may be dropped for its age or for lack of room, however long somebody is down.
             "notifier": {"max_age_s": 1e9, "queue": 100_000},
-            "trader": {"max_age_s": 1e9},
+            "trader": {"max_age_s": 1e9, "mode": "observe"},
         }
         system = cls(folder, tape, config, "max" if lock_step else "manual", proxied=proxied)
         watching: asyncio.Task[None] | None = None

@@ -28,7 +28,7 @@ def test_without_a_file_the_defaults_are_bitcoin_by_the_minute() -> None:
     assert settings.symbols == ("BTCUSDT",)
     assert (settings.interval, settings.step_ms) == ("1m", 60_000)
     assert settings.base_of("BTCUSDT") == "BTC"
-    assert settings.trader.mode == "observe"
+    assert settings.trader.mode == "paper"
 
 
 def test_comments_and_urls_in_the_file_are_understood(tmp_path: Path) -> None:

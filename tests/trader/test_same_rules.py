@@ -102,7 +102,7 @@ class Market:
                 elif isinstance(request, Query):
                     name = request.client_id
                     report = self.newest[name]
-                    self.desk.found(name, report, self.now_ms, self.now(), what="poll")
+                    self.desk.found(name, report, self.now_ms, self.now(), what=request.what)
 
     def protects(self, request: Place) -> bool:
         """What rests is there within a moment of the close: before the next candle opens."""

@@ -10,14 +10,20 @@ from typing import Any
 import pytest
 
 from shared.bus import Write
+from shared.config import Settings
 from shared.errors import Unavailable
 from shared.events import Order
 from tests.kills import Killed, Plan, pairs, run_until_caught_up, singles
-from tests.notifier.desk import Desk, kline, open_desk, serving, settings, signal
+from tests.notifier.desk import Desk, kline, open_desk, serving, signal
+from tests.notifier.desk import settings as all_settings
 from tests.valkey import Server
 from trader.service import serve
 
 JOURNAL = "order:{BTCUSDT}"
+
+
+def settings() -> Settings:
+    return all_settings(trader={"mode": "observe"})
 
 
 @pytest.fixture
@@ -145,7 +151,7 @@ async def test_sigterm_ends_the_process_with_zero(desk: Desk) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ITB_")}
     started = subprocess.Popen(  # noqa: ASYNC220  # returns at once
         [sys.executable, "-m", "trader"],
-        env=environment | {"ITB_REDIS_URL": desk.url},
+        env=environment | {"ITB_REDIS_URL": desk.url, "ITB_TRADER__MODE": "observe"},
         stderr=subprocess.PIPE,
     )
     await desk.bus.write(kline(0), signal(0, 0.3, "BUY"))

@@ -381,26 +381,21 @@ class World:
             asked_ms = self.t
             if self.unavailable > 0:
                 self.unavailable -= 1
-                self.at(self.t + 1000, lambda: self.silent(desk, request.client_id))
+                self.at(self.t + 1000, lambda: self.silent(desk, request))
                 return
             report = self.operation(lambda: self.shown(request.client_id))
-            self.at(
-                self.t + 100,
-                lambda: self.answer(desk, request.client_id, report, asked_ms),
-            )
+            self.at(self.t + 100, lambda: self.answer(desk, request, report, asked_ms))
         elif isinstance(request, FetchFills):
             found = self.operation(lambda: self.fills_of(request.order_id))
             self.at(self.t + 100, lambda: desk.filled(request.client_id, found, self.now()))
         elif isinstance(request, Cancel):
             self.cancel(desk, request.client_id)
 
-    def answer(self, desk: Desk, name: str, report: OrderReport | None, asked_ms: int) -> None:
-        what = "poll" if ("poll", name) in desk.asking else "query"
-        desk.found(name, report, asked_ms, self.now(), what=what)
+    def answer(self, desk: Desk, asked: Query, report: OrderReport | None, asked_ms: int) -> None:
+        desk.found(asked.client_id, report, asked_ms, self.now(), what=asked.what)
 
-    def silent(self, desk: Desk, name: str) -> None:
-        what = "poll" if ("poll", name) in desk.asking else "query"
-        desk.unanswered(name, "no answer", self.now(), what=what)
+    def silent(self, desk: Desk, asked: Query) -> None:
+        desk.unanswered(asked.client_id, "no answer", self.now(), what=asked.what)
 
     def fills_of(self, order_id: int) -> list[Fill]:
         return [f for at, f in self.trades if f.order_id == order_id and at + self.lag_ms <= self.t]
