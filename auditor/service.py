@@ -5,11 +5,13 @@ stands on its own streams, from which it goes on after any end.
 """
 
 import asyncio
+from typing import Any
 
 from auditor.archive import Archive
 from auditor.certifier import Certifier
 from auditor.recorder import Recorder
 from shared.bus import Source, by_key
+from shared.config import Settings
 from shared.explain import Explainer
 from shared.runtime import Session
 from shared.stage import janitor
@@ -37,16 +39,22 @@ async def serve(session: Session) -> None:
     for certifier in certifiers:
         await certifier.rebuild()
         _tell_parity(session, certifier)
-    outputs = [
-        Source(stream, source.symbol, source.interval)
-        for source in sources
-        for stream in (RECORD, PARITY)
-    ]
     session.health.is_ready()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_record(session, recorders))
         tasks.create_task(_certify(session, certifiers))
-        tasks.create_task(janitor(session, outputs, least_rows=2 * 86_400_000 // settings.step_ms))
+        tasks.create_task(
+            janitor(session, trimmed(settings), least_rows=2 * 86_400_000 // settings.step_ms)
+        )
+
+
+def trimmed(settings: Settings) -> list[Source[Any]]:
+    """The streams that the auditor writes and keeps short."""
+    return [
+        Source(stream, symbol, settings.interval)
+        for symbol in settings.symbols
+        for stream in (RECORD, PARITY)
+    ]
 
 
 async def _record(session: Session, recorders: list[Recorder]) -> None:

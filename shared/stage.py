@@ -24,6 +24,7 @@ _READ = 4_096  # entries taken at once, over all streams
 
 
 _KEEP_MS = 8 * 86_400_000  # a week for people and replays, and a day to spare
+_KEEP_ROWS = 11_520  # and of longer candles as many as that is of minutes
 _KEEP_DEAD_MS = 30 * 86_400_000
 _MOST_DEAD = 1_000  # letters of a stream; each may be as large as a message
 _JANITOR_S = 60.0
@@ -302,9 +303,9 @@ async def janitor(session: Session, outputs: Sequence[Source[Any]], *, least_row
     """Trims the streams that a service writes, for ever: only what every group has acknowledged
     and nobody needs to rebuild from (FAULTS R11).
 
-    least_rows: candles that are kept at any rate; the days of `_KEEP_MS` may hold fewer.
+    least_rows: candles that are kept at any rate; `_KEEP_MS` and `_KEEP_ROWS` may be fewer.
     """
-    keep_ms = max(_KEEP_MS, least_rows * session.settings.step_ms)
+    keep_ms = max(_KEEP_MS, max(least_rows, _KEEP_ROWS) * session.settings.step_ms)
     while True:
         await asyncio.sleep(_JANITOR_S)
         for source in outputs:

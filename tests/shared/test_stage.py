@@ -20,11 +20,39 @@ M = 60_000
 SOURCE = Source(KLINE, "BTCUSDT", "1m")
 
 
+async def test_the_janitor_keeps_as_many_long_candles_as_minutes(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight days of hours are 192 candles: too few to be shown, and fewer than a demo plays."""
+    monkeypatch.setattr(stage, "_JANITOR_S", 0.01)
+    hour, source = 3_600_000, Source(KLINE, "BTCUSDT", "1h")
+    rows = 12_000
+    async with Bus.session(valkey.url, service="writer") as bus:
+        klines = [
+            Kline.gap_marker("BTCUSDT", "1h", n * hour, (n + 1) * hour - 1)
+            for n in range(1, rows + 1)
+        ]
+        await bus.write(
+            *(Write(source=source, event=k, open_time_ms=k.open_time_ms) for k in klines)
+        )
+        settings = load(None, interval="1h")
+        session = Session(settings=settings, bus=bus, health=Health(), alive=lambda: None)
+        task = asyncio.create_task(stage.janitor(session, [source], least_rows=1))
+        async with asyncio.timeout(30):
+            while await bus.length(source) == rows:  # noqa: ASYNC110  # the server changes it
+                await asyncio.sleep(0.01)
+        assert await bus.length(source) == 8 * 1440 + 1  # the newest, and so many before it
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
 async def test_the_janitor_keeps_what_a_rebuild_needs_and_what_a_group_has_not_done(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "_JANITOR_S", 0.01)
     monkeypatch.setattr(stage, "_KEEP_MS", 5 * M)
+    monkeypatch.setattr(stage, "_KEEP_ROWS", 1)
     settings = load()
 
     async def oldest(bus: Bus) -> int:
@@ -89,6 +117,7 @@ async def test_dead_letters_stay_a_month_and_at_most_so_many(
 
 def test_every_stream_is_kept_short_by_who_writes_it() -> None:
     """FAULTS R11. Only the trader's journal is not: orders are never trimmed."""
+    import auditor.service
     import collector.service
     import featurizer.service
     import notifier.service
@@ -101,6 +130,7 @@ def test_every_stream_is_kept_short_by_who_writes_it() -> None:
         *featurizer.service.trimmed(settings),
         *predictor.service.trimmed(settings),
         *notifier.service.trimmed(recipients(settings)),
+        *auditor.service.trimmed(settings),
     ]
     wanted = {
         Source(stream, symbol, settings.interval).key
