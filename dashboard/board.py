@@ -13,7 +13,7 @@ from dashboard.track import FIELDS, Json, Track
 from dashboard.whatif import WhatIf
 from shared.bus import Entry
 from shared.config import Settings
-from shared.events import Notice, Order
+from shared.events import Notice, Order, Parity
 
 ORDERS = 500  # lines of the journal that are shown, of all symbols
 NOTICES = 300
@@ -39,6 +39,7 @@ class Board:
         }
         self.orders: deque[Json] = deque(maxlen=ORDERS)
         self.notices: deque[Json] = deque(maxlen=NOTICES)
+        self.parity: dict[str, Json] = {}
         self.status: Json = {}
         self.releases: Json = {}
         self._told: dict[str, Json] = {}
@@ -57,6 +58,9 @@ class Board:
             notice = {"id": entry.id, **_plain(event)}
             self.notices.append(notice)
             self._new_notices.append(notice)
+        elif isinstance(event, Parity):
+            symbol = entry.source.symbol
+            self.parity[symbol] = {"kind": "parity", "symbol": symbol, **_plain(event)}
         elif (track := self.tracks.get(entry.source.symbol)) is not None:
             track.apply(entry)
 
@@ -66,6 +70,7 @@ class Board:
         """(symbol that it is about or "" for all, message)."""
         found: list[tuple[str, Json]] = []
         for symbol, track in self.tracks.items():
+            found.extend((symbol, one) for one in self._if_new(self.parity.get(symbol, {})))
             rows = track.changes()
             if rows:
                 message = {"kind": "rows", "symbol": symbol, "models": track.models, "rows": rows}
@@ -97,6 +102,7 @@ class Board:
         messages = [
             {"kind": "snapshot", "fields": FIELDS, **track.snapshot()},
             self._account(track),
+            self.parity.get(symbol, {}),
             self._tickers(),
             {"kind": "orders", "all": True, "orders": list(self.orders)},
             {"kind": "notices", "all": True, "notices": list(self.notices)},

@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from deploy import page
 from deploy.observer import Observer, heartbeats, not_ready
 from deploy.screen import Screen, View
 from deploy.supervisor import Program, Supervisor, service
@@ -28,7 +29,7 @@ from deploy.valkey import HOST, EmbeddedValkey, check_free, free_port
 from deploy.warm import is_warm
 from deploy.workdir import Workdir, free_workdir
 from shared.bus import Bus, id_ms
-from shared.config import PREFIX, SECRETS
+from shared.config import PREFIX, SECRETS, Dashboard
 from shared.errors import BadInput, Failure, Usage
 from shared.events import Delivery
 from shared.klinefiles import read_klines, write_columns
@@ -227,6 +228,11 @@ class _Demo:
                 training = tasks.create_task(self._train(the_plan, environment))
                 for name in SERVICES[1:]:
                     await self._supervisor.start(service(name, environment=environment))
+                if self._options.hold:
+                    variables, address = page.place(Dashboard())
+                    watching = service(page.NAME, environment=environment | variables)
+                    await self._supervisor.start(watching)
+                    self._screen.say(f"the dashboard is at {address}")
                 if is_unpaced:
                     await self._start_market(the_plan, environment)
             trained = training.result()

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deploy import page
 from deploy.demo import SERVICES, train
 from deploy.doctor import RELEASE, Mark, looked_at
 from deploy.observer import Observer, heartbeats, not_ready
@@ -29,7 +30,7 @@ from shared.times import iso
 from trader.places import OBSERVE, PAPER, SIMULATOR, place_of
 
 _DEFAULT_WORKDIR = Path("work/live")
-_STARTED = (*SERVICES, "auditor")
+_STARTED = (*SERVICES, "auditor", page.NAME)
 _POLL_S = 0.25
 _MOST_LINES = 8
 _RETRY_S = (60.0, 3600.0)  # between attempts to download and train
@@ -100,12 +101,14 @@ async def _live(
     screen.say(f"starting Valkey at {server.url}")
     await supervisor.start(server.program())
     await server.wait_ready()
+    variables, address = page.place(settings.dashboard)
     for number, name in enumerate(_STARTED):
-        own = environment
+        own = environment | variables if name == page.NAME else environment
         if settings.metrics_port is not None:
-            own = environment | {f"{PREFIX}METRICS_PORT": str(settings.metrics_port + number)}
+            own = own | {f"{PREFIX}METRICS_PORT": str(settings.metrics_port + number)}
         await supervisor.start(service(name, *arguments, environment=own))
     screen.say(f"started {', '.join(_STARTED)}; their logs are in {supervisor.logs}")
+    screen.say(f"the dashboard is at {address}")
     async with asyncio.TaskGroup() as tasks, Observer(server.local_url) as observer:
         if current_id(settings.model_folder) is None:
             if options.train:

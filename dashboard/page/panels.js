@@ -255,8 +255,9 @@ class Data {
   constructor(page) {
     this.page = page;
     this.body = h("div", {});
+    this.parity = h("div", {});
     this.notices = h("div", {});
-    $("panel-data").append(this.body, this.notices);
+    $("panel-data").append(this.body, this.parity, this.notices);
   }
 
   async redraw() {
@@ -299,6 +300,16 @@ class Data {
 
   draw() {
     const { store } = this.page;
+    const { parity } = store;
+    this.parity.replaceChildren(heading("Parity certificate",
+      "The auditor computes every signal again from the candles and compares all bits."),
+    parity === null ? h("p", { class: "empty" }, "Nothing has been computed again yet.") : facts([
+      ["signals equal", whole(parity.total_equal)],
+      ["unequal", h("span", { class: parity.total_unequal ? "down" : "" }, whole(parity.total_unequal))],
+      ["not checked", whole(parity.total_unchecked)],
+      ["up to", moment(parity.open_time_ms)],
+      parity.first ? ["first difference", parity.first] : null,
+    ].filter(Boolean)));
     const lines = [...store.notices].reverse();
     this.notices.replaceChildren(
       heading("What the services said", "Repairs, revisions, late candles, refusals; alerts also go to Telegram."),
@@ -482,7 +493,7 @@ export class Panels {
       if (shown === "models") now.draw();
     } else if (kind === "whatif" || kind === "orders" || kind === "account") {
       if (shown === "trades") now.draw();
-    } else if (kind === "notices") {
+    } else if (kind === "notices" || kind === "parity") {
       if (shown === "data") now.draw();
     } else if (kind === "status") {
       if (shown === "pipeline") now.draw();

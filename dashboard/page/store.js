@@ -20,6 +20,7 @@ export class Store {
     this.places = new Map();
     this.whatif = null;
     this.account = null;
+    this.parity = null;
   }
 
   get last() {
@@ -70,6 +71,9 @@ export class Store {
         break;
       case "account":
         this.account = message;
+        break;
+      case "parity":
+        this.parity = message;
         break;
       case "tickers":
         this.tickers = message.tickers;

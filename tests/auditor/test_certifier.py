@@ -165,4 +165,3 @@ async def test_ended_at_any_command_it_goes_on_where_it_was(
         await lives(plan)
         assert plan.struck == 1
         assert await certificates(bus) == whole
-

@@ -16,9 +16,9 @@ import redis.asyncio as redis
 
 from dashboard.service import Dashboard
 from shared.bus import Bus, Source, Write
-from shared.events import Level, Notice
+from shared.events import Level, Notice, Parity
 from shared.runtime import sessions
-from shared.streams import KLINE, NOTICE, health_key
+from shared.streams import KLINE, NOTICE, PARITY, health_key
 from tests.dashboard.recorded import (
     MINUTE,
     NAMES,
@@ -204,6 +204,25 @@ async def test_another_symbol_is_shown_when_the_page_asks_for_it(
         await live.socket.send_str('{"symbol": "ETHUSDT"}')
         snapshot = await live.until("snapshot")
         assert (snapshot["symbol"], len(snapshot["columns"]["time"])) == ("ETHUSDT", 8)
+
+
+async def test_the_parity_certificate_is_shown(valkey: Server, bus: Bus, tmp_path: Path) -> None:
+    def certificate(number: int, unequal: int) -> Write[Parity]:
+        event = Parity(
+            open_time_ms=START + number * MINUTE, first_ms=START, equal=1, unequal=unequal,
+            unchecked=0, total_equal=number, total_unequal=unequal, total_unchecked=2,
+            first="score: 1 on the bus, 2 recomputed" if unequal else "",
+        )  # fmt: skip
+        source = Source(PARITY, "BTCUSDT", "1m")
+        return Write(source=source, event=event, open_time_ms=event.open_time_ms)
+
+    await bus.write(certificate(3, 0), certificate(5, 0))
+    rig_ = running(tmp_path, valkey.url, bus, password=False)
+    async with rig_ as rig, rig.browser() as browser, browser.live() as live:
+        assert (await live.until("parity"))["total_equal"] == 5
+        await bus.write(certificate(9, 1))
+        found = await live.until("parity")
+        assert (found["total_unequal"], found["first"][:5]) == (1, "score")
 
 
 async def test_orders_and_notices_reach_the_page_as_text(
