@@ -140,6 +140,7 @@ class Certifier:
                 symbol=symbol,
                 interval=interval,
                 nan_share=self._session.settings.limits.nan_share,
+                novelty_limit=self._session.settings.signaler.novelty_limit,
                 first_ms=first_ms,
                 last_ms=last_ms,
             ):

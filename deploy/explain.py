@@ -96,6 +96,7 @@ def _parts(found: Explanation) -> Iterator[Text | Table]:
     yield _equality(found)
     yield from _score(found)
     yield from _features(found)
+    yield from _novelty(found)
     yield from _guards(found)
     yield from _release(found)
     yield _latency(found)
@@ -153,7 +154,7 @@ def _features(found: Explanation) -> Iterator[Text | Table]:
         return
     yield _head(f"Most telling features, of {len(found.features)}")
     table = _table(
-        "feature", "value", "training median", "score at median", "pull on the score", ""
+        "feature", "value", "training median", "spreads", "score at median", "pull on the score", ""
     )
     table.columns[-1].justify = "left"
     for one in found.top_features:
@@ -162,6 +163,7 @@ def _features(found: Explanation) -> Iterator[Text | Table]:
             one.name,
             _number(one.value, 5),
             _number(one.median, 5),
+            "none" if one.spreads is None else f"{one.spreads:+.1f}",
             "none" if one.score_at_median is None else f"{one.score_at_median:+.4f}",
             Text(f"{one.pull:+.4f}", style=style),
             Text(_bar(one.pull, found.top_features[0].pull), style=style),
@@ -172,6 +174,19 @@ def _features(found: Explanation) -> Iterator[Text | Table]:
         f"pull: contributions to every model ({', '.join(methods)}), each by how much the score "
         "follows that model; score at median: with this one feature at its training median",
         style="dim",
+    )
+
+
+def _novelty(found: Explanation) -> Iterator[Text]:
+    far = found.novelty
+    if far is None:
+        return
+    yield _head("Distance from the training rows")
+    farthest = ", ".join(f"{name} {z:+.1f}" for name, z in far.farthest)
+    yield Text(
+        f"novelty {far.value:.2f} (1: as far out as the farthest hundredth of them); spreads from "
+        f"the median: {farthest}",
+        style="yellow" if far.value > 1 else "",
     )
 
 

@@ -58,6 +58,7 @@ _EXAMPLES: dict[str, Any] = {
     "metrics_port": 9100,
     "metrics_host": "0.0.0.0",  # noqa: S104  # an example for containers
     "signaler.notification_threshold": 2,
+    "signaler.novelty_limit": 1.5,
     "signaler.analysis.features_horizon": 3000,
     "signaler.model.buy_threshold": 0.25,
     "signaler.model.sell_threshold": -0.25,

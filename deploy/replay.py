@@ -188,7 +188,7 @@ async def _from_bus(bus: Bus, options: Options, settings: Settings) -> Outcome:
     unequal, first = 0, ""
     for segment in segments:
         stretch = await history.stretch(bus, segment.features, segment.first_ms, segment.last_ms)
-        for one in _played(stretch, segment, symbol, interval, other.limits.nan_share):
+        for one in _played(stretch, segment, symbol, interval, other):
             time_ms = one.signal.open_time_ms
             vector, prediction, signal = (kept[stream.name].get(time_ms) for stream in _STREAMS)
             if signal is None or signal.event is None:
@@ -322,7 +322,7 @@ def _from_files(options: Options, settings: Settings) -> Outcome:
         segments.append(segment)
         return {
             one.signal.open_time_ms: _decision(one.signal, changed)
-            for one in _played(stretch, segment, symbol, interval, own.limits.nan_share)
+            for one in _played(stretch, segment, symbol, interval, own)
         }
 
     before = decided(settings, live, Options())
@@ -365,7 +365,7 @@ def _seen_in_training(segments: Sequence[_Segment]) -> list[str]:
 
 
 def _played(
-    stretch: Stretch, segment: _Segment, symbol: str, interval: str, nan_share: float
+    stretch: Stretch, segment: _Segment, symbol: str, interval: str, settings: Settings
 ) -> Iterator[Computed]:
     return play(
         stretch,
@@ -373,7 +373,8 @@ def _played(
         segment.bundle,
         symbol=symbol,
         interval=interval,
-        nan_share=nan_share,
+        nan_share=settings.limits.nan_share,
+        novelty_limit=settings.signaler.novelty_limit,
         first_ms=segment.first_ms,
         last_ms=segment.last_ms,
     )

@@ -21,12 +21,15 @@ class Judge:
     """Puts feature vectors through the release in use: all of a chunk at once, so that a hundred
     symbols whose candles close together cost little more than a few; the bits are the same.
 
-    nan_share: above this share of features without a value there is no score.
+    nan_share, novelty_limit: as `shared.verdict.judge` takes them. novelty: by symbol, that of the
+    newest vector; None where the release does not know.
     """
 
-    def __init__(self, current: Current, *, nan_share: float) -> None:
+    def __init__(self, current: Current, *, nan_share: float, novelty_limit: float | None) -> None:
         self._current = current
         self._nan_share = nan_share
+        self._novelty_limit = novelty_limit
+        self.novelty: dict[str, float | None] = {}
         self._verdicts: dict[tuple[str, str], Verdict] = {}
 
     @property
@@ -38,7 +41,11 @@ class Judge:
         asked = [
             Asked(symbol=e.source.symbol, feature=feature_of(e), problem=e.problem) for e in entries
         ]
-        verdicts = judge(self.bundle, asked, nan_share=self._nan_share)
+        verdicts = judge(
+            self.bundle, asked, nan_share=self._nan_share, novelty_limit=self._novelty_limit
+        )
+        for one, verdict in zip(asked, verdicts, strict=True):
+            self.novelty[one.symbol] = verdict.novelty
         self._verdicts = {
             (e.source.key, e.id): verdict for e, verdict in zip(entries, verdicts, strict=True)
         }

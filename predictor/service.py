@@ -18,7 +18,11 @@ async def serve(session: Session) -> None:
     """Waits for a release, catches up, then one prediction and one signal per feature entry."""
     settings = session.settings
     release = ReleaseInUse(session)
-    judge = Judge(release, nan_share=settings.limits.nan_share)
+    judge = Judge(
+        release,
+        nan_share=settings.limits.nan_share,
+        novelty_limit=settings.signaler.novelty_limit,
+    )
 
     def measure(write: Write[Any]) -> None:
         signal = write.event
@@ -40,6 +44,7 @@ async def serve(session: Session) -> None:
         told=measure,
     )
     await release.first()
+    session.health.facts["novelty"] = judge.novelty
     await stage.rebuild()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(release.watch())

@@ -25,6 +25,7 @@ import onnxruntime
 
 from shared.errors import BadInput
 from shared.onnxfile import fields, message, text, text_of
+from shared.reference import REFERENCE, Reference, columns_of, parse
 from shared.releases import BUNDLE, MAX_MODEL_BYTES, Manifest, Release, cpu_kind, read_release
 
 FloatArray = npt.NDArray[np.float64]
@@ -122,6 +123,8 @@ class Bundle:
     note: what a person should know about it ("" = nothing): its golden rows were computed by
     another onnxruntime or CPU kind, so that bits may differ from the training machine's.
     batched: many rows cost much less at once than one by one; the bits are the same.
+    reference: of what it was trained on, None where it holds nothing of that; reference_columns:
+    the features that it speaks of, among the manifest's.
     """
 
     def __init__(self, release: Release) -> None:
@@ -132,12 +135,17 @@ class Bundle:
         self.release = release
         self.manifest = release.manifest
         self.models = tuple(release.manifest.models)
+        self.reference: Reference | None = None
+        self.reference_columns: npt.NDArray[np.int64] = np.empty(0, np.int64)
         try:
+            if release.reference is not None:
+                self.reference = parse(release.reference)
+                self.reference_columns = columns_of(self.manifest.features, self.reference)
             runner = Runner(release.bundle, len(self.manifest.features), self.models)
             self.note = _check_golden(self.manifest, runner)
         except BadInput as error:
             raise BadInput(
-                f"{release.folder}: release refused: {BUNDLE}: {error}; "
+                f"{release.folder}: release refused: {_named(error)}; "
                 "train again or promote another release"
             ) from None
         self.run = runner.run
@@ -155,6 +163,12 @@ class Bundle:
             BadInput: it must not be used; the text says why in one line.
         """
         return cls(read_release(folder, max_bytes))
+
+
+def _named(error: BadInput) -> str:
+    """With the name of the file that is at fault."""
+    text = str(error)
+    return text if text.startswith(REFERENCE) else f"{BUNDLE}: {text}"
 
 
 def invalid_reason(

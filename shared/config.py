@@ -143,6 +143,12 @@ class Signaler(_Section):
     notification_threshold: int = Field(
         default=4, ge=0, le=20, description="steps of 0.05 below which a score stays silent"
     )
+    novelty_limit: float | None = Field(
+        default=None,
+        gt=0,
+        description="no score for a candle that is farther from the training rows than so many "
+        "times what 99 % of them are; null: whatever it is",
+    )
     analysis: Analysis = Field(default_factory=Analysis)
     model: SignalModel = Field(default_factory=SignalModel)
 

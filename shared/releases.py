@@ -2,6 +2,7 @@
 
     model_folder/current -> releases/20261122T120000Z-1a2b3c4d
     model_folder/releases/<id>/manifest.json  bundle.onnx  high_20_k_gb.onnx ...  metrics.json
+                               reference.json
     model_folder/history.jsonl
 
 A release is built in a temporary folder, synced, renamed and never changed again. `current` is
@@ -38,6 +39,7 @@ from pydantic import (
 )
 
 from shared.errors import BadInput, Failure
+from shared.reference import REFERENCE
 from shared.score import ScoreFormula, ScoreKind, Stack
 from shared.times import iso
 
@@ -202,6 +204,7 @@ class Manifest(_Entry):
     features: names in the order of the input columns; left_out: those that no model uses.
     features_horizon: rows of candles that the longest feature window needs.
     models: in the order of the output columns. values: regressions, which no service runs.
+    reference_sha256: of `reference.json`; None in releases of earlier versions, which have none.
     made_from: what the release was made from: sha256 of the rows, versions of the libraries, the
     config of algorithms and trainer.
     """
@@ -221,6 +224,7 @@ class Manifest(_Entry):
     models: dict[str, ModelEntry] = Field(min_length=1)
     values: dict[str, ValueEntry] = Field(default_factory=dict)
     bundle_sha256: Sha256
+    reference_sha256: Sha256 | None = None
     score: ScoreEntry
     thresholds: Thresholds
     training: TrainingRange
@@ -271,11 +275,15 @@ class Manifest(_Entry):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """A release whose every file was read once and has the bytes that its manifest names."""
+    """A release whose every file was read once and has the bytes that its manifest names.
+
+    reference: `shared.reference` reads it; None where the release has none.
+    """
 
     folder: Path
     manifest: Manifest
     bundle: bytes
+    reference: bytes | None = None
 
     @property
     def id(self) -> str:
@@ -509,7 +517,10 @@ def _read_folder(folder: Path, max_bytes: int) -> Release:
         _read_checked(folder, model.file, model.sha256, max_bytes)
     for value in manifest.values.values():
         _read_checked(folder, value.file, value.sha256, max_bytes)
-    return Release(folder=folder, manifest=manifest, bundle=bundle)
+    reference = None
+    if manifest.reference_sha256 is not None:
+        reference = _read_checked(folder, REFERENCE, manifest.reference_sha256, max_bytes)
+    return Release(folder=folder, manifest=manifest, bundle=bundle, reference=reference)
 
 
 def parse_manifest(content: bytes, folder: Path) -> Manifest:

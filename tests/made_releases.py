@@ -10,6 +10,7 @@ import onnxruntime
 from sklearn.linear_model import LogisticRegression
 
 from shared.bundle import Runner
+from shared.reference import REFERENCE
 from shared.releases import (
     BUNDLE,
     Golden,
@@ -97,8 +98,12 @@ def release_of(
     symbols: tuple[str, ...] = ("BTCUSDT",),
     interval: str = "1m",
     horizon: int = 60,
+    reference: bytes | None = None,
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """Those models as a release, not written yet."""
+    """Those models as a release, not written yet.
+
+    reference: its `reference.json`; None: it has none, as in earlier versions.
+    """
     names = [model.name for model in models]
     stacks: list[Stack | None] = [None, None]
     if kind is ScoreKind.STACK:
@@ -150,6 +155,7 @@ def release_of(
             for model in models
         },
         bundle_sha256=hashlib.sha256(bundle).hexdigest(),
+        reference_sha256=None if reference is None else hashlib.sha256(reference).hexdigest(),
         score=ScoreEntry.of(formula),
         thresholds=Thresholds(buy=0.15, sell=-0.15),
         training=TrainingRange(
@@ -163,7 +169,10 @@ def release_of(
             scores=tuple(found.score.tolist()),
         ),
     )
-    return manifest, files | {BUNDLE: bundle}
+    files[BUNDLE] = bundle
+    if reference is not None:
+        files[REFERENCE] = reference
+    return manifest, files
 
 
 def write(model_folder: Path, seed: int = 0, **options: Any) -> Path:

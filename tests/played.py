@@ -27,6 +27,8 @@ from tests.resilience.tape import SYMBOL, Tape, record
 from tests.valkey import Server
 from trainer.export.models import TrainedModel
 from trainer.models.fit import Fitter, Job, recipes
+from trainer.models.rows import Rows
+from trainer.reference import reference
 
 LOOKBACK = FeatureSet.of(FEATURES).lookback
 _QUICK = {"gb": {"n_estimators": 30}}
@@ -41,7 +43,10 @@ class Trained:
 
 
 def trained(folder: Path) -> Trained:
-    """Real models of made-up data, fitted in a moment: what they say is no matter here."""
+    """Real models of made-up data, fitted in a moment: what they say is no matter here.
+
+    The first release is one of an earlier version, without a reference.
+    """
     models = folder / "models"
     ids = []
     for number, algorithms in enumerate((("gb", "nn", "lc"), ("gb", "lc"))):
@@ -55,17 +60,38 @@ def trained(folder: Path) -> Trained:
             created_s=1_700_000_000 + number,
             symbols=(SYMBOL,),
             horizon=LOOKBACK,
+            reference=_reference() if number else None,
         )
         write_release(models, manifest, files)
         ids.append(manifest.id)
     return Trained(models, (ids[0], ids[1]))
 
 
+def _made_up(seed: int, rows: int) -> tuple[np.ndarray[Any, Any], np.random.Generator]:
+    """(rows, 3) of about the size that the features of the played market have."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, len(FEATURES))).astype(np.float32)
+    return x * np.array([0.05, 0.02, 0.5], np.float32), rng
+
+
+def _reference() -> bytes:
+    x, _ = _made_up(5, 20 * 1440)
+    open_ms = 60_000 * np.arange(len(x), dtype=np.int64)
+    rows = Rows(
+        x=x,
+        y={},
+        open_ms=open_ms,
+        t1_ms={},
+        index=open_ms // 60_000,
+        symbol=np.zeros(len(x), np.int16),
+        left_out=np.zeros(len(FEATURES), bool),
+    )
+    return reference(rows, FEATURES, 60_000, np.tanh(x[:, 0] * 10).astype(float), open_ms)
+
+
 def _fitted(algo: str, label: str, seed: int) -> TrainedModel:
     """A model that follows the features of the played market, some of them missing."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(400, len(FEATURES))).astype(np.float32)
-    x *= np.array([0.05, 0.02, 0.5], np.float32)
+    x, rng = _made_up(seed, 400)
     sign = 1 if label.startswith("high") else -1
     y = (sign * 10 * x[:, 0] + sign * x[:, 2] + rng.normal(size=len(x)) > 0.3).astype(float)
     x[rng.random(x.shape) < 0.03] = np.nan

@@ -9,11 +9,13 @@ from importlib import metadata
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from shared.bundle import Bundle, Runner
 from shared.config import Settings
 from shared.features import FeatureSet
+from shared.reference import REFERENCE
 from shared.releases import (
     BUNDLE,
     Golden,
@@ -30,7 +32,7 @@ from shared.releases import (
     release_id,
 )
 from shared.score import ScoreFormula
-from shared.times import iso
+from shared.times import interval_ms, iso
 from trainer import rasters
 from trainer.aggregates import Aggregates
 from trainer.evaluate import Metrics, ValueMetrics
@@ -41,6 +43,7 @@ from trainer.labels import definition, is_value, side_of, spec
 from trainer.models.calibration import Isotonic, Platt
 from trainer.models.gb import Boosting
 from trainer.models.rows import Rows, span_text
+from trainer.reference import reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,8 @@ class Trained:
     fits_kept: int
     test_start_ms: int
     test_rows: int
+    test_scores: npt.NDArray[np.float64] | None
+    test_ms: npt.NDArray[np.int64]
 
 
 def build(
@@ -109,6 +114,9 @@ def build(
     figures = {name: figures_of(found) for name, found in trained.metrics.items()}
     values = {name: figures_of(found) for name, found in trained.value_metrics.items()}
     horizon = settings.trainer.label_horizon
+    about = reference(
+        rows, features.names, interval_ms(data[0].interval), trained.test_scores, trained.test_ms
+    )
     created_s = int(time.time())
     while (settings.model_folder / "releases" / release_id(created_s, bundle)).exists():
         created_s += 1
@@ -156,6 +164,7 @@ def build(
             for model in trained.values
         },
         bundle_sha256=hashlib.sha256(bundle).hexdigest(),
+        reference_sha256=hashlib.sha256(about).hexdigest(),
         score=ScoreEntry.of(formula),
         thresholds=thresholds,
         training=TrainingRange(
@@ -174,7 +183,10 @@ def build(
         made_from=_made_from(settings, rows),
     )
     release = Release(
-        folder=settings.model_folder / "releases" / manifest.id, manifest=manifest, bundle=bundle
+        folder=settings.model_folder / "releases" / manifest.id,
+        manifest=manifest,
+        bundle=bundle,
+        reference=about,
     )
     Bundle(release)  # refuses what a predictor would refuse, before anything is written
     report = {
@@ -199,6 +211,7 @@ def build(
     ]
     files = {f"{name}.onnx": content for name, content in exported.items()}
     files[BUNDLE] = bundle
+    files[REFERENCE] = about
     files["metrics.txt"] = "".join(f"{line}\n" for line in lines).encode()
     files["metrics.json"] = json.dumps(report, indent=1, allow_nan=False).encode() + b"\n"
     return manifest, files

@@ -19,7 +19,7 @@ from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.features.configured import configured
 from shared.releases import write_release
-from shared.score import ScoreFormula, ScoreKind
+from shared.score import ScoreFormula, ScoreKind, score
 from shared.times import interval_ms, iso
 from trainer import aggregates, fanout, fits, inputs, outcomes, promote, rasters
 from trainer.evaluate import Metrics, ValueMetrics, measure, measure_values
@@ -272,6 +272,8 @@ def train(
         fits_kept=sum(one.kept for one in done),
         test_start_ms=test_start_ms,
         test_rows=len(test),
+        test_scores=_out_of_sample(formula, {name: found[name][2] for name in found}),
+        test_ms=rows.open_ms[test],
     )
 
 
@@ -297,6 +299,19 @@ def _rows(
         )
     except OSError as error:
         raise Failure(f"{file}: cannot be written ({error.strerror or error})") from error
+
+
+def _out_of_sample(
+    formula: ScoreFormula, outputs: Mapping[str, npt.NDArray[np.float64]]
+) -> npt.NDArray[np.float64] | None:
+    """The release's score of the test rows, None where a model of it was not measured.
+
+    outputs: model -> (n,) of the test rows.
+    """
+    names = [*formula.high, *formula.low]
+    if not set(names) <= set(outputs):
+        return None
+    return score(formula, names, np.column_stack([outputs[name] for name in names]))
 
 
 def _ordered(jobs: Sequence[Job], labels: Sequence[str], plan: Sequence[Recipe]) -> list[Job]:

@@ -21,11 +21,12 @@ _CLOSE = KLINE_COLUMNS.index("close")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """What a candle leads to."""
+    """What a candle leads to. novelty: of its vector, None where nobody knows."""
 
     feature: Feature
     prediction: Prediction
     signal: Signal
+    novelty: float | None = None
 
 
 def play(
@@ -36,12 +37,13 @@ def play(
     symbol: str,
     interval: str,
     nan_share: float,
+    novelty_limit: float | None,
     first_ms: int,
     last_ms: int,
 ) -> Iterator[Computed]:
     """Every raster row from first_ms to last_ms, which lie in the stretch, in order.
 
-    nan_share: above this share of features without a value there is no score.
+    nan_share, novelty_limit: as `shared.verdict.judge` takes them.
     """
     step_ms = stretch.step_ms
     first, stop = (
@@ -66,7 +68,7 @@ def play(
                 )
             )
         asked = [Asked(symbol=symbol, feature=vector) for vector in vectors]
-        verdicts = judge(bundle, asked, nan_share=nan_share)
+        verdicts = judge(bundle, asked, nan_share=nan_share, novelty_limit=novelty_limit)
         for vector, verdict in zip(vectors, verdicts, strict=True):
             prediction, signal = events(
                 bundle,
@@ -76,7 +78,9 @@ def play(
                 interval=interval,
                 open_time_ms=vector.open_time_ms,
             )
-            yield Computed(feature=vector, prediction=prediction, signal=signal)
+            yield Computed(
+                feature=vector, prediction=prediction, signal=signal, novelty=verdict.novelty
+            )
 
 
 def compare(

@@ -22,6 +22,7 @@ from shared.explain.chain import Computed, compare, play
 from shared.explain.explanation import (
     Candles,
     Explanation,
+    Far,
     FeatureValue,
     Guard,
     ModelShare,
@@ -33,6 +34,7 @@ from shared.explain.history import History, Stretch
 from shared.features import FeatureSet
 from shared.klines import KLINE_COLUMNS
 from shared.ledger import fills_of
+from shared.reference import novelty_of
 from shared.releases import is_release_id, list_releases
 from shared.score import ScoreFormula, ScoreKind, logit
 from shared.streams import FEATURE, KLINE, NOTIFICATION, ORDER, PREDICTION, SIGNAL, schema_key
@@ -235,6 +237,7 @@ class Explainer:
             symbol=source.symbol,
             interval=source.interval,
             nan_share=self._settings.limits.nan_share,
+            novelty_limit=self._settings.signaler.novelty_limit,
             first_ms=time_ms,
             last_ms=time_ms,
         )
@@ -256,7 +259,8 @@ class Explainer:
         contributor = self._contributor(bundle)
         values = _values(found.feature, bundle)
         shares = contributor.of(values) if signal.outputs and values is not None else {}
-        shown = _features(bundle, contributor, values, shares, signal, features)
+        shown = _features(bundle, contributor, values, shares, signal)
+        novelty = _far(bundle, values, self._settings.signaler.novelty_limit)
         ranked = sorted(
             (one for one in shown if one.pull == one.pull and one.is_used),
             key=lambda one: -abs(one.pull),
@@ -272,7 +276,8 @@ class Explainer:
             top_features=top,
             features=shown,
             models=_models(bundle, contributor, shares, signal),
-            guards=_guards(bundle, found, signal, self._settings.limits.nan_share),
+            guards=_guards(bundle, found, signal, novelty, self._settings.limits.nan_share),
+            novelty=novelty,
             release=_release(bundle, signal),
             candles=_candles(stretch, features),
             orders=tuple(
@@ -308,8 +313,10 @@ class _Journal:
 
 def _values(entry: Entry[Feature], bundle: Bundle) -> Floats | None:
     """The vector on the bus, None where the release cannot read it."""
-    event = entry.event
-    if event is None or len(event.values) != 8 * len(bundle.manifest.features):
+    event, manifest = entry.event, bundle.manifest
+    if event is None or event.schema != manifest.schema_hash:
+        return None
+    if len(event.values) != 8 * len(manifest.features):
         return None
     return np.frombuffer(event.values, "<f8")
 
@@ -320,23 +327,39 @@ def _features(
     values: Floats | None,
     shares: Mapping[str, Contributions],
     signal: Signal,
-    features: FeatureSet,
 ) -> tuple[FeatureValue, ...]:
-    manifest = bundle.manifest
-    if values is None or signal.schema != manifest.schema_hash:
+    if values is None:
         return ()
+    manifest, reference = bundle.manifest, bundle.reference
+    medians = contributor.medians.copy()
+    spreads: dict[int, float] = {}
+    if reference is not None:
+        columns = bundle.reference_columns
+        medians[columns] = [one.median for one in reference.features.values()]
+        far = reference.spreads(values[None, columns])[0]
+        spreads = dict(zip(columns.tolist(), far.tolist(), strict=True))
     pulls = contributor.pulls(shares, signal.outputs) if shares else np.full(len(values), np.nan)
     used = set(manifest.used.tolist())
     return tuple(
         FeatureValue(
             name=name,
             value=float(values[at]),
-            median=float(contributor.medians[at]),
+            median=float(medians[at]),
             pull=float(pulls[at]),
             is_used=at in used,
+            spreads=spreads.get(at),
         )
-        for at, name in enumerate(features.names)
+        for at, name in enumerate(manifest.features)
     )
+
+
+def _far(bundle: Bundle, values: Floats | None, limit: float | None) -> Far | None:
+    if values is None or bundle.reference is None:
+        return None
+    found = novelty_of(values[bundle.reference_columns], bundle.reference)
+    if not math.isfinite(found.value):
+        return None
+    return Far(value=found.value, distance=found.distance, limit=limit, farthest=found.farthest)
 
 
 def _at_medians(
@@ -451,7 +474,9 @@ def sides(
     return float(high.mean()), float(low.mean())
 
 
-def _guards(bundle: Bundle, found: _Found, signal: Signal, nan_share: float) -> tuple[Guard, ...]:
+def _guards(
+    bundle: Bundle, found: _Found, signal: Signal, novelty: Far | None, nan_share: float
+) -> tuple[Guard, ...]:
     """Every rule in the order in which it is asked; those after the first that fails are not."""
     manifest, feature = bundle.manifest, found.feature.event
     asked: list[tuple[str, bool, str]] = []
@@ -487,6 +512,10 @@ def _guards(bundle: Bundle, found: _Found, signal: Signal, nan_share: float) -> 
                 f"{len(signal.outputs)} of {len(bundle.models)} models gave a probability",
             ),
         ]
+    if novelty is not None:
+        limit = math.inf if novelty.limit is None else novelty.limit
+        told = "no limit is set" if novelty.limit is None else f"at most {novelty.limit:g} may be"
+        asked.append(("novelty", novelty.value <= limit, f"novelty {novelty.value:.2f}, {told}"))
     asked.append(("score", signal.score is not None, signal.invalid or "there is a score"))
     guards: list[Guard] = []
     failed = False
@@ -591,6 +620,11 @@ def _notes(
         first = next(iter(contributor.missing))
         notes.append(
             f"no contributions to {', '.join(contributor.missing)}: {contributor.missing[first]}"
+        )
+    if bundle.reference is None:
+        notes.append(
+            "how far this candle is from the training rows is not known: the release was made by "
+            "an earlier version; train again"
         )
     if manifest.training.start_ms <= signal.open_time_ms <= manifest.training.end_ms:
         notes.append("the candle lies inside the training range: the models have seen it")

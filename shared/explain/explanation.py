@@ -19,7 +19,8 @@ class FeatureValue:
 
     value, median (over the training rows): NaN where there is none. pull: by how much it moves the
     score up (+) or down (-), to first order; NaN where nothing was scored. score_at_median: the
-    score had this feature been at its training median, None where that is not known.
+    score had this feature been at its training median, None where that is not known. spreads: how
+    many spreads of the training rows it is above its median, None where that is not known.
     """
 
     name: str
@@ -28,6 +29,7 @@ class FeatureValue:
     pull: float
     is_used: bool
     score_at_median: float | None = None
+    spreads: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,18 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Far:
+    """How far the vector is from the training rows, see `shared.reference`. value: above 1, farther
+    than 99 % of them. limit: above which there is no score, None: there is none. farthest:
+    (feature, spreads from its median), the farthest first."""
+
+    value: float
+    distance: float
+    limit: float | None
+    farthest: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candles:
     """The window that the features looked at, and its newest candles.
 
@@ -97,8 +111,10 @@ class Explanation:
 
     equal: whether all that was computed again has the same bits as what stands on the bus;
     difference: the first thing that has not. compared: how many numbers were. release: what
-    scored it. orders: the lines of the trader's journal about it, oldest first; notifications: what
-    became of the message. latency_ms: per stage. notes: what a reader must know besides.
+    scored it. novelty: None where the release does not know what it was trained on, or the vector
+    is not of its features. orders: the lines of the trader's journal about it, oldest first;
+    notifications: what became of the message. latency_ms: per stage. notes: what a reader must know
+    besides.
     """
 
     signal: Mapping[str, Any]
@@ -111,6 +127,7 @@ class Explanation:
     features: tuple[FeatureValue, ...]
     models: Mapping[str, ModelShare]
     guards: tuple[Guard, ...]
+    novelty: Far | None
     release: Mapping[str, Any]
     candles: Candles
     orders: tuple[Mapping[str, Any], ...]

@@ -94,7 +94,7 @@ def test_a_release_has_every_model_of_every_label(folder: Path, result: dict[str
     assert sorted(p.name for p in (folder / "models" / "current").iterdir()) == sorted(
         [
             *(f"{name}.onnx" for name in [*names, "bundle"]),
-            *("manifest.json", "metrics.json", "metrics.txt"),
+            *("manifest.json", "metrics.json", "metrics.txt", "reference.json"),
         ]
     )
     assert manifest.score.high == tuple(names[:3])

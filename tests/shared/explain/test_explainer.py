@@ -110,6 +110,34 @@ async def test_top_features_are_ranked_and_say_what_their_median_would_change(
     assert {one.method for one in found.models.values()} == {"treeshap", "linear"}
 
 
+async def test_the_distance_from_the_training_rows_is_told_where_the_release_knows_it(
+    bus: Bus, played: Played
+) -> None:
+    explainer = Explainer(played.settings)
+    found = await explainer.explain(bus, played.signal_id(290))
+    bundle = Bundle.load(played.models / "releases" / played.releases[1])
+    assert bundle.reference is not None
+    row = SET.batch(played.tape.first_index, played.tape.rows)[290]
+    z = [
+        (float(np.float32(value)) - bundle.reference.features[name].median)
+        / bundle.reference.features[name].spread
+        for name, value in zip(FEATURES, row, strict=True)
+    ]
+    far = found.novelty
+    assert far is not None
+    assert far.distance == pytest.approx(np.sqrt(np.mean(np.square(z))))
+    assert far.value == pytest.approx(far.distance / bundle.reference.distances["0.99"])
+    assert [one.spreads for one in found.features] == pytest.approx(z)
+    assert dict(far.farthest) == pytest.approx(dict(zip(FEATURES, z, strict=True)))
+    assert [one.median for one in found.features] == [
+        one.median for one in bundle.reference.features.values()
+    ]
+    old = await explainer.explain(bus, played.signal_id(130))
+    assert (old.release["id"], old.novelty) == (played.releases[0], None)
+    assert any("not known: the release was made by an earlier version" in n for n in old.notes)
+    assert [guard.name for guard in old.guards].count("novelty") == 0
+
+
 async def test_a_warm_up_signal_says_which_guard_it_did_not_pass(bus: Bus, played: Played) -> None:
     found = await Explainer(played.settings).explain(bus, played.signal_id(10))
     assert found.equal
