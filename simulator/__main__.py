@@ -8,10 +8,12 @@ in this folder states the model and lists every fault with an example.
 
 import argparse
 import asyncio
+import json
 import logging
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,6 +32,7 @@ from simulator.clock import MANUAL, MAX, Clock, Speed, count_updates
 from simulator.endpoints import FUTURES, SPOT, Venue
 from simulator.exchange.amounts import units
 from simulator.exchange.orders import Key
+from simulator.exchange.symbols import Symbol, count_limits
 from simulator.futures import Funding, Recorded, derive
 from simulator.journal import Journal
 from simulator.market import Market
@@ -125,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="ASSET=AMOUNT",
     )
     add("--mirror", action="store_true", help="paper exchange on the config's live market")
+    add("--exchange-info", type=Path, metavar="JSON", help="real filters of its symbols")
     add("--slippage-bps", type=_not_negative, default=0.0, metavar="X")
     add("--latency-ms", type=_not_negative, default=0.0, metavar="MS")
     return options
@@ -216,6 +220,7 @@ def build(options: argparse.Namespace) -> Simulator:
         hint = f" (remove {workdir}/simulator-position to start afresh)" if saved else ""
         raise Usage(f"market time {iso(start)} is outside the data{hint}")
     updates = options.updates or count_updates(market.step_ms, options.speed)
+    info = load_info(options.exchange_info) if options.exchange_info else {}
     return Simulator(
         venues={SPOT: spot_venue(market), FUTURES: futures_venue(options, market)},
         clock=Clock(options.speed, start, updates),
@@ -224,6 +229,8 @@ def build(options: argparse.Namespace) -> Simulator:
         balances=dict(options.balance),
         slippage_bps=options.slippage_bps,
         latency_ms=options.latency_ms,
+        infos={one["symbol"]: one for one in info.get("symbols", [])},
+        exchange_filters=info.get("exchangeFilters", []),
         played_ms=saved,
         more=more,
         position_file=position_file,
@@ -233,8 +240,8 @@ def build(options: argparse.Namespace) -> Simulator:
 def build_mirror(options: argparse.Namespace) -> Mirror:
     """The paper exchange on the live market that the config names."""
     plain = parser()
-    for name in ("data", "futures_data", "funding_data", "interval", "speed", "history",
-                 "start_at", "updates", "seed"):  # fmt: skip
+    for name in ("data", "futures_data", "funding_data", "exchange_info", "interval", "speed",
+                 "history", "start_at", "updates", "seed"):  # fmt: skip
         if getattr(options, name) != plain.get_default(name):
             option = name.replace("_", "-")
             raise Usage(f"--{option} does not go with --mirror: the market is the live one")
@@ -253,6 +260,18 @@ def build_mirror(options: argparse.Namespace) -> Mirror:
         slippage_bps=options.slippage_bps,
         latency_ms=options.latency_ms,
     )
+
+
+def load_info(path: Path) -> dict[str, Any]:
+    """The reply of `GET /api/v3/exchangeInfo` that a file holds."""
+    try:
+        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for one in info["symbols"]:
+            Symbol(one)
+        count_limits(info.get("exchangeFilters", []))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: no exchangeInfo: {error!r}") from error
+    return info
 
 
 def spot_venue(market: Market) -> Venue:

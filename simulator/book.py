@@ -4,13 +4,14 @@ A book belongs to an instant of the market; its update id is that instant in mil
 ids of bookTicker, depth snapshots and depth differences are one rising sequence.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from simulator.market import Series
-from simulator.trades import uniform
+from simulator.trades import uniform, uniform_one
 
 Ints = npt.NDArray[np.int64]
 
@@ -67,6 +68,30 @@ def ladder(
     return list(dict(zip(ticks.tolist(), lots.tolist(), strict=True)).items())
 
 
+def _lots_of(series: Series, tick: int, at_ms: int, bid: int, spacing: int, *, is_bid: bool) -> int:
+    """`_lots` of one tick."""
+    phase = int(uniform_one(series.seed, tick, 20) * _LIFE_MS)
+    epoch = (at_ms + phase) // _LIFE_MS
+    draw = uniform_one(series.seed, tick * 1_000_003 + epoch, 21 if is_bid else 22)
+    typical = series.typical_lots * (0.02 + 0.002 * min(abs(tick - bid) / spacing, 100.0))
+    return max(round(typical * -float(np.log1p(-draw))), 1)
+
+
+def first_levels(
+    series: Series, at_ms: int, last: tuple[int, bool], count: int, *, is_bid: bool
+) -> Iterator[tuple[int, int]]:
+    """The first levels of `ladder`, one by one; there may be fewer."""
+    bid, spacing = best_bid(*last), spacing_at(last[0])
+    if is_bid:
+        grid = (bid - 1) // spacing * spacing
+        ticks = [bid, *range(grid, max(0, grid - (count - 1) * spacing), -spacing)]
+    else:
+        grid = -(-(bid + 2) // spacing) * spacing
+        ticks = [bid + 1, *range(grid, grid + (count - 1) * spacing, spacing)]
+    for tick in dict.fromkeys(ticks):
+        yield tick, _lots_of(series, tick, at_ms, bid, spacing, is_bid=is_bid)
+
+
 def lots_at(series: Series, at_ms: int, last: tuple[int, bool], tick: int, *, is_bid: bool) -> int:
     """What one side shows at one tick; 0 where it has no level."""
     bid, spacing = best_bid(*last), spacing_at(last[0])
@@ -74,8 +99,7 @@ def lots_at(series: Series, at_ms: int, last: tuple[int, bool], tick: int, *, is
     behind = best - tick if is_bid else tick - best
     if behind < 0 or (behind and tick % spacing) or behind > spacing * (DEPTH - 1):
         return 0
-    ticks = np.array([tick], dtype=np.int64)
-    return int(_lots(series, ticks, at_ms, bid, spacing, is_bid=is_bid)[0])
+    return _lots_of(series, tick, at_ms, bid, spacing, is_bid=is_bid)
 
 
 def book_at(series: Series, at_ms: int, depth: int = DEPTH) -> Book:

@@ -8,38 +8,32 @@ import ipaddress
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from shared.errors import Usage
 from shared.times import INTERVALS_MS, floor_ms
-from simulator import reports
+from simulator.accounts import AccountControl, Body
 from simulator.endpoints import FUTURES, SPOT
-from simulator.exchange.amounts import text, units
-from simulator.exchange.orders import Account, Key, Rates
 from simulator.exchange.symbols import Refused
 from simulator.faults import Active, Fault
 from simulator.rest import wall_ms
-from simulator.wsapi import ROUTE
+from simulator.streams import WS_API
 
 if TYPE_CHECKING:
     from simulator.server import Simulator
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Advance(_Body):
+class Advance(Body):
     """taken: answer only once every consumer has read all of it."""
 
     taken: bool = False
     candles: int = Field(1, ge=1, le=1_000_000)
 
 
-class Cut(_Body):
+class Cut(Body):
     """End connections: with a close frame (code), or by hanging up (abort). route: "ws-api" = the
     WS API's, with their user data streams."""
 
@@ -50,13 +44,13 @@ class Cut(_Body):
     route: str = ""
 
 
-class Shutdown(_Body):
+class Shutdown(Body):
     """Announce `serverShutdown`, then end every connection after `ms`."""
 
     ms: int | None = Field(2000, ge=0)
 
 
-class Limits(_Body):
+class Limits(Body):
     """New limits; what is absent stays."""
 
     spot_weight: int | None = Field(None, ge=1)
@@ -75,76 +69,16 @@ class Limits(_Body):
     cancel_renames: bool | None = None
 
 
-class Ban(_Body):
+class Ban(Body):
     """Refuse this address (418) for a while."""
 
     seconds: float = Field(60.0, gt=0)
 
 
-class Skew(_Body):
+class Skew(Body):
     """Move the account clock; milliseconds from wall time."""
 
     skew_ms: int = 0
-
-
-def _units(value: str) -> int:
-    sign = -1 if value.startswith("-") else 1
-    try:
-        return sign * units(value.removeprefix("-"))
-    except ValueError as error:
-        raise ValueError(str(error)) from None
-
-
-Amount = Annotated[int, BeforeValidator(lambda value: _units(str(value)))]
-
-
-class NewAccount(_Body):
-    """Another account, with its first key. Rates are shares of what is received."""
-
-    key: str
-    secret: str = ""
-    public_key: str = ""
-    balances: dict[str, Amount] = Field(default_factory=dict)
-    maker: Amount = 100_000
-    taker: Amount = 100_000
-    buyer: Amount = 0
-    seller: Amount = 0
-
-
-class Funds(_Body):
-    """A deposit, or with a negative amount a withdrawal. Of the key's account; the first one's
-    where no key is named."""
-
-    asset: str
-    amount: Amount
-    key: str | None = None
-
-
-class KeyTerms(_Body):
-    """What a key may do; what is absent stays. secret or public_key: a new key of the account that
-    `account` (a key) belongs to."""
-
-    key: str
-    account: str | None = None
-    secret: str | None = None
-    public_key: str | None = None
-    can_trade: bool | None = None
-    can_withdraw: bool | None = None
-    ip_restricted: bool | None = None
-    is_active: bool | None = None
-
-
-class SymbolTerms(_Body):
-    """A symbol's status and filters. filters: exchangeInfo objects, each replaces the one of its
-    filterType; without: filterTypes that go."""
-
-    symbol: str
-    status: Literal["TRADING", "END_OF_DAY", "HALT", "BREAK", "CANCEL_ONLY"] | None = None
-    filters: list[dict[str, Any]] = Field(default_factory=list)
-    without: list[str] = Field(default_factory=list)
-    order_types: list[str] | None = None
-    stp_default: str | None = None
-    stp_allowed: list[str] | None = None
 
 
 def _shown(active: Active) -> dict[str, object]:
@@ -164,6 +98,7 @@ class Control:
 
     def __init__(self, simulator: "Simulator") -> None:
         self._simulator = simulator
+        self._accounts = AccountControl(simulator.desk, simulator.ws_api)
 
     def routes(self) -> list[web.RouteDef]:
         posts = {
@@ -175,10 +110,10 @@ class Control:
             "shutdown": self.shutdown,
             "limits": self.limits,
             "reset": self.reset,
-            "account": self.open_account,
-            "funds": self.funds,
-            "key": self.key,
-            "symbol": self.symbol,
+            "account": self._accounts.open,
+            "funds": self._accounts.funds,
+            "key": self._accounts.key,
+            "symbol": self._accounts.symbol,
             "clock": self.clock,
             "ban": self.ban,
         }
@@ -188,7 +123,7 @@ class Control:
             web.delete("/control/faults", self._local(self.end_faults)),
             web.delete("/control/faults/{number:\\d+}", self._local(self.end_faults)),
             web.get("/control/requests", self._local(self.requests)),
-            web.get("/control/account", self._local(self.account)),
+            web.get("/control/account", self._local(self._accounts.show)),
             *(web.post(f"/control/{name}", self._local(post)) for name, post in posts.items()),
         ]
 
@@ -332,94 +267,6 @@ class Control:
             setattr(terms, name, value)
         return body.model_dump(exclude_none=True)
 
-    # accounts
-
-    def _account(self, key: str | None) -> Account:
-        """Raises: Usage."""
-        state = self._simulator.desk.state
-        account = state.accounts[1] if key is None else state.keys.get(key)
-        if account is None:
-            raise Usage(f"key: there is no {key}")
-        return account
-
-    async def account(self, request: web.Request) -> dict[str, object]:
-        """Everything about an account, as the matching engine knows it: no lag, no limits."""
-        desk = self._simulator.desk
-        account = self._account(request.query.get("key"))
-        orders = [order for some in account.orders.values() for order in some]
-        orders.sort(key=lambda order: order.ticket.order_id)
-        return {
-            "uid": account.uid,
-            "keys": {
-                name: {
-                    "can_trade": key.can_trade,
-                    "can_withdraw": key.can_withdraw,
-                    "ip_restricted": key.ip_restricted,
-                    "is_active": key.is_active,
-                }
-                for name, key in account.keys.items()
-            },
-            "balances": reports.balances(account.balances, omit_zero=False),
-            "orders": [
-                {**reports.queried(order, 1), "clientOrderId": order.ticket.client_id}
-                for order in orders
-            ],
-            "trades": [
-                reports.trade(desk.state.orders[fill.order_id], fill, 1)
-                for fills in account.trades.values()
-                for fill in fills
-            ],
-            "lists": [reports.order_list(desk.state, one, 1) for one in account.lists],
-            "fees": {asset: text(paid) for asset, paid in desk.state.fees.items()},
-        }
-
-    async def open_account(self, request: web.Request) -> dict[str, object]:
-        body = NewAccount.model_validate_json(await request.read())
-        key = Key(body.secret, body.public_key)
-        rates = Rates(body.maker, body.taker, body.buyer, body.seller)
-        account = self._simulator.desk.open_account({body.key: key}, body.balances, rates)
-        return {"uid": account.uid}
-
-    async def funds(self, request: web.Request) -> dict[str, object]:
-        body = Funds.model_validate_json(await request.read())
-        desk = self._simulator.desk
-        account = self._account(body.key)
-        now_ms = desk.account_ms()
-        desk.engine.move_funds(account, body.asset, body.amount, now_ms)
-        desk.commit(now_ms)
-        return {"free": text(account.free(body.asset))}
-
-    async def key(self, request: web.Request) -> dict[str, object]:
-        body = KeyTerms.model_validate_json(await request.read())
-        account = self._account(body.account if body.account is not None else body.key)
-        held = account.keys.get(body.key, Key())
-        given = body.model_dump(exclude_none=True, exclude={"key", "account"})
-        changed = replace(held, **given)
-        self._simulator.desk.set_key(account, body.key, changed)
-        if not changed.is_active:
-            self._simulator.ws_api.revoke(body.key)
-        return {"uid": account.uid, **given}
-
-    async def symbol(self, request: web.Request) -> dict[str, object]:
-        body = SymbolTerms.model_validate_json(await request.read())
-        desk = self._simulator.desk
-        known = desk.state.symbols.get(body.symbol)
-        if known is None:
-            raise Usage(f"symbol: {body.symbol} is not in this market")
-        replaced = {one.get("filterType") for one in body.filters} | set(body.without)
-        kept = [one for one in known.info["filters"] if one["filterType"] not in replaced]
-        info = {**known.info, "filters": [*kept, *body.filters]}
-        for name, value in (
-            ("status", body.status),
-            ("orderTypes", body.order_types),
-            ("defaultSelfTradePreventionMode", body.stp_default),
-            ("allowedSelfTradePreventionModes", body.stp_allowed),
-        ):
-            if value is not None:
-                info[name] = value
-        desk.set_symbol(info)
-        return info
-
     async def clock(self, request: web.Request) -> dict[str, object]:
         body = Skew.model_validate_json(await request.read() or b"{}")
         self._simulator.account_clock.skew_ms = body.skew_ms
@@ -431,7 +278,7 @@ class Control:
         for budget in self._simulator.rest.budgets.values():
             budget.ban(until_ms)
         hub = self._simulator.hub
-        for connection in [c for c in hub.connections if c.route == ROUTE]:
+        for connection in [c for c in hub.connections if c.route == WS_API]:
             hub.end(connection, 1008, b"banned")
         return {"until_ms": until_ms}
 

@@ -19,7 +19,7 @@ from simulator.exchange.effects import KeySet, Opened, SymbolSet
 from simulator.exchange.engine import Changes, Engine, PublicTrade, Quotes
 from simulator.exchange.orders import Account, Key, Order, Rates
 from simulator.exchange.state import ListReport, Report, State, Told
-from simulator.exchange.symbols import Symbol
+from simulator.exchange.symbols import Symbol, count_limits
 from simulator.journal import Journal
 from simulator.lag import BalanceHistory
 from simulator.limits import OrderCounts
@@ -89,10 +89,14 @@ class Desk:
         journal: Journal | None = None,
         slippage_bps: float = 0.0,
         latency_ms: float = 0.0,
+        exchange_filters: Iterable[dict[str, Any]] = (),
     ) -> None:
+        self.exchange_filters = list(exchange_filters)
         self.board = board
         self.state = State({symbol.name: symbol for symbol in symbols})
-        self.engine = Engine(self.state, round(slippage_bps * UNIT / 10_000))
+        self.engine = Engine(
+            self.state, round(slippage_bps * UNIT / 10_000), count_limits(self.exchange_filters)
+        )
         self.terms = Terms(latency_ms=latency_ms)
         self.listeners: dict[int, list[Listener]] = {}
         self.counts: dict[int, OrderCounts] = {}
@@ -212,16 +216,15 @@ class Desk:
     def move(self, until_ms: int) -> None:
         """Market time has come to until_ms: what rests meets the trades since the last call."""
         since, self.last_played_ms = self.last_played_ms, until_ms
-        for symbol in self.state.symbols:
-            if self.engine.is_waiting(symbol):
-                now_ms = self.account_ms()
-                self.engine.play(
-                    symbol,
-                    self.board.trades(symbol, since, until_ms),
-                    lambda ms, s=symbol: self.board.at(s, ms),  # type: ignore[misc]
-                    now_ms,
-                )
-                self.commit(now_ms)
+        for symbol in self.engine.waiting():
+            now_ms = self.account_ms()
+            self.engine.play(
+                symbol,
+                self.board.trades(symbol, since, until_ms),
+                partial(self.board.at, symbol),
+                now_ms,
+            )
+            self.commit(now_ms)
 
     # transactions
 

@@ -100,6 +100,7 @@ class View:
     weight_limit: int
     adjust: Callable[[str, str, list[Candle]], list[Candle]]
     symbol_info: Callable[[str], dict[str, Any]]
+    exchange_filters: list[dict[str, Any]]
 
 
 _SYMBOL = re.compile(r"^[\w\-.]{1,20}$")
@@ -400,7 +401,7 @@ def exchange_info(view: View, params: Params) -> str:
             _rate("ORDERS", "DAY", 1, 200_000),
             _rate("RAW_REQUESTS", "MINUTE", 5, 300_000),
         ],
-        "exchangeFilters": [],
+        "exchangeFilters": view.exchange_filters,
         "symbols": infos,
     }
     return json.dumps(info, separators=(",", ":"))
@@ -517,8 +518,12 @@ def _several(
     chosen, single = _symbols(view, params)
     status = params.get("symbolStatus")
     params.finish()
-    if status not in (None, "TRADING"):
-        raise ApiError(400, -1220, "The symbol's status does not match the requested symbolStatus.")
+    if status is not None:
+        chosen = [s for s in chosen if view.symbol_info(s.symbol)["status"] == status]
+        if single and not chosen:
+            raise ApiError(
+                400, -1220, "The symbol's status does not match the requested symbolStatus."
+            )
     rows = [write(series) for series in chosen]
     return rows[0] if single else "[" + ",".join(rows) + "]"
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from simulator.book import DEPTH, best_bid, ladder, lots_at
+from simulator.book import DEPTH, best_bid, first_levels, ladder, lots_at
 from simulator.exchange.amounts import DIGITS, UNIT
 from simulator.exchange.engine import PublicTrade
 from simulator.exchange.orders import Side
 from simulator.market import Market, Series
 from simulator.statistics import average_price
 
-_FEW = 12  # levels that are looked at first
+_FEW = 8  # levels that are made one by one
 _AVERAGE_MS = 1000  # market time for which an average price is kept
 
 
@@ -26,7 +26,6 @@ class SeriesQuotes:
         self._last = round(price * 10**series.price_digits), bought
         self.last = self._last[0] * self._tick
         self._bid = best_bid(*self._last)
-        self._sides: dict[tuple[bool, int], list[tuple[int, int]]] = {}
 
     @property
     def average(self) -> int:
@@ -39,18 +38,17 @@ class SeriesQuotes:
     def best(self, taker: Side) -> int:
         return (self._bid + 1 if taker is Side.BUY else self._bid) * self._tick
 
-    def _side(self, depth: int, *, is_bid: bool) -> list[tuple[int, int]]:
-        side = self._sides.get((is_bid, depth))
-        if side is None:
-            rows = ladder(self._series, self.market_ms, self._last, depth, is_bid=is_bid)
-            side = self._sides[is_bid, depth] = [(p * self._tick, q * self._lot) for p, q in rows]
-        return side
-
     def levels(self, taker: Side) -> Iterator[tuple[int, int]]:
         is_bid = taker is Side.SELL
-        first = self._side(_FEW, is_bid=is_bid)
-        yield from first
-        yield from self._side(DEPTH, is_bid=is_bid)[len(first) :]
+        seen = 0
+        for tick, lots in first_levels(
+            self._series, self.market_ms, self._last, _FEW, is_bid=is_bid
+        ):
+            seen += 1
+            yield tick * self._tick, lots * self._lot
+        whole = ladder(self._series, self.market_ms, self._last, DEPTH, is_bid=is_bid)
+        for tick, lots in whole[seen:]:
+            yield tick * self._tick, lots * self._lot
 
     def amount(self, side: Side, price: int) -> int:
         if price % self._tick:

@@ -177,15 +177,15 @@ class Rest:
     async def _serve(
         self, request: web.Request, name: str, routes: dict[str, endpoints.Route]
     ) -> web.Response:
-        now = wall_ms()
         path = request.match_info["tail"]
-        query = dict(request.query)
-        budget = self.budgets[name]
-        route = routes.get(path)
         if path == "userDataStream" and name == SPOT:
             return self._html(request, 410, "410 Gone")
         if name == SPOT and path in _SIGNED_PATHS:
             return await self._signed(request, path)
+        now = wall_ms()
+        query = dict(request.query)
+        budget = self.budgets[name]
+        route = routes.get(path)
         if route is None and path not in _UNSUPPORTED[name]:
             return self._html(request, 404, "404 Not Found")
         weight = route.weight(query) if route is not None else 20
@@ -336,6 +336,7 @@ class Rest:
             weight_limit=self.budgets[name].per_minute,
             unit=unit,
             symbol_info=lambda s: self.desk.state.symbols[s].info,
+            exchange_filters=self.desk.exchange_filters,
             adjust=adjust,
         )
 

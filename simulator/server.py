@@ -73,7 +73,8 @@ _REPEAT_S = 1.0
 class Simulator:
     """Everything that runs. venues: SPOT and FUTURES. more: makes later candles (synthetic).
 
-    keys, balances (units): the first account, opened unless the journal knows it. played_ms: market
+    keys, balances (units): the first account, opened unless the journal knows it. infos: the
+    exchangeInfo objects of symbols that do not have the default filters. played_ms: market
     time up to which the journal's orders have met the market; None = the clock's position.
     """
 
@@ -85,6 +86,8 @@ class Simulator:
     balances: dict[str, int] = field(default_factory=dict)
     slippage_bps: float = 0.0
     latency_ms: float = 0.0
+    infos: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exchange_filters: list[dict[str, Any]] = field(default_factory=list)
     played_ms: int | None = None
     more: More | None = None
     position_file: PositionFile | None = None
@@ -95,12 +98,13 @@ class Simulator:
         market = self.venues[SPOT].market
         self.desk = Desk(
             Board(market),
-            [Symbol(symbol_info(series)) for series in market.series.values()],
+            [Symbol(self.infos.get(s.symbol) or symbol_info(s)) for s in market.series.values()],
             now=self.now,
             account_ms=self.account_clock.now_ms,
             journal=self.journal,
             slippage_bps=self.slippage_bps,
             latency_ms=self.latency_ms,
+            exchange_filters=self.exchange_filters,
         )
         self.desk.start(self.keys, self.balances, self.played_ms or self.clock.position_ms)
         self.rest = Rest(

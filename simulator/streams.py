@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _PACE = b"pace-"  # pings that ask "have you read this far?"
 _FULL_BYTES = 64 << 20  # a client that lets this much pile up is cut, as Binance cuts slow readers
+WS_API = "ws-api"  # the route of connections to the WS API
 PUBLIC_KINDS = frozenset({"depth", "partial", "bookTicker", "trade"})
 
 
@@ -359,9 +360,11 @@ class Hub:
         """Tell every client that this server goes; spot since 2026-05."""
         for connection in self.connections:
             event = f'{{"e":"serverShutdown","E":{wall_ms * connection.unit}}}'.encode()
-            connection.put(
-                frame(wrapped("!serverShutdown", event) if connection.combined else event)
-            )
+            if connection.route == WS_API:
+                event = b'{"event":' + event + b"}"
+            elif connection.combined:
+                event = wrapped("!serverShutdown", event)
+            connection.put(frame(event))
             connection.flush()
 
     def hang_up(self) -> None:

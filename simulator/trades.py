@@ -55,6 +55,16 @@ def uniform(seed: int, keys: Ints, lane: int, width: int = SLOTS) -> Floats:
     return drawn
 
 
+def uniform_one(seed: int, key: int, lane: int) -> float:
+    """uniform(seed, [key], lane, 1) of one key: the same bits, without arrays."""
+    mask = (1 << 64) - 1
+    salt = seed + lane * 0xD1B54A32D192ED03 + 0xBF58476D1CE4E5B9
+    x = (key * 0x9E3779B97F4A7C15 + salt) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return ((x ^ (x >> 31)) >> 11) * 2.0**-53
+
+
 def count_trades(seed: int, open_time_ms: Ints, volume_lots: Ints, trades: Floats) -> Ints:
     """(n,) trades per candle: the source's, else a plausible number; 0 without volume."""
     own = 24 + (uniform(seed, open_time_ms, 11, 1)[:, 0] * 40).astype(np.int64)

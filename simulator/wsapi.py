@@ -20,10 +20,9 @@ from simulator.endpoints import SPOT, ApiError, Params
 from simulator.exchange.orders import Account, Key
 from simulator.faults import Faults, UserEvent
 from simulator.rest import Rest, failure, wall_ms
-from simulator.streams import Connection, Hub
+from simulator.streams import WS_API, Connection, Hub
 from simulator.wire import MICROSECONDS, MILLISECONDS, frame
 
-ROUTE = "ws-api"
 _CONNECT_WEIGHT = 2
 _MOST_ACTIVE, _MOST_EVER = 1000, 65535
 _PUBLIC = {
@@ -136,7 +135,7 @@ class WsApi:
         unit = request.query.get("timeUnit", "").upper()
         connection = Connection(
             SPOT,
-            ROUTE,
+            WS_API,
             ws,
             transport,
             now,
@@ -205,6 +204,9 @@ class WsApi:
         except signed.Struck:
             return None
         except ApiError as error:
+            if error.status == 418:  # a banned address is disconnected, once it has been told
+                loop = asyncio.get_running_loop()
+                loop.call_soon(self.hub.end, session.connection, 1008, b"banned")
             return _failed(identity, error, self._limits() if tells else "", wall_ms())
         limits = ""
         if tells:

@@ -8,7 +8,7 @@ price of public trades. The market does not react: it keeps its own trades and b
 lots taken from a level are gone until the level changes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -40,8 +40,9 @@ from simulator.exchange.orders import (
     Type,
 )
 from simulator.exchange.state import State, Told
-from simulator.exchange.symbols import Refused, Symbol, filter_failure
+from simulator.exchange.symbols import Refused, Symbol, check_counts, filter_failure
 
+_USED_MOST = 10_000
 _BALANCE = "Account has insufficient balance for requested action."
 _UNKNOWN_ORDER = "Unknown order sent."
 _MARKET_TYPES = frozenset((Type.MARKET, Type.STOP_LOSS, Type.TAKE_PROFIT))
@@ -120,11 +121,14 @@ class NewOrder:
 
 
 class _Step(NamedTuple):
-    """A match that a taker will have. maker None: the market. prevented: of its own account."""
+    """A match that a taker will have, at a level of the book and the price that it pays there.
+    shown: what the market shows at the level. maker None: the market. prevented: of its own
+    account."""
 
     price: int
     quantity: int
     level: int
+    shown: int
     maker: Order | None
     prevented: bool
 
@@ -150,11 +154,14 @@ class Changes(NamedTuple):
 
 class Engine:
     """Decides; every change goes through `State.apply`. slippage: what takers pay more (get less)
-    than the book says, in units (1e-8 of the price)."""
+    than the book says, in units (1e-8 of the price). exchange_limits: of EXCHANGE_MAX_NUM_*."""
 
-    def __init__(self, state: State, slippage: int = 0) -> None:
+    def __init__(
+        self, state: State, slippage: int = 0, exchange_limits: Mapping[str, int] | None = None
+    ) -> None:
         self.state = state
         self.slippage = slippage
+        self.exchange_limits = exchange_limits or {}
         self._effects: list[Effect] = []
         self._used: dict[str, dict[tuple[Side, int], tuple[int, int]]] = {}
 
@@ -222,14 +229,19 @@ class Engine:
         Raises: Refused: nothing has changed.
         """
         symbol = self.state.symbols[above.symbol]
+        if not symbol.allows("ocoAllowed"):
+            raise Refused(-2010, "OCO orders are not supported for this symbol")
         legs = (above, below)
         for leg in legs:
             self._check_order(symbol, leg, quotes)
         self._check_counts(account, symbol, [above, below])
         open_lists = sum(one.symbol == symbol.name for one in account.open_lists.values())
-        most = symbol.limit("MAX_NUM_ORDER_LISTS")
-        if most is not None and open_lists >= most:
-            raise filter_failure("MAX_NUM_ORDER_LISTS")
+        for limits, kind, there in (
+            (symbol.limits, "MAX_NUM_ORDER_LISTS", open_lists),
+            (self.exchange_limits, "EXCHANGE_MAX_NUM_ORDER_LISTS", len(account.open_lists)),
+        ):
+            if there >= limits.get(kind, there + 1):
+                raise filter_failure(kind)
         if any(one.client_id == list_client_id for one in account.open_lists.values()):
             raise Refused(-2010, "Duplicate order sent.")
         if above.client_id == below.client_id:
@@ -305,6 +317,13 @@ class Engine:
             raise Refused(-2010, "Market is closed.")
         if new.type not in symbol.order_types:
             raise Refused(-2010, _UNSUPPORTED.get(new.type, "Unsupported order combination"))
+        for is_asked, flag, text in (
+            (new.iceberg, "icebergAllowed", "Iceberg orders"),
+            (new.trailing_bips, "allowTrailingStop", "Trailing stop orders"),
+            (new.quote_quantity, "quoteOrderQtyMarketAllowed", "Quote order qty market orders"),
+        ):
+            if is_asked and not symbol.allows(flag):
+                raise Refused(-2010, f"{text} are not supported for this symbol.")
         if new.stp not in symbol.stp_allowed:
             raise Refused(
                 -1013, "This symbol does not allow the specified self-trade prevention mode."
@@ -315,13 +334,14 @@ class Engine:
             if price:
                 symbol.check_price(price)
         if new.price and symbol.wants_average:
-            symbol.check_percent(new.side, new.price, quotes.average)
+            reference = quotes.last if symbol.by_last else quotes.average
+            symbol.check_percent(new.side, new.price, reference)
         if new.trailing_bips:
             symbol.check_trailing(new.side, new.type, new.trailing_bips)
         is_market = new.type in _MARKET_TYPES
         if new.quantity:
             symbol.check_quantity(new.quantity, market=is_market)
-            price = new.price or quotes.average
+            price = new.price or (quotes.last if symbol.by_last else quotes.average)
             symbol.check_notional(times(price, new.quantity), market=is_market)
         if new.quote_quantity:
             symbol.check_notional(new.quote_quantity, market=is_market)
@@ -340,7 +360,10 @@ class Engine:
             for o in account.open.values()
             if o.ticket.symbol == symbol.name and o is not instead_of
         ]
-        symbol.check_counts(mine, [(new.type, new.iceberg) for new in orders])
+        kinds = [(new.type, new.iceberg) for new in orders]
+        check_counts(symbol.limits, "", mine, kinds)
+        others = (o for o in account.open.values() if o is not instead_of)
+        check_counts(self.exchange_limits, "EXCHANGE_", others, kinds)
         if orders[0].side is Side.BUY and symbol.max_position() is not None:
             held = sum(account.balances.get(symbol.base, (0, 0)))
             bought = sum(o.left for o in mine if o.ticket.side is Side.BUY)
@@ -428,7 +451,7 @@ class Engine:
         plan = _Plan()
         is_buy = side is Side.BUY
         left = quantity
-        for price, offered, maker in self._offers(symbol, side, limit, quotes):
+        for price, offered, shown, maker in self._offers(symbol, side, limit, quotes):
             if limit and (price > limit if is_buy else price < limit):
                 break
             paid = price if maker is not None else self._paid(is_buy, price, limit, symbol)
@@ -438,14 +461,14 @@ class Engine:
                 return plan
             amount = min(left, offered)
             if maker is not None and maker.ticket.account == account.uid and stp is not Stp.NONE:
-                plan.steps.append(_Step(paid, amount, price, maker, True))
+                plan.steps.append(_Step(paid, amount, price, shown, maker, True))
                 if stp in (Stp.EXPIRE_TAKER, Stp.EXPIRE_BOTH):
                     return plan
                 if stp is Stp.EXPIRE_MAKER:
                     continue
                 plan.prevented += amount
             else:
-                plan.steps.append(_Step(paid, amount, price, maker, False))
+                plan.steps.append(_Step(paid, amount, price, shown, maker, False))
                 plan.filled += amount
                 plan.cost += times(paid, amount)
             left -= amount
@@ -456,9 +479,9 @@ class Engine:
 
     def _offers(
         self, symbol: Symbol, taker: Side, limit: int, quotes: Quotes
-    ) -> Iterator[tuple[int, int, Order | None]]:
-        """(price, quantity, whose; None = the market's), in the order in which a taker who takes
-        all of each meets them."""
+    ) -> Iterator[tuple[int, int, int, Order | None]]:
+        """(price, quantity, what the market shows there, whose; None = the market's), in the order
+        in which a taker who takes all of each meets them."""
         is_buy = taker is Side.BUY
         makers = iter(self.state.book(symbol.name, _other(taker)))
         maker = _next_order(makers)
@@ -469,7 +492,7 @@ class Engine:
                 while maker is not None and (
                     maker.ticket.price < price if is_buy else maker.ticket.price > price
                 ):
-                    yield maker.ticket.price, maker.left, maker
+                    yield maker.ticket.price, maker.left, 0, maker
                     maker = _next_order(makers)
                 gone = used.get((taker, price), (0, 0))
                 left = symbol.round_down(shown) - (gone[1] if gone[0] == shown else 0)
@@ -477,15 +500,15 @@ class Engine:
                 while maker is not None and maker.ticket.price == price:
                     ahead = symbol.round_down(min(left, max(0, maker.queue - passed)))
                     if ahead > 0:
-                        yield price, ahead, None
+                        yield price, ahead, shown, None
                         left -= ahead
                         passed += ahead
-                    yield price, maker.left, maker
+                    yield price, maker.left, shown, maker
                     maker = _next_order(makers)
                 if left > 0:
-                    yield price, left, None
+                    yield price, left, shown, None
         while maker is not None:
-            yield maker.ticket.price, maker.left, maker
+            yield maker.ticket.price, maker.left, 0, maker
             maker = _next_order(makers)
 
     def _paid(self, is_buy: bool, price: int, limit: int, symbol: Symbol) -> int:
@@ -536,10 +559,11 @@ class Engine:
             return
         key = taker.ticket.side, step.level
         used = self._used.setdefault(symbol, {})
-        shown = quotes.amount(_other(taker.ticket.side), step.level)
+        if len(used) >= _USED_MOST:  # prices of long ago
+            used.clear()
         before = used.get(key)
-        gone = before[1] if before is not None and before[0] == shown else 0
-        used[key] = shown, gone + step.quantity
+        gone = before[1] if before is not None and before[0] == step.shown else 0
+        used[key] = step.shown, gone + step.quantity
         for _, _, waiting in self.state.book(symbol, _other(taker.ticket.side)):
             if waiting.ticket.price == step.level:
                 waiting.queue = max(0, waiting.queue - step.quantity)
@@ -679,6 +703,11 @@ class Engine:
             books is not None and bool(books[Side.BUY] or books[Side.SELL])
         )
 
+    def waiting(self) -> list[str]:
+        """Symbols of which an order waits for public trades."""
+        seen = self.state.books.keys() | self.state.armed.keys()
+        return [symbol for symbol in seen if self.is_waiting(symbol)]
+
     def play(
         self,
         name: str,
@@ -687,7 +716,7 @@ class Engine:
         now_ms: int,
     ) -> None:
         """Let public trades, oldest first, fill what rests and trigger what waits."""
-        played = self.state.played_ms.get(name, 0)
+        played = newest = self.state.played_ms.get(name, 0)
         symbol = self.state.symbols[name]
         before = len(self._effects)
         for trade in trades:
@@ -696,9 +725,9 @@ class Engine:
             if symbol.status == "TRADING":
                 self._match(symbol, trade, now_ms)
                 self._trigger(symbol, trade, quotes_at, now_ms)
-            played = trade.time_ms
+            newest = trade.time_ms
         if len(self._effects) > before:
-            self.do(Played(name, played))
+            self.do(Played(name, newest))
 
     def _match(self, symbol: Symbol, trade: PublicTrade, now_ms: int) -> None:
         available = trade.quantity

@@ -4,7 +4,7 @@ Source: Binance's filter documentation. PRICE_FILTER: min <= p <= max and p % ti
 off when 0; LOT_SIZE likewise with q % step == 0; unknown filter types are ignored.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from simulator.exchange.amounts import UNIT, units
@@ -50,6 +50,14 @@ class Symbol:
         self.max_to_market = bool(notional.get("applyMaxToMarket"))
         self._percent = self._percent_bounds()
         self.trailing = self._filters.get("TRAILING_DELTA")
+        # an average over no minutes is the last price
+        self.by_last = any(f.get("avgPriceMins", 1) == 0 for f in info["filters"])
+        self.limits = count_limits(info["filters"])
+
+    def allows(self, flag: str) -> bool:
+        """A permission of the exchangeInfo object (`ocoAllowed`); what it does not name, it
+        allows."""
+        return bool(self.info.get(flag, True))
 
     def _limits(self, kind: str, name: str) -> tuple[int, int, int]:
         """(min, max, step); 0 = that part is off."""
@@ -77,20 +85,6 @@ class Symbol:
             bounds = "PERCENT_PRICE", units(both["multiplierDown"]), units(both["multiplierUp"])
             return {Side.BUY: bounds, Side.SELL: bounds}
         return {}
-
-    def limit(self, kind: str) -> int | None:
-        """The number of a counting filter, MAX_NUM_ORDERS for one; None = there is none."""
-        given = self._filters.get(kind)
-        if given is None:
-            return None
-        name = {
-            "MAX_NUM_ORDERS": "maxNumOrders",
-            "MAX_NUM_ALGO_ORDERS": "maxNumAlgoOrders",
-            "MAX_NUM_ICEBERG_ORDERS": "maxNumIcebergOrders",
-            "MAX_NUM_ORDER_LISTS": "maxNumOrderLists",
-            "ICEBERG_PARTS": "limit",
-        }[kind]
-        return int(given[name] if name in given else given["limit"])
 
     def max_position(self) -> int | None:
         given = self._filters.get("MAX_POSITION")
@@ -142,7 +136,7 @@ class Symbol:
         if iceberg > quantity:
             raise Refused(-2010, "IcebergQty exceeds QTY.")
         _check_lot(iceberg, (self.min_quantity, self.max_quantity, self.step), "LOT_SIZE")
-        parts = self.limit("ICEBERG_PARTS")
+        parts = self.limits.get("ICEBERG_PARTS")
         if parts is not None and -(-quantity // iceberg) > parts:
             raise filter_failure("ICEBERG_PARTS")
 
@@ -157,27 +151,6 @@ class Symbol:
         if not low <= bips <= high:
             raise filter_failure("TRAILING_DELTA")
 
-    def check_counts(self, open_orders: Iterable[Order], new: list[tuple[Type, int]]) -> None:
-        """MAX_NUM_* against the open orders of this symbol; new: (type, iceberg) of each order."""
-        orders = list(open_orders)
-        counted = (
-            ("MAX_NUM_ORDERS", len(orders), len(new)),
-            (
-                "MAX_NUM_ALGO_ORDERS",
-                sum(o.ticket.type in STOPS for o in orders),
-                sum(kind in STOPS for kind, _ in new),
-            ),
-            (
-                "MAX_NUM_ICEBERG_ORDERS",
-                sum(o.ticket.iceberg > 0 for o in orders),
-                sum(iceberg > 0 for _, iceberg in new),
-            ),
-        )
-        for name, held, more in counted:
-            most = self.limit(name)
-            if most is not None and more and held + more > most:
-                raise filter_failure(name)
-
     def check_position(self, held: int, bought: int) -> None:
         """MAX_POSITION: base held plus open and new buys."""
         most = self.max_position()
@@ -187,6 +160,59 @@ class Symbol:
     def round_down(self, quantity: int) -> int:
         """To whole lots."""
         return quantity - quantity % self.step if self.step else quantity
+
+
+_COUNTING = {
+    "ICEBERG_PARTS": "limit",
+    "MAX_NUM_ORDERS": "maxNumOrders",
+    "MAX_NUM_ALGO_ORDERS": "maxNumAlgoOrders",
+    "MAX_NUM_ICEBERG_ORDERS": "maxNumIcebergOrders",
+    "MAX_NUM_ORDER_LISTS": "maxNumOrderLists",
+    "EXCHANGE_MAX_NUM_ORDERS": "maxNumOrders",
+    "EXCHANGE_MAX_NUM_ALGO_ORDERS": "maxNumAlgoOrders",
+    "EXCHANGE_MAX_NUM_ICEBERG_ORDERS": "maxNumIcebergOrders",
+    "EXCHANGE_MAX_NUM_ORDER_LISTS": "maxNumOrderLists",
+}
+
+
+def count_limits(filters: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """The numbers of the counting filters, of a symbol or of the exchange, by filter type."""
+    found = {}
+    for one in filters:
+        name = _COUNTING.get(one["filterType"])
+        if name is not None:
+            found[one["filterType"]] = int(one[name] if name in one else one["limit"])
+    return found
+
+
+def check_counts(
+    limits: Mapping[str, int], prefix: str, orders: Iterable[Order], new: list[tuple[Type, int]]
+) -> None:
+    """MAX_NUM_* (prefix "") of a symbol's open orders, EXCHANGE_MAX_NUM_* of all. new: (type,
+    iceberg) of each order that comes.
+
+    Raises: Refused.
+    """
+    if not limits:
+        return
+    held = list(orders)
+    counted = (
+        ("MAX_NUM_ORDERS", len(held), len(new)),
+        (
+            "MAX_NUM_ALGO_ORDERS",
+            sum(o.ticket.type in STOPS for o in held),
+            sum(kind in STOPS for kind, _ in new),
+        ),
+        (
+            "MAX_NUM_ICEBERG_ORDERS",
+            sum(o.ticket.iceberg > 0 for o in held),
+            sum(iceberg > 0 for _, iceberg in new),
+        ),
+    )
+    for name, there, more in counted:
+        most = limits.get(prefix + name)
+        if most is not None and more and there + more > most:
+            raise filter_failure(prefix + name)
 
 
 def _check_lot(quantity: int, limits: tuple[int, int, int], kind: str) -> None:

@@ -616,11 +616,11 @@ def test_trades_that_were_played_are_not_played_again() -> None:
         quotes,
         1,
     )  # fmt: skip
-    through = [PublicTrade(t, START + 20 * CENT, 10 * LOT, t, False) for t in (6, 7)]
+    through = [PublicTrade(t, START + 20 * CENT, 10 * LOT, t, False) for t in (6, 7, 7)]
     engine.play(NAME, through, lambda _: quotes, 2)
-    assert order.executed == 20 * LOT
+    assert order.executed == 30 * LOT  # two trades of one millisecond are two trades
     engine.play(NAME, through, lambda _: quotes, 2)
-    assert order.executed == 20 * LOT
+    assert order.executed == 30 * LOT
 
 
 def test_a_trailing_stop_follows_the_best_price() -> None:

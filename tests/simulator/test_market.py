@@ -1,5 +1,7 @@
 """Candles of every interval, with gaps, as a function of market time."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from shared.errors import BadInput
 from shared.klines import KlineTable
+from simulator.book import DEPTH, first_levels, ladder, lots_at
 from simulator.market import Market, Series
 from simulator.synthetic import generate
 from simulator.wire import text
@@ -118,3 +121,25 @@ def test_a_file_without_candles_is_refused() -> None:
                 )
             ]
         )
+
+
+@pytest.mark.parametrize("volume", [0.5, 22.0, 4e6])
+def test_levels_one_by_one_are_those_of_the_whole_side(volume: float) -> None:
+    """The order side makes levels one by one where depth makes a whole side: equal bits."""
+    table = generate("BTCUSDT", "1m", START, START + 300 * MINUTE)
+    values = table.values.copy()
+    values[:, 4:] *= volume / 22.0
+    values[:, [4, 7]] = np.round(values[:, [4, 7]], 5)
+    series = Market([dataclasses.replace(table, values=values)]).series["BTCUSDT"]
+    random = np.random.default_rng(3)
+    for at_ms in (START + random.integers(0, 299 * MINUTE, 120)).tolist():
+        price, bought = series.last_price(at_ms)
+        last = round(price * 10**series.price_digits), bought
+        for is_bid in (True, False):
+            whole = ladder(series, at_ms, last, DEPTH, is_bid=is_bid)
+            assert list(first_levels(series, at_ms, last, 30, is_bid=is_bid)) == whole[:30]
+            for tick, lots in random.permutation(whole)[:5].tolist():
+                assert lots_at(series, at_ms, last, tick, is_bid=is_bid) == lots
+                assert lots_at(series, at_ms, last, tick + 1, is_bid=is_bid) in (
+                    0, dict(whole).get(tick + 1),
+                )  # fmt: skip

@@ -202,6 +202,24 @@ async def test_a_ban_refuses_everything() -> None:
         assert (await client.place("BUY", "MARKET", quantity="0.001"))["status"] == "FILLED"
 
 
+async def test_a_banned_ws_client_is_told_and_cut() -> None:
+    async with exchange() as ex, Client(ex).socket() as socket:
+        await ex.control("limits", spot_weight=1, patience=0, ban_s=30)
+        reply = await socket.request("exchangeInfo")
+        assert (reply["status"], reply["error"]["code"]) == (418, -1003)
+        wait_ms = reply["error"]["data"]["retryAfter"] - reply["error"]["data"]["serverTime"]
+        assert 29_000 <= wait_ms <= 31_000
+        assert (await socket.ws.receive(timeout=30)).type is aiohttp.WSMsgType.CLOSE
+
+
+async def test_a_shutdown_is_announced_on_the_ws_api_in_its_own_shape() -> None:
+    async with exchange() as ex, Client(ex).socket() as socket:
+        await socket.request("ping")
+        await ex.control("shutdown", ms=None)
+        told = await socket.ws.receive_json(timeout=30)
+        assert told["event"]["e"] == "serverShutdown"
+
+
 async def test_orders_beyond_the_limit_are_refused_until_some_have_filled() -> None:
     async with exchange("--balance", "USDT=100000") as ex:
         client = Client(ex)
