@@ -19,6 +19,7 @@ class MarketClock:
     counts only when the streams and REST agree on it, or REST repeats it, so that one wrong message
     cannot poison the bus with ids of the future (FAULTS R1).
     speed: market milliseconds per millisecond of ours; 0 = it moves by messages only (lock-step).
+    Our times are those of a clock that never steps (FAULTS T19).
     """
 
     slack_ms: int

@@ -56,7 +56,7 @@ from shared.streams import (
     SIGNAL,
     Stream,
 )
-from shared.times import iso
+from shared.times import iso, steady_us
 
 log = logging.getLogger(__name__)
 _TICK_S = 0.25
@@ -266,7 +266,7 @@ class Market:
             self.counts["unknown_stream"] += 1
             return
         clock, candles = place.clock, series.candles
-        if not clock.event(message.event_ms, frame.received_us):
+        if not clock.event(message.event_ms, frame.steady_us):
             # At the start nothing is known yet; later it is a leap that REST must confirm.
             if again:
                 candles.counts["future"] += 1
@@ -279,7 +279,7 @@ class Market:
             self.look.set()
             return
         newest_ms = candles.newest_ms
-        candles.update(message, frame.received_us, clock.now_ms(frame.received_us))
+        candles.update(message, frame.received_us, clock.now_ms(frame.steady_us))
         if message.closed:
             self.idle.clear()
             if candles.is_ready():
@@ -349,7 +349,7 @@ class Market:
     async def ask(self, series: Series, ask: Ask) -> None:
         """Puts a core's question to REST and hands it the answer."""
         place, candles = series.place, series.candles
-        asked_ms = place.clock.now_ms(now_us())
+        asked_ms = place.clock.now_ms(steady_us())
         try:
             rows = await place.rest.klines(
                 series.source.symbol, series.source.interval, start_ms=ask.start_ms, limit=ask.limit
@@ -368,7 +368,7 @@ class Market:
             self.trouble("busy" if isinstance(error, Busy) else "rest", str(error))
             return
         received_us = now_us()
-        while rows and not place.clock.candle(rows[-1].open_time_ms, received_us):
+        while rows and not place.clock.candle(rows[-1].open_time_ms, steady_us()):
             self.trouble("leap", f"REST shows a candle of {rows[-1].open_time_ms}")
             rows.pop()
         candles.reply(
@@ -510,9 +510,9 @@ async def _write(session: Session, market: Market) -> None:
 
 
 def _measure(session: Session, batch: list[tuple[Series, list[Row]]]) -> None:
-    at_us = now_us()
+    at_us, steady = now_us(), steady_us()
     for series, rows in batch:
-        market_ms = series.place.clock.now_ms(at_us)
+        market_ms = series.place.clock.now_ms(steady)
         for row in rows:
             session.metrics.progress(
                 series.source,
@@ -551,7 +551,7 @@ def _kline_write(series: Series, row: Row) -> Write[Kline]:
         event=row.kline,
         open_time_ms=row.kline.open_time_ms,
         received_us=row.received_us,
-        market_ms=series.place.clock.now_ms(now_us()),
+        market_ms=series.place.clock.now_ms(steady_us()),
     )
 
 
@@ -620,7 +620,7 @@ async def _ask(market: Market) -> None:
     async with asyncio.TaskGroup() as tasks:
         while True:
             market.look.clear()
-            at_us, at_s = now_us(), time.monotonic()
+            at_us, at_s = steady_us(), time.monotonic()
             for series in market.series:
                 ask = series.candles.wants(series.place.clock.now_ms(at_us), at_s)
                 if ask is not None:
@@ -673,7 +673,7 @@ async def _tell(session: Session, series: Series, remarks: list[Remark]) -> None
 
 def _report(session: Session, market: Market) -> Series | None:
     """What the heartbeat tells (FAULTS R10). Returns a series that ends in the future, if any."""
-    at_us = now_us()
+    at_us = steady_us()
     counts: Counter[str] = Counter(market.counts)
     behind, late = 0, ""
     ahead: Series | None = None
@@ -801,13 +801,13 @@ async def _snapshots(session: Session, market: Market) -> None:
             source=Source(DEPTH, symbol),
             event=event,
             open_time_ms=open_time_ms,
-            market_ms=place.clock.now_ms(now_us()),
+            market_ms=place.clock.now_ms(steady_us()),
         )
 
     while True:
         await market.turned.wait()
         market.turned.clear()
-        now_ms = place.clock.now_ms(now_us())
+        now_ms = place.clock.now_ms(steady_us())
         due = []
         for series in spot:
             closed_ms, step_ms = series.closed_ms, series.candles.step_ms
@@ -826,10 +826,10 @@ async def _funding(session: Session, market: Market) -> None:
     futures = [s for s in market.series if s.place is place]
     while True:
         for series in futures:
-            now_ms = place.clock.now_ms(now_us())
+            now_ms = place.clock.now_ms(steady_us())
             while now_ms is None:
                 await asyncio.sleep(_TICK_S)
-                now_ms = place.clock.now_ms(now_us())
+                now_ms = place.clock.now_ms(steady_us())
             symbol = series.source.symbol
             source = Source(FUNDING, symbol)
             last = await session.bus.last_id(source)

@@ -24,7 +24,7 @@ import aiohttp
 
 from shared.errors import BadInput, Rejected, Unavailable
 from shared.events import Funding, Kline
-from shared.times import floor_ms, interval_ms
+from shared.times import floor_ms, interval_ms, steady_us
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10, connect=5)
 _BODY_BYTES = 32 << 20
@@ -516,10 +516,14 @@ def _levels(levels: Any, *, descending: bool) -> tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A text message and when it reached us (our clock, microseconds)."""
+    """A text message and when it reached us (our clock, microseconds).
+
+    steady_us: the same by a clock that never steps and begins anywhere.
+    """
 
     text: str
     received_us: int
+    steady_us: int
 
 
 class Socket:
@@ -587,7 +591,7 @@ class Socket:
             message = await self._ws.receive()
             kind = message.type
             if kind is aiohttp.WSMsgType.TEXT:
-                return Frame(message.data, time.time_ns() // 1000)
+                return Frame(message.data, time.time_ns() // 1000, steady_us())
             if kind is aiohttp.WSMsgType.PING:
                 if self._before_pong is not None:
                     await self._before_pong()

@@ -385,8 +385,9 @@ class _Watchdog:
         return time.monotonic() - self._last >= STALL_S
 
     def _watch(self) -> None:
+        pause = threading.Event()
         while not self.stands_still():
-            time.sleep(1.0)
+            pause.wait(1.0)
         logs.last_words(
             f"{self._service} stood still for {STALL_S:.0f} s and ends; it is restarted"
         )

@@ -1,5 +1,6 @@
 """Time as integers: UTC epoch milliseconds and the raster that candles lie on."""
 
+import time
 from datetime import UTC, datetime
 
 from shared.errors import Usage
@@ -24,6 +25,11 @@ INTERVALS_MS = {
     "12h": 12 * _HOUR,
     "1d": _DAY,
 }
+
+
+def steady_us() -> int:
+    """Microseconds by a clock that never steps, for durations; it begins anywhere."""
+    return time.monotonic_ns() // 1_000
 
 
 def interval_ms(interval: str) -> int:

@@ -5,6 +5,7 @@ The C numbers are those of the fault matrix.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -423,6 +424,25 @@ def test_the_history_covers_twice_what_any_feature_looks_back(tmp_path: Path) ->
     own = load(features_kline=("close_60", "far"), features_file=tmp_path / "own.py")
     assert history_rows(own) == 10_000
     assert history_rows(load(collector={"history_rows": 7})) == 7
+
+
+# -- T19: our own clock ---------------------------------------------------------------------------
+
+
+async def test_t19_steps_of_our_own_clock_move_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The market's clock runs by messages and by a clock that never steps."""
+    real, offsets_s = time.time_ns, [0]
+    monkeypatch.setattr("time.time_ns", lambda: real() + offsets_s[-1] * 1_000_000_000)
+    async with rig.collecting():
+        await rig.until_written(NEXT - 1)
+        for number, step_s in enumerate((3600, -86_400, 2, -10, 31_536_000, 0)):
+            offsets_s.append(step_s)
+            await rig.advance(3)
+            await rig.until_written(NEXT + 3 * number + 2)
+    check_i1(rig, NEXT + 17)
+    assert not set(rig.codes()) & {"future_entries", "gap", "leap", "late"}
 
 
 # -- C10: two collectors --------------------------------------------------------------------------

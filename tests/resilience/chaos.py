@@ -63,6 +63,7 @@ class Report:
     rounds: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     storm_s: float = 0.0
+    links: Counter[str] = field(default_factory=Counter)  # what the proxies did
     entries: int = 0
     candles: int = 0
     calm_s: list[float] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Report:
                 "faults": total,
                 "faults_per_s": round(total / max(self.storm_s, 1e-9), 2),
                 "kinds": dict(sorted(self.faults.items())),
+                "links": dict(sorted(self.links.items())),
                 "candles": self.candles,
                 "entries_compared": self.entries,
                 "all_ready_after_the_last_fault_s": _worst(self.calm_s),
@@ -150,6 +152,10 @@ class _Round:
             report.calm_s.append(time.monotonic() - calm_s)
             kept = await self._to_the_end()
             problems = checks.check_bus(kept, expected, forbidden=FORBIDDEN)
+            for name, proxy in system.proxies.items():
+                if not proxy.stats["connections"]:
+                    problems.say("no fault", f"the proxy of the {name} was never used")
+            report.links.update(sum((p.stats for p in system.proxies.values()), Counter()))
             for surprise in system.surprises:
                 problems.say("ended by itself", surprise)
             if report.calm_s[-1] > _QUIET_S:

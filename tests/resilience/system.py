@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,13 @@ class System:
         lock_step: bool = False,
         collector: dict[str, Any] | None = None,
         proxied: bool = False,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
     ) -> AsyncIterator["System"]:
         """Starts everything; at the end nothing of it is left.
 
         lock_step: the market waits for every consumer; else it moves when `advance` says so.
-        proxied: every service reaches Valkey through a proxy of its own.
+        proxied: every service reaches Valkey through a proxy of its own. environments: further
+        variables of a service.
         """
         config = {
             "symbol": SYMBOL,
@@ -109,6 +111,8 @@ class System:
             "trader": {"max_age_s": 1e9, "mode": "observe"},
         }
         system = cls(folder, tape, config, "max" if lock_step else "manual", proxied=proxied)
+        for name, variables in (environments or {}).items():
+            system.environments[name] = dict(variables)
         watching: asyncio.Task[None] | None = None
         try:
             await system._start()
@@ -169,6 +173,16 @@ class System:
         await asyncio.sleep(down_s)
         await asyncio.to_thread(repair, self.server.dir, self.repairs.append)
         await asyncio.to_thread(self.server.start)
+        self._valkey_is_up = True
+
+    async def fail_over(self, replica: Server) -> None:
+        """The server is gone; every proxy leads to the replica now."""
+        self._valkey_is_up = False
+        await asyncio.to_thread(self.server.stop)
+        self.server = replica
+        for proxy in self.proxies.values():
+            proxy.upstream_port = replica.port
+            proxy.cut()
         self._valkey_is_up = True
 
     def pause(self, name: str, paused: bool) -> None:
@@ -273,7 +287,8 @@ class System:
         if self._proxied:
             for name in SERVICES:
                 self.proxies[name] = await Proxy(self.server.port).__aenter__()
-                self.environments[name] = {"ITB_REDIS_URL": self.proxies[name].url}
+                own = self.environments.setdefault(name, {})
+                own["ITB_REDIS_URL"] = self.proxies[name].url
         self._spawn("simulator")
         self._http = aiohttp.ClientSession(
             f"http://{HOST}:{self._port}", timeout=aiohttp.ClientTimeout(total=60)
@@ -300,7 +315,12 @@ class System:
 
     def environment(self, name: str) -> dict[str, str]:
         """What a process is started with."""
-        return {k: v for k, v in os.environ.items() if not k.startswith("ITB_")}
+        own = {k: v for k, v in os.environ.items() if not k.startswith("ITB_")}
+        return own | self.environments.get(name, {})
+
+    def beat(self, name: str) -> dict[str, Any]:
+        """The last heartbeat that was seen."""
+        return self._beats.get(name, {})
 
     def _spawn(self, name: str) -> None:
         arguments = ["-c", str(self.config)]
@@ -343,7 +363,7 @@ class System:
 
     async def _watch(self) -> None:
         """Heartbeats, the newest signal, the AOF's growth; restarts what ended by itself."""
-        client = self.client
+        server, client = self.server, self.client
         signals = SIGNAL.key(SYMBOL, "1m")
         keys = [health_key(name, name) for name in SERVICES]
         try:
@@ -355,6 +375,9 @@ class System:
                         self._spawn(name)
                 assert self._processes["simulator"].poll() is None, self.tails()
                 self._sample_aof()
+                if server is not self.server:
+                    client.close()
+                    server, client = self.server, self.client
                 if self._valkey_is_up:
                     with contextlib.suppress(redis.RedisError):
                         beats: Any = client.mget(keys)
