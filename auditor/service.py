@@ -9,13 +9,16 @@ from typing import Any
 
 from auditor.archive import Archive
 from auditor.certifier import Certifier
+from auditor.drifter import Drifter
 from auditor.recorder import Recorder
+from auditor.tracker import Tracker
 from shared.bus import Source, by_key
 from shared.config import Settings
 from shared.explain import Explainer
+from shared.explain.explanation import plain
 from shared.runtime import Session
 from shared.stage import janitor
-from shared.streams import PARITY, RECORD, SIGNAL
+from shared.streams import DRIFT, OUTCOME, PARITY, RECORD, SIGNAL
 
 
 async def serve(session: Session) -> None:
@@ -39,10 +42,16 @@ async def serve(session: Session) -> None:
     for certifier in certifiers:
         await certifier.rebuild()
         _tell_parity(session, certifier)
+    drifters = [Drifter(session, source, explainer) for source in sources]
+    trackers = [Tracker(session, source, explainer) for source in sources]
+    for drifter, tracker in zip(drifters, trackers, strict=True):
+        session.alive()
+        await drifter.rebuild()
+        await tracker.rebuild()
     session.health.is_ready()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_record(session, recorders))
-        tasks.create_task(_certify(session, certifiers))
+        tasks.create_task(_certify(session, certifiers, drifters, trackers))
         tasks.create_task(
             janitor(session, trimmed(settings), least_rows=2 * 86_400_000 // settings.step_ms)
         )
@@ -53,7 +62,7 @@ def trimmed(settings: Settings) -> list[Source[Any]]:
     return [
         Source(stream, symbol, settings.interval)
         for symbol in settings.symbols
-        for stream in (RECORD, PARITY)
+        for stream in (RECORD, PARITY, DRIFT, OUTCOME)
     ]
 
 
@@ -71,13 +80,22 @@ async def _record(session: Session, recorders: list[Recorder]) -> None:
             _tell_record(session, by_source[key])
 
 
-async def _certify(session: Session, certifiers: list[Certifier]) -> None:
+async def _certify(
+    session: Session,
+    certifiers: list[Certifier],
+    drifters: list[Drifter],
+    trackers: list[Tracker],
+) -> None:
     """Round and round, a chunk of each symbol at a time."""
     while True:
         busy = False
-        for certifier in certifiers:
+        for certifier, drifter, tracker in zip(certifiers, drifters, trackers, strict=True):
             busy = bool(await certifier.step()) or busy
             _tell_parity(session, certifier)
+            await drifter.step()
+            _tell_drift(session, drifter)
+            busy = bool(await tracker.step()) or busy
+            _tell_outcomes(session, tracker)
         if not busy:
             await asyncio.sleep(session.settings.auditor.pause_s)
 
@@ -96,4 +114,31 @@ def _tell_parity(session: Session, certifier: Certifier) -> None:
         "equal": totals.equal,
         "unequal": totals.unequal,
         "unchecked": totals.unchecked,
+    }
+
+
+def _tell_drift(session: Session, drifter: Drifter) -> None:
+    standing = drifter.standing
+    told: dict[str, Any] = {"problem": standing.problem}
+    if (last := standing.last) is not None:
+        told |= {
+            "last_ms": last.open_time_ms,
+            "features": len(last.psi),
+            "unusual": len(last.unusual),
+            "novelty_median": last.novelty_median,
+            "beyond": last.beyond,
+            "score_psi": last.score_psi,
+            "score_usual": last.score_usual,
+        }
+    session.health.facts.setdefault("drift", {})[drifter.source.symbol] = plain(told)
+
+
+def _tell_outcomes(session: Session, tracker: Tracker) -> None:
+    found = tracker.summary
+    session.health.facts.setdefault("outcomes", {})[tracker.source.symbol] = {
+        "last_ms": tracker.last_ms,
+        "rows": found.rows,
+        "auc": found.auc,
+        "counts": found.counts,
+        "mean_return": found.mean_return,
     }

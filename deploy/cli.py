@@ -141,6 +141,17 @@ def parser() -> argparse.ArgumentParser:
     replay("--html", type=Path, metavar="FILE", help="as a page (needs matplotlib)")
     replay("--json", action="store_true", help="one JSON object on stdout")
 
+    drift = _with_config(
+        command(
+            "drift",
+            _drift,
+            "How far the newest candles are from what the models were trained on, as the auditor "
+            "last found.",
+        )
+    )
+    drift("--redis-url", metavar="U", help="instead of the config's")
+    drift("--json", action="store_true", help="one JSON list on stdout")
+
     record = _with_config(
         command(
             "record",
@@ -374,6 +385,13 @@ def _replay(args: argparse.Namespace) -> int:
         html=args.html,
     )
     return _run(lambda: replay.run(options, sys.stdout))
+
+
+def _drift(args: argparse.Namespace) -> int:
+    from deploy import drift  # noqa: PLC0415
+
+    options = drift.Options(config=args.config, redis_url=args.redis_url, json=args.json)
+    return _run(lambda: drift.run(options, sys.stdout))
 
 
 def _record(args: argparse.Namespace) -> int:

@@ -302,6 +302,55 @@ class Parity:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How the newest stretch of candles differs from what a release was trained on
+    (`shared.reference` says what each number means).
+
+    rows: feature vectors looked at, from first_ms to open_time_ms. psi: of each feature; usual:
+    what 95 % of the stretches of training stay below, of the features for which that is known;
+    score_psi, score_usual: of the score, None where nothing is known. novelty_*: median and 99 %
+    quantile; beyond: share of the vectors with a novelty above 1 (in training 1 %).
+    """
+
+    open_time_ms: int
+    first_ms: int
+    release: str
+    rows: int
+    psi: dict[str, float] = field(default_factory=dict)
+    usual: dict[str, float] = field(default_factory=dict)
+    score_psi: float | None = None
+    score_usual: float | None = None
+    novelty_median: float = math.nan
+    novelty_99: float = math.nan
+    beyond: float = math.nan
+
+    @property
+    def unusual(self) -> list[str]:
+        """Features that differ more than 95 % of the stretches of training, the most first."""
+        out = [name for name, usual in self.usual.items() if self.psi[name] > usual]
+        return sorted(out, key=lambda name: -self.psi[name] / max(self.usual[name], 1e-12))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a signal, `horizon` candles later. None: not known, for a candle was a gap.
+
+    future_return: of the close over the horizon, as a share. highest, lowest: percent from the
+    close to the highest high and the lowest low of these candles.
+    """
+
+    open_time_ms: int
+    horizon: int
+    release: str
+    score: float | None
+    side: str
+    close: float
+    future_return: float | None
+    highest: float | None
+    lowest: float | None
+
+
 class Level(StrEnum):
     """How loud a notice is."""
 

@@ -8,12 +8,14 @@ from typing import Any, Generic, TypeVar
 from shared.events import (
     DeadLetter,
     Depth,
+    Drift,
     Feature,
     Funding,
     Kline,
     Notice,
     Notification,
     Order,
+    Outcome,
     Parity,
     Prediction,
     Record,
@@ -121,6 +123,23 @@ PARITY = Stream(
         **({"first": e.first} if e.first else {}),
     },
 )
+DRIFT = Stream(
+    "drift",
+    Drift,
+    "symbol+interval",
+    True,
+    lambda e: {
+        "unusual": f"{len(e.unusual)} of {len(e.psi)}",
+        "novelty": f"{e.novelty_median:.2f}",
+    },
+)
+OUTCOME = Stream(
+    "outcome",
+    Outcome,
+    "symbol+interval",
+    True,
+    lambda e: {"score": number_text(e.score), "return": number_text(e.future_return)},
+)
 NOTICE = Stream(
     "notice", Notice, "", False, lambda e: {"level": e.level, "code": e.code, "text": e.text}
 )
@@ -138,6 +157,8 @@ STREAMS: tuple[Stream[Any], ...] = (
     DAILY,
     RECORD,
     PARITY,
+    DRIFT,
+    OUTCOME,
     NOTICE,
 )
 
