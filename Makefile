@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A full environment serves every target; otherwise the smallest that does.
 DEMO_READY := $(if $(wildcard $(STAMPS)/dev),$(STAMPS)/dev,$(STAMPS)/demo)
 
-.PHONY: help setup demo test test-slow test-browser chaos test-clients check format bench lock docs site vendor \
+.PHONY: help setup demo docker-test test test-slow test-browser chaos test-clients check format bench lock docs site vendor \
 	clean
 .DELETE_ON_ERROR:
 
@@ -57,6 +57,12 @@ test-slow: $(STAMPS)/dev
 CHAOS_MINUTES ?= 10
 chaos: $(STAMPS)/dev
 	@CHAOS_MINUTES=$(CHAOS_MINUTES) $(BIN)/python -m pytest -m chaos -s tests/resilience
+
+# The engine is stopped again if it was started for this; exit 3: no engine can be had here.
+docker-test: $(STAMPS)/dev
+	@tests/docker/engine.sh start
+	@code=0; $(BIN)/python -m pytest -m docker -v -s -x tests/docker || code=$$?; \
+	tests/docker/engine.sh stop; exit $$code
 
 test-browser: $(STAMPS)/dev
 	@if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then \

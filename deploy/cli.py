@@ -431,7 +431,7 @@ def _throw(args: argparse.Namespace, word: "Word", *, new_account: bool = False)
     from deploy.switch import throw  # noqa: PLC0415
 
     settings = load(args.config)
-    url = args.redis_url or settings.redis_url
+    url = args.redis_url or settings.bus_url
 
     async def switch() -> int:
         confirmed, text = await throw(word, settings, url, new_account=new_account)

@@ -107,6 +107,8 @@ def prepare() -> int:
         except ModuleNotFoundError as error:
             if error.name is None or not (module + ".").startswith(error.name + "."):
                 sys.stderr.write(f"{module} is left out: it needs {error.name}\n")
+    if importlib.util.find_spec("numba") is None:
+        return 0  # the kernels are compiled ahead of time
     from deploy.warm import warm  # noqa: PLC0415  # imports Numba
     from shared.config import load  # noqa: PLC0415  # as above
 

@@ -1,4 +1,4 @@
-"""`python3 slim.py ENVIRONMENT`: takes out of a virtual environment what no service ever reads.
+"""`python3 slim.py ENVIRONMENT [--live]`: takes out of an environment what no service ever reads.
 
 Run while the image is built, on a copy that nobody uses yet; needs nothing but the standard
 library, and `strip` (binutils) where it is there. What goes: tests, headers, static libraries,
@@ -29,16 +29,29 @@ _UNUSED = (
     "numpy/_core/include", "numpy/random/lib", "numpy/random/_examples",
     "pygments/lexers/[!_]*.py",
 )  # fmt: skip
+# --live: the kernels are compiled ahead of time (deploy/compiled.py); pictures are PNG only.
+_OFFLINE = (
+    "numba", "numba-*.dist-info", "llvmlite", "llvmlite-*.dist-info",
+    "fontTools", "fonttools-*.dist-info", "matplotlib/mpl-data/sample_data",
+    "matplotlib/mpl-data/fonts/afm", "matplotlib/mpl-data/fonts/pdfcorefonts",
+    "PIL/_avif*.so", "PIL/_webp*.so", "PIL/_imagingft*.so", "PIL/_imagingcms*.so",
+    "pillow.libs/libavif*", "pillow.libs/libwebp*", "pillow.libs/libsharpyuv*",
+    "pillow.libs/libfreetype*", "pillow.libs/libharfbuzz*", "pillow.libs/libbrotli*",
+    "pillow.libs/libpng*", "pillow.libs/liblcms*",
+)  # fmt: skip
 _SUFFIXES = frozenset((".a", ".c", ".cpp", ".h", ".hpp", ".pxd", ".pyx", ".pxi", ".pyi"))
 # Symbol tables of these: half of their size. Not of libraries that auditwheel has patched
 # (`*.libs`): strip breaks some of those.
-_STRIPPED = ("llvmlite", "pyarrow", "uvloop", "aiohttp", "numba")
+_STRIPPED = (
+    "llvmlite", "pyarrow", "uvloop", "aiohttp", "numba", "kiwisolver", "contourpy", "matplotlib",
+    "cryptography",
+)  # fmt: skip
 
 
-def main(environment: Path) -> int:
+def main(environment: Path, *, live: bool) -> int:
     packages = next((environment / "lib").glob("python3*/site-packages"))
     before = _size(packages)
-    for pattern in _UNUSED:
+    for pattern in (*_UNUSED, *(_OFFLINE if live else ())):
         for path in packages.glob(pattern):
             _remove(path)
     for path in _others(packages):
@@ -92,4 +105,4 @@ def _size(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), live="--live" in sys.argv[2:]))

@@ -441,7 +441,7 @@ class Desk:
         if switch == OrderState.HALTED:
             self._give_up(f"halted: {self.core.why_switched}", now)
         elif flatten:
-            self._give_up(f"halted: {self.core.why_switched}", now)
+            self._give_up("an operator's command: everything is sold", now)
             if quantity:
                 self._flatten(quantity, now)
         elif leave:
@@ -771,13 +771,7 @@ class Desk:
         """The one request of an intent has ended."""
         for name in names:
             self.asking.discard((_PLACE, name))
-        # Of one that the user stream has told of meanwhile, the answer says nothing new.
-        orders = [
-            order
-            for name in names
-            if (order := self.ledger.orders[name]).state == OrderState.INTENT
-            or not isinstance(result, NotSent | Refused | Unsure)
-        ]
+        orders = [self.ledger.orders[name] for name in names]
         if isinstance(result, NotSent):
             state = OrderState.NOT_PLACED if result.passes else OrderState.DROPPED
             for order in orders:
@@ -792,8 +786,7 @@ class Desk:
             goal = self.goal
             for order in orders:
                 self._ended(order, OrderState.REJECTED, f"{result.code} {result.text}", now)
-            if orders:
-                self._refused(orders[0], goal, result, now)
+            self._refused(orders[0], goal, result, now)
         else:
             for report in result:
                 self._report(report, now)

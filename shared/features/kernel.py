@@ -16,6 +16,9 @@ Why the bits do not depend on where a computation started or on how many rows a 
 
 All compiled functions live in this one file, because Numba's cache is keyed by file: a helper
 elsewhere could change without the cached kernel noticing.
+
+An image for live services has no Numba, and no compiler: `advance` comes from an extension module
+that the same Numba made of this file while the image was built, with the same bits (`ahead.py`).
 """
 
 import sys
@@ -24,14 +27,19 @@ from typing import Any
 
 import numpy as np
 
+from shared.features.ahead import ahead, is_there
+
 # Numba loads SciPy where it is installed, for its BLAS; the kernel has no use for it, and a live
 # service would pay for it with half a second and 30 MB.
 _hidden = "scipy" not in sys.modules
 if _hidden:
     sys.modules["scipy"] = None  # type: ignore[assignment]  # how Python says "not to be found"
+numba: Any = None
 try:
-    import numba
     import numba.np.arraymath
+except ImportError:
+    if not is_there():
+        raise
 finally:
     if _hidden:
         del sys.modules["scipy"]
@@ -76,14 +84,19 @@ GROUP = 6  # differences that `_area` adds up before it adds them to the sum of 
 _at = np.uintp  # as an index: Numba then does not ask whether it is negative, and LLVM vectorises
 
 
-# Parts are called by `advance` only: without entry points of their own they compile faster.
-_part: Any = numba.njit(  # type: ignore[call-overload]  # the stubs do not know these options
-    nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+def _part(function: Callable[..., Any]) -> Any:
+    """Parts are called by `advance` only: without entry points of their own they compile faster."""
+    if numba is None:
+        return function
+    return numba.njit(
+        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(function)
 
 
 def cached(function: Callable[..., Any]) -> Any:
     """Compiles at the first call, and keeps the result on disk for later processes if it can."""
+    if numba is None:
+        return ahead(function)
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no writable place for the cache: compile in every process instead

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -205,6 +204,13 @@ def _checked(path: Path, function: Any, mark: _Mark) -> UserFeature:
 
 
 def _compiled(where: str, function: Any) -> Any:
+    try:
+        import numba  # noqa: PLC0415  # an image for live services has none
+    except ImportError:
+        raise Usage(
+            f"{where} asks to be compiled, and there is no Numba here: leave jit out, or run the "
+            "featurizer from the trainer's image"
+        ) from None
     rows = numba.types.Array(numba.float64, 2, "C", readonly=True)
     try:
         return numba.njit(numba.float64(rows))(function)

@@ -237,8 +237,8 @@ def test_the_server_takes_the_file_that_is_made(tmp_path: Path) -> None:
 class _Guarded(System):
     """The whole system, each service signed in as its own user."""
 
-    def __init__(self, folder: Path, *arguments: Any) -> None:
-        super().__init__(folder, *arguments)
+    def __init__(self, folder: Path, *arguments: Any, **options: Any) -> None:
+        super().__init__(folder, *arguments, **options)
         self.server = _guarded(folder / "guarded")
 
     def environment(self, name: str) -> dict[str, str]:
