@@ -152,6 +152,18 @@ def parser() -> argparse.ArgumentParser:
     drift("--redis-url", metavar="U", help="instead of the config's")
     drift("--json", action="store_true", help="one JSON list on stdout")
 
+    outcomes = _with_config(
+        command(
+            "outcomes",
+            _outcomes,
+            "What became of the signals: every model and the score live beside what training "
+            "measured, and what trading earned beside a backtest over the same signals.",
+        )
+    )
+    outcomes("--redis-url", metavar="U", help="instead of the config's")
+    outcomes("--symbol", type=_symbol, metavar="S", help="default: the config's first")
+    outcomes("--json", action="store_true", help="one JSON object on stdout")
+
     record = _with_config(
         command(
             "record",
@@ -392,6 +404,15 @@ def _drift(args: argparse.Namespace) -> int:
 
     options = drift.Options(config=args.config, redis_url=args.redis_url, json=args.json)
     return _run(lambda: drift.run(options, sys.stdout))
+
+
+def _outcomes(args: argparse.Namespace) -> int:
+    from deploy import outcomes  # noqa: PLC0415
+
+    options = outcomes.Options(
+        config=args.config, redis_url=args.redis_url, symbol=args.symbol, json=args.json
+    )
+    return _run(lambda: outcomes.run(options, sys.stdout))
 
 
 def _record(args: argparse.Namespace) -> int:

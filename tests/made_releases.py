@@ -99,6 +99,7 @@ def release_of(
     interval: str = "1m",
     horizon: int = 60,
     reference: bytes | None = None,
+    label_horizon: int = 180,
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Those models as a release, not written yet.
 
@@ -137,7 +138,7 @@ def release_of(
         labels={
             model.label: LabelEntry(
                 side="high" if model.label.startswith("high") else "low",
-                horizon=180,
+                horizon=label_horizon,
                 definition=model.label,
             )
             for model in models

@@ -31,6 +31,7 @@ from trainer.models.rows import Rows
 from trainer.reference import reference
 
 LOOKBACK = FeatureSet.of(FEATURES).lookback
+LABEL_HORIZON = 40
 _QUICK = {"gb": {"n_estimators": 30}}
 
 
@@ -61,6 +62,7 @@ def trained(folder: Path) -> Trained:
             symbols=(SYMBOL,),
             horizon=LOOKBACK,
             reference=_reference() if number else None,
+            label_horizon=LABEL_HORIZON,
         )
         write_release(models, manifest, files)
         ids.append(manifest.id)

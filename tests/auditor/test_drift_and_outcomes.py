@@ -132,7 +132,7 @@ async def test_a_release_without_a_reference_says_so(session: Session, own: Play
 async def test_every_signal_gets_its_outcome_once_the_horizon_is_over(
     session: Session, own: Played
 ) -> None:
-    """The releases look 180 candles ahead; their labels are changed to 20 for this."""
+    """As if the releases looked 20 candles ahead."""
     explainer = Explainer(own.settings)
     one = Tracker(session, SOURCE, explainer)
     one._horizons.update(dict.fromkeys(own.releases, 20))
