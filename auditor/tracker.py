@@ -29,14 +29,16 @@ class Tracker:
         place = source.symbol, source.interval
         self._outcomes, self._candles = Source(OUTCOME, *place), Source(KLINE, *place)
         self._recent: deque[Outcome] = deque(maxlen=_REMEMBERED)
-        self._horizons: dict[str, int] = {}
+        self._releases: dict[str, tuple[int, int | None]] = {}
         self.summary: Summary = summary(())  # of the last `_REMEMBERED` outcomes
 
     async def rebuild(self) -> None:
         entries = await self._session.bus.tail(self._outcomes, _REMEMBERED)
         if entries:
             self.last_ms = entries[-1].time_ms
-        self._recent.extend(entry.event for entry in entries if entry.event is not None)
+        for entry in entries:
+            if entry.event is not None:
+                await self._remember(entry.event)
         self.summary = summary(self._recent)
 
     async def step(self) -> int:
@@ -77,20 +79,30 @@ class Tracker:
                 continue
             row = (entry.time_ms - first_ms) // step_ms
             found = outcome(entry.event, candles[row : row + horizon + 1], horizon)
-            self._recent.append(found)
+            await self._remember(found)
             writes.append(Write(source=self._outcomes, event=found, open_time_ms=entry.time_ms))
         await bus.write(*writes)
         self.summary = summary(self._recent)
 
+    async def _remember(self, found: Outcome) -> None:
+        """Only of candles that the release was not trained on: of the others its models know the
+        answers. Where the release is gone nobody can tell."""
+        trained_to_ms = (await self._about(found.release))[1]
+        if trained_to_ms is not None and found.open_time_ms > trained_to_ms:
+            self._recent.append(found)
+
     async def _horizon(self, signal: Signal | None) -> int:
         """Candles that the labels of its release look ahead, the longest of them."""
-        if signal is None:
-            return _HORIZON
-        if signal.release not in self._horizons:
+        return _HORIZON if signal is None else (await self._about(signal.release))[0]
+
+    async def _about(self, release: str) -> tuple[int, int | None]:
+        """(longest horizon of its labels, last candle that it was trained on)."""
+        if release not in self._releases:
             try:
-                bundle = await self._explainer.bundle(signal.release)
-                horizons = [one.horizon for one in bundle.manifest.labels.values()]
+                manifest = (await self._explainer.bundle(release)).manifest
             except BadInput:
-                horizons = [_HORIZON]
-            self._horizons[signal.release] = max(horizons)
-        return self._horizons[signal.release]
+                self._releases[release] = _HORIZON, None
+            else:
+                longest = max(one.horizon for one in manifest.labels.values())
+                self._releases[release] = longest, manifest.training.end_ms
+        return self._releases[release]

@@ -174,10 +174,13 @@ async def _span(bus: Bus, source: Source[Any], from_ms: int | None) -> AsyncIter
 def _release(
     settings: Settings, release: str, signals: Sequence[Said], table: KlineTable
 ) -> dict[str, Any]:
-    """Every model and the score of one release, live and as its training measured them."""
+    """Every model and the score of one release, live and as its training measured them.
+
+    Only on candles behind the last one that it was trained on: history that was scored at a start
+    lies before, and there its models know the answers.
+    """
     step_ms = table.step_ms
     first_ms, last_ms = (int(table.open_time_ms[at]) for at in (0, -1))
-    known = [one for one in signals if one.outputs and first_ms <= one.time_ms <= last_ms]
     told: dict[str, Any] = {"signals": len(signals), "problem": "", "models": {}, "score": None}
     try:
         bundle = Bundle.load(
@@ -186,6 +189,9 @@ def _release(
     except BadInput as error:
         return told | {"problem": str(error)}
     manifest = bundle.manifest
+    fresh = [one for one in signals if one.time_ms > manifest.training.end_ms]
+    told["in_training"] = len(signals) - len(fresh)
+    known = [one for one in fresh if one.outputs and first_ms <= one.time_ms <= last_ms]
     places = np.array([(one.time_ms - first_ms) // step_ms for one in known], np.intp)
     sigma = trailing_sigma(table.column("close"))
     for name, entry in manifest.models.items():
@@ -279,6 +285,11 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         if told["problem"]:
             yield f"  not measured: {told['problem']}"
             continue
+        if told["in_training"]:
+            yield (
+                f"  {told['in_training']:,} of them lie inside its training range and are not "
+                "measured: its models know what became of them"
+            )
         rows = [["model", "AUC live", "95 %", "AUC in training", "calibration live", "rows"]]
         for name, one in told["models"].items():
             live, trained = one["live"], one["training"]

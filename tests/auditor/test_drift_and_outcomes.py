@@ -135,7 +135,7 @@ async def test_every_signal_gets_its_outcome_once_the_horizon_is_over(
     """As if the releases looked 20 candles ahead."""
     explainer = Explainer(own.settings)
     one = Tracker(session, SOURCE, explainer)
-    one._horizons.update(dict.fromkeys(own.releases, 20))
+    one._releases.update(dict.fromkeys(own.releases, (20, 0)))
     await one.rebuild()
     while await one.step():
         pass
@@ -154,11 +154,30 @@ async def test_every_signal_gets_its_outcome_once_the_horizon_is_over(
         else:
             assert event.future_return == pytest.approx(future)
     again = Tracker(session, SOURCE, explainer)
-    again._horizons.update(dict.fromkeys(own.releases, 20))
+    again._releases.update(dict.fromkeys(own.releases, (20, 0)))
     await again.rebuild()
     assert await again.step() == 0
     assert again.summary == one.summary
     assert again.summary.rows > 20
+
+
+async def test_candles_that_a_release_was_trained_on_are_in_no_summary(
+    session: Session, own: Played
+) -> None:
+    one = Tracker(session, SOURCE, Explainer(own.settings))
+    end_ms = own.tape.klines[80].open_time_ms
+    one._releases.update(dict.fromkeys(own.releases, (20, end_ms)))
+    await one.rebuild()
+    while await one.step():
+        pass
+    signals = own.events(SIGNAL)
+    close = own.tape.rows[:, KLINE_COLUMNS.index("close")]
+    known = [
+        row
+        for row in range(81, len(signals) - 20)
+        if signals[row].score is not None and not np.isnan(close[row + 20])
+    ]
+    assert one.summary.rows == len(known) > 0
 
 
 async def test_outcomes_whose_candles_are_trimmed_are_left_out(
@@ -168,7 +187,7 @@ async def test_outcomes_whose_candles_are_trimmed_are_left_out(
         first_ms = own.tape.klines[30].open_time_ms
         client.xtrim(KLINE.key(SYMBOL, "1m"), minid=first_ms, approximate=False)
     one = Tracker(session, SOURCE, Explainer(own.settings))
-    one._horizons.update(dict.fromkeys(own.releases, 5))
+    one._releases.update(dict.fromkeys(own.releases, (5, 0)))
     await one.rebuild()
     while await one.step():
         pass

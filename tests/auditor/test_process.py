@@ -70,9 +70,7 @@ def test_it_records_and_certifies_and_tells_how_far_it_is(own: Played, tmp_path:
             assert client.xlen(PARITY.key(SYMBOL, "1m")) >= 1
             groups: Any = client.xinfo_groups(SIGNAL.key(SYMBOL, "1m"))
             assert "auditor" not in {group["name"].decode() for group in groups}
-            assert psutil.Process(process.pid).nice() == min(
-                19, os.nice(0) + 10
-            )  # after others
+            assert psutil.Process(process.pid).nice() == min(19, os.nice(0) + 10)  # after others
     finally:
         process.terminate()
         process.wait()

@@ -83,6 +83,28 @@ def test_a_person_reads_a_table_per_release(played: Played, run: Any) -> None:
     assert "no round trip has ended yet" in out
 
 
+def test_candles_that_a_release_was_trained_on_are_not_measured(
+    own: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = own.releases[1]
+    manifest = own.models / "releases" / release / "manifest.json"
+    told = json.loads(manifest.read_text())
+    signals = [one for one in own.events(SIGNAL) if one.release == release]
+    told["training"]["end_ms"] = signals[5].open_time_ms
+    manifest.write_text(json.dumps(told))
+    config = tmp_path / "config.json"
+    keys = {"symbol": "TESTUSDT", "model_folder": str(own.models), "data_folder": str(tmp_path)}
+    config.write_text(json.dumps(keys))
+    line = ["outcomes", "-c", str(config), "--redis-url", own.server.url]
+    assert main([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["releases"][release]
+    assert (found["signals"], found["in_training"]) == (len(signals), 6)
+    counted = sum(one["signals"] for one in found["score"]["sides"].values())
+    assert counted <= len(signals) - 6
+    assert main(line) == 0
+    assert "6 of them lie inside its training range" in capsys.readouterr().out
+
+
 def test_without_signals_it_is_one_line(
     valkey: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
