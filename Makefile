@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A full environment serves every target; otherwise the smallest that does.
 DEMO_READY := $(if $(wildcard $(STAMPS)/dev),$(STAMPS)/dev,$(STAMPS)/demo)
 
-.PHONY: help setup demo docker-test test test-slow test-browser chaos test-clients check format bench lock docs site vendor \
+.PHONY: help setup demo docker-test audit sbom test test-slow test-browser chaos test-clients check format bench lock docs site vendor \
 	clean
 .DELETE_ON_ERROR:
 
@@ -33,6 +33,9 @@ help:
 	@echo "                       make test-clients: other people's Binance clients against the"
 	@echo "                       simulator, each in its own environment"
 	@echo "make chaos             CHAOS_MINUTES (10) of random faults, compared with a batch run"
+	@echo "make docker-test       the containers' demo on a Docker engine, killed and counted"
+	@echo "make audit             known holes in what is installed; Kubernetes manifests"
+	@echo "make sbom              the images' bill of materials (CycloneDX)"
 	@echo "make check             format, lint and types"
 	@echo "make bench             the benchmarks"
 	@echo "make docs              write the tables that README.md and docs/ take from the code"
@@ -57,6 +60,23 @@ test-slow: $(STAMPS)/dev
 CHAOS_MINUTES ?= 10
 chaos: $(STAMPS)/dev
 	@CHAOS_MINUTES=$(CHAOS_MINUTES) $(BIN)/python -m pytest -m chaos -s tests/resilience
+
+# Tools of their own, which never mix with what is audited.
+TOOLS := $(STAMPS)/tools
+$(TOOLS)/.ready: requirements-audit.lock $(VENV)/pyvenv.cfg
+	@$(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip --disable-pip-version-check install -q --require-hashes --no-deps \
+		-r requirements-audit.lock >&2
+	@touch $@
+
+audit: $(STAMPS)/dev $(TOOLS)/.ready
+	@$(BIN)/python -m deploy.audit $(TOOLS)/bin
+
+# What the images are made of, in CycloneDX: sbom-live.json, sbom-trainer.json.
+sbom: $(TOOLS)/.ready
+	@$(TOOLS)/bin/cyclonedx-py requirements requirements-live.lock -o sbom-live.json
+	@$(TOOLS)/bin/cyclonedx-py requirements requirements-demo.lock -o sbom-trainer.json
+	@echo "wrote sbom-live.json and sbom-trainer.json"
 
 # The engine is stopped again if it was started for this; exit 3: no engine can be had here.
 docker-test: $(STAMPS)/dev
