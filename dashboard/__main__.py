@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.nice(5)  # who looks never takes the processor from who works
         dashboard = Dashboard(settings)
-        site = Site(settings, credentials, dashboard, Actions(dashboard, config or ""))
+        site = Site(settings, credentials, dashboard, Actions(settings, dashboard, config or ""))
         async with serving(site):
             await sessions(settings, "dashboard", dashboard.serve)
 

@@ -9,13 +9,14 @@ import math
 from collections import deque
 from typing import Any
 
-from dashboard.track import FIELDS, Json, Track
+from dashboard.account import Account, Json
+from dashboard.track import FIELDS, Track
 from dashboard.whatif import WhatIf
-from shared.bus import Entry
+from shared.bus import Entry, id_order
 from shared.config import Settings
-from shared.events import Notice, Order, Parity
+from shared.events import Notice, Order, OrderState, Parity
 
-ORDERS = 500  # lines of the journal that are shown, of all symbols
+ORDERS = 500  # lines of the journal that are shown, of all symbols; and as many of what was dropped
 NOTICES = 300
 _ALL_CANDLES = 60_000  # of all symbols together
 _FEWEST = 300
@@ -34,10 +35,19 @@ class Board:
     def __init__(self, settings: Settings) -> None:
         self.candles = shown_candles(settings)
         self.tracks = {
-            symbol: Track(symbol, settings.step_ms, self.candles, WhatIf(settings))
+            symbol: Track(
+                symbol,
+                settings.step_ms,
+                self.candles,
+                WhatIf(settings),
+                Account(
+                    symbol, settings.base_of(symbol), settings.quote_asset, settings.trader.mode
+                ),
+            )
             for symbol in settings.symbols
         }
         self.orders: deque[Json] = deque(maxlen=ORDERS)
+        self.dropped: deque[Json] = deque(maxlen=ORDERS)
         self.notices: deque[Json] = deque(maxlen=NOTICES)
         self.parity: dict[str, Json] = {}
         self.status: Json = {}
@@ -52,8 +62,10 @@ class Board:
         event = entry.event
         if isinstance(event, Order):
             line = {"id": entry.id, "us": entry.meta.published_us, **_plain(event)}
-            self.orders.append(line)
+            is_dropped = event.state == OrderState.DROPPED
+            (self.dropped if is_dropped else self.orders).append(line)
             self._new_orders.append(line)
+            self.tracks[entry.source.symbol].apply(entry)
         elif isinstance(event, Notice):
             notice = {"id": entry.id, **_plain(event)}
             self.notices.append(notice)
@@ -75,7 +87,9 @@ class Board:
             if rows:
                 message = {"kind": "rows", "symbol": symbol, "models": track.models, "rows": rows}
                 found.append((symbol, message))
-                found.extend((symbol, one) for one in self._if_new(self._account(track)))
+                found.extend((symbol, one) for one in self._if_new(self._whatif(track)))
+            if rows or self._new_orders:
+                found.extend((symbol, one) for one in self._if_new(track.account.shown()))
         if found:
             found.extend(("", one) for one in self._if_new(self._tickers()))
         if self._new_orders:
@@ -101,15 +115,19 @@ class Board:
         track = self.tracks[symbol]
         messages = [
             {"kind": "snapshot", "fields": FIELDS, **track.snapshot()},
-            self._account(track),
+            self._whatif(track),
+            track.account.shown(),
             self.parity.get(symbol, {}),
             self._tickers(),
-            {"kind": "orders", "all": True, "orders": list(self.orders)},
+            {"kind": "orders", "all": True, "orders": self._journal()},
             {"kind": "notices", "all": True, "notices": list(self.notices)},
             self.status,
             self.releases,
         ]
         return [message for message in messages if message]
+
+    def _journal(self) -> list[Json]:
+        return sorted((*self.orders, *self.dropped), key=lambda line: id_order(line["id"]))
 
     def _tickers(self) -> Json:
         """Newest price and score of every symbol, where there are several."""
@@ -125,7 +143,7 @@ class Board:
                 tickers[symbol] = [close, score, "" if signal is None else signal.side]
         return {"kind": "tickers", "tickers": tickers}
 
-    def _account(self, track: Track) -> Json:
+    def _whatif(self, track: Track) -> Json:
         """What the rules would hold now, and what they did."""
         whatif = track.whatif
         rests = whatif.protection

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dashboard.track import Json
+from dashboard.account import Json
 from shared.bus import Bus
 from shared.config import Settings
 from shared.errors import Failure

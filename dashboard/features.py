@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dashboard.track import FeatureVector, Json
+from dashboard.account import Json
+from dashboard.track import FeatureVector
 
 
 def among_recent(names: Sequence[str], vectors: Sequence[FeatureVector]) -> list[Json]:

@@ -75,10 +75,11 @@ def is_same_origin(origin: str | None, authority: str) -> bool:
 
 @dataclass(slots=True)
 class Question:
-    """An action that waits to be confirmed."""
+    """An action that waits to be confirmed. typed: what must be typed to do so, "" = nothing."""
 
     action: str
     argument: str
+    typed: str
     until_s: float
 
 
@@ -94,12 +95,12 @@ class Login:
     def may_act(self, csrf: str | None) -> bool:
         return csrf is not None and hmac.compare_digest(csrf.encode(), self.csrf.encode())
 
-    def ask(self, action: str, argument: str, now_s: float) -> str:
+    def ask(self, action: str, argument: str, typed: str, now_s: float) -> str:
         """Id under which the action can be confirmed, once and soon."""
         while len(self.questions) >= _MOST_QUESTIONS:
             self.questions.popitem(last=False)
         number = secrets.token_urlsafe(16)
-        self.questions[number] = Question(action, argument, now_s + CONFIRM_S)
+        self.questions[number] = Question(action, argument, typed, now_s + CONFIRM_S)
         return number
 
     def confirm(self, number: str, now_s: float) -> Question | None:

@@ -7,8 +7,8 @@ import asyncio
 import json
 from collections import deque
 
+from dashboard.account import Json
 from dashboard.board import Board
-from dashboard.track import Json
 
 _WAITING = 64  # messages; at ten a second this is six seconds of a stalled phone
 

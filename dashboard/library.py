@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from dashboard.track import Json
+from dashboard.account import Json
 from shared.config import Settings
 from shared.errors import BadInput, Failure
 from shared.releases import (

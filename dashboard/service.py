@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from dashboard.board import NOTICES, ORDERS, Board
+from dashboard.account import Json
+from dashboard.board import NOTICES, Board
 from dashboard.explanations import Explanations
 from dashboard.hub import Hub
 from dashboard.library import Library
-from dashboard.track import Json
 from shared.bus import Bus, Entry, Source, id_order
 from shared.config import Settings
 from shared.errors import OutOfSync
@@ -73,9 +73,12 @@ class Dashboard:
         """
         after = dict.fromkeys(sources, "0-0")
         tails: dict[str, list[Entry[Any]]] = {}
-        counts = {ORDER.name: ORDERS, NOTICE.name: NOTICES, PARITY.name: 1}
+        counts = {NOTICE.name: NOTICES, PARITY.name: 1}
         for key, source in reversed(sources.items()):
             session.alive()
+            if source.stream is ORDER:
+                tails[key] = await _everything(session, source)
+                continue
             count = counts.get(source.stream.name, board.candles)
             tails[key] = await session.bus.tail(source, count)
         for key in sources:
@@ -129,6 +132,15 @@ class Dashboard:
         while True:
             await asyncio.sleep(_LIBRARY_S)
             board.releases = await asyncio.to_thread(self.library.look)
+
+
+async def _everything(session: Session, source: Source[Any]) -> list[Entry[Any]]:
+    """All of the journal: what is held is the sum of it."""
+    found: list[Entry[Any]] = []
+    while page := await session.bus.span(source, after=found[-1].id if found else None):
+        session.alive()
+        found.extend(page)
+    return found
 
 
 def sources_of(settings: Settings) -> dict[str, Source[Any]]:

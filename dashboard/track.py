@@ -13,20 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from dashboard.account import Account, Json
 from dashboard.whatif import WhatIf
 from shared.bus import Entry, id_order
-from shared.events import Feature, Kline, Signal
+from shared.events import Feature, Kline, Order, Signal
 
 # Of a row, before its outputs; the page reads rows by this order.
 FIELDS = (
     "time", "open", "high", "low", "close", "volume", "gap", "score", "side", "invalid", "release",
-    "late_ms", "total_us", "equity", "held",
+    "late_ms", "total_us", "equity", "held", "result",
 )  # fmt: skip
 STAGES = ("collector", "featurizer", "predictor", "total")
 _MEASURED = 500  # newest candles over which latencies are told
 _MOST_RUNS = 200
-
-Json = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -77,9 +76,12 @@ class FeatureVector:
 class Track:
     """One symbol's window of at most `most` candles."""
 
-    def __init__(self, symbol: str, step_ms: int, most: int, whatif: WhatIf) -> None:
+    def __init__(
+        self, symbol: str, step_ms: int, most: int, whatif: WhatIf, account: Account
+    ) -> None:
         self.symbol = symbol
         self.whatif = whatif
+        self.account = account
         self.models: list[str] = []  # in order of appearance; only ever grows
         self.vectors: deque[FeatureVector] = deque(maxlen=most)
         self.unreadable = 0
@@ -96,11 +98,17 @@ class Track:
         """Takes in an entry of one of the symbol's streams. A candle comes before what is derived
         from it; what has no candle in the window is left out."""
         event = entry.event
-        if event is None or id_order(entry.id)[1] or entry.time_ms % self._step_ms:
+        is_placed = not entry.source.stream.event_time or not (
+            id_order(entry.id)[1] or entry.time_ms % self._step_ms
+        )
+        if event is None or not is_placed:
             self.unreadable += 1
             return
         if isinstance(event, Kline):
             self._add(event, entry)
+            return
+        if isinstance(event, Order):
+            self._book(event)
             return
         row = self._rows.get(entry.time_ms)
         if row is None:
@@ -128,6 +136,16 @@ class Track:
             oldest = next(iter(self._rows))
             del self._rows[oldest]
             self._changed.pop(oldest, None)
+
+    def _book(self, line: Order) -> None:
+        """A line of the trader's journal; results change from its fills on."""
+        since_ms = self.account.add(line)
+        if since_ms is None:
+            return
+        for time_ms in reversed(self._rows):
+            if time_ms + self._step_ms <= since_ms:
+                break
+            self._changed[time_ms] = None
 
     def _trade(self, upto_ms: int) -> None:
         """The rules over every candle up to the one whose signal came now, each once."""
@@ -164,14 +182,14 @@ class Track:
         order of `models`; None where there is no value."""
         changed = [self._rows[t] for t in sorted(self._changed) if t in self._rows]
         self._changed.clear()
-        return [[*_plain(row), *self._outputs(row)] for row in changed]
+        return [[*self._plain(row), *self._outputs(row)] for row in changed]
 
     def snapshot(self) -> Json:
         """The window, one list per field, without the outputs."""
         return {
             "symbol": self.symbol,
             "models": list(self.models),
-            "columns": _by_name(FIELDS, (_plain(row) for row in self._rows.values())),
+            "columns": _by_name(FIELDS, (self._plain(row) for row in self._rows.values())),
         }
 
     def outputs(self) -> Json:
@@ -182,6 +200,24 @@ class Track:
             "time": [row.kline.open_time_ms for row in rows],
             "outputs": _by_name(self.models, (self._outputs(row) for row in rows)),
         }
+
+    def _plain(self, row: Row) -> list[Any]:
+        """The values of FIELDS as JSON can hold them."""
+        kline, signal, stages = row.kline, row.signal, row.stages_us()
+        said = (None, "", "", "") if signal is None else (
+            _number(signal.score, 5), signal.side, signal.invalid, signal.release
+        )  # fmt: skip
+        return [
+            kline.open_time_ms,
+            *map(_number, (kline.open, kline.high, kline.low, kline.close, kline.volume)),
+            kline.gap,
+            *said,
+            row.late_ms,
+            stages[3] if stages is not None and row.is_live else None,
+            _number(row.equity, 2),
+            _number(row.held, 2),
+            _number(self.account.result(kline.close, kline.close_time_ms), 4),
+        ]
 
     def _outputs(self, row: Row) -> list[float | None]:
         found = {} if row.signal is None else row.signal.outputs
@@ -248,24 +284,6 @@ class Track:
             kind = "gap" if row.kline.gap else "candles" if row.is_live else "backfilled"
             yield kind, time_ms, time_ms
             expected = time_ms + self._step_ms
-
-
-def _plain(row: Row) -> list[Any]:
-    """The values of FIELDS as JSON can hold them."""
-    kline, signal, stages = row.kline, row.signal, row.stages_us()
-    said = (None, "", "", "") if signal is None else (
-        _number(signal.score, 5), signal.side, signal.invalid, signal.release
-    )  # fmt: skip
-    return [
-        kline.open_time_ms,
-        *map(_number, (kline.open, kline.high, kline.low, kline.close, kline.volume)),
-        kline.gap,
-        *said,
-        row.late_ms,
-        stages[3] if stages is not None and row.is_live else None,
-        _number(row.equity, 2),
-        _number(row.held, 2),
-    ]
 
 
 def _number(value: float | None, digits: int | None = None) -> float | None:

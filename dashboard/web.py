@@ -416,11 +416,11 @@ class Site:
         if login is None or not isinstance(action, str) or not isinstance(argument, str):
             raise web.HTTPBadRequest(text="give an action\n")
         try:
-            text = await self.actions.describe(action, argument)
+            found = await self.actions.describe(action, argument)
         except Failure as error:
             raise web.HTTPConflict(text=f"{error}\n") from None
-        number = login.ask(action, argument, self.now_s())
-        return web.json_response({"confirm": number, "text": text})
+        number = login.ask(action, argument, found.typed, self.now_s())
+        return web.json_response({"confirm": number, "text": found.text, "typed": found.typed})
 
     async def _confirm(self, request: web.Request) -> web.StreamResponse:
         body = await _object(request)
@@ -430,6 +430,8 @@ class Site:
             question = login.confirm(number, self.now_s())
         if login is None or question is None:
             raise web.HTTPConflict(text="that was confirmed before, or too late; begin again\n")
+        if body.get("typed", "") != question.typed:
+            raise web.HTTPConflict(text=f"type {question.typed} to confirm it; begin again\n")
         try:
             text = await self.actions.do(question.action, question.argument, login.address)
         except Failure as error:

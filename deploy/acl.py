@@ -100,6 +100,7 @@ ACCESS: Mapping[str, Access] = {
     ),
     "dashboard": Access(
         looks=(*STREAMS, dead_letters("*")),
+        puts=(CONTROL_KEY,),
         gets=(health_key("*", "*"), schema_key("*")),
         scans=True,
     ),

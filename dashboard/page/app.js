@@ -57,6 +57,7 @@ class Page {
       this.chart.mark();
     } else if (kind === "notices") this.alert();
     else if (kind === "tickers") this.symbols();
+    if (kind === "status" || kind === "account") this.control.draw();
     this.panels.took(kind, message.changed);
     this.drawTiles();
     if (kind === "rows" || kind === "snapshot") {

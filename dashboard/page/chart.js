@@ -204,10 +204,14 @@ export class MainChart {
       add(this.score, release.sell, c.down, "sell");
     }
     const held = this.store.account ?? this.store.whatif;
-    if (held && held.quantity) {
+    if (held && held.quantity && !held.is_dust) {
       add(this.candles, held.entry, c.accent, "entry", LineStyle.Dotted);
       add(this.candles, held.stop, c.down, "stop");
       add(this.candles, held.target, c.up, "target");
+    }
+    for (const order of this.store.account?.open ?? []) {
+      if (order.leg === "stop" || order.leg === "target" || !order.price) continue;
+      add(this.candles, Number(order.price), c.muted, `${order.leg} waits`, LineStyle.Dotted);
     }
   }
 
@@ -225,11 +229,13 @@ export class MainChart {
     }
     if (this.marks.trades) {
       const held = this.store.account ?? this.store.whatif;
+      const step = this.store.hello?.step_ms ?? 1;
       for (const trade of held?.trades ?? []) {
-        if (!this.store.places.has(trade.open_time_ms)) continue;
+        const time = trade.open_time_ms ?? trade.market_ms - (trade.market_ms % step);
+        if (!this.store.places.has(time)) continue;
         const buys = trade.side === "BUY";
         found.push({
-          time: seconds(trade.open_time_ms), position: buys ? "belowBar" : "aboveBar",
+          time: seconds(time), position: buys ? "belowBar" : "aboveBar",
           shape: "circle", color: c.accent, size: 1.4,
           text: buys ? "B" : "S",
         });

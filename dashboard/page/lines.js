@@ -15,6 +15,7 @@ export class Lines {
     this.element = h("figure", {}, this.keys, this.plot);
     this.series = [];
     this.chart = null;
+    this.last = 0;
   }
 
   // Once the element is on the page: a chart needs its size.
@@ -43,13 +44,16 @@ export class Lines {
       this.series[n].setData(times.map((time, i) => (column[i] === null || column[i] === undefined
         ? { time: time / 1000 } : { time: time / 1000, value: column[i] })));
     });
+    this.last = times.length ? times[times.length - 1] : 0;
     this.chart.timeScale().fitContent();
   }
 
   update(time, values) {
     if (this.chart === null) return;
     values.forEach((value, n) => {
-      this.series[n].update(value === null ? { time: time / 1000 } : { time: time / 1000, value });
+      const point = value === null ? { time: time / 1000 } : { time: time / 1000, value };
+      this.series[n].update(point, time < this.last);
     });
+    this.last = Math.max(this.last, time);
   }
 }

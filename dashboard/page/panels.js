@@ -28,90 +28,167 @@ const heading = (text, note) => h("div", { class: "panel-head" }, h("h3", {}, te
 
 // -- trades ---------------------------------------------------------------------------------------
 
+// The trader's account where it keeps one, and what the rules would have made in any case.
 class Trades {
   constructor(page) {
     this.page = page;
-    this.lines = new Lines("Worth of the account and of buy-and-hold over the candles shown", [
-      { name: "by the rules", colour: "accent", format: (v) => percent(v) },
-      { name: "buy and hold", colour: "muted", dashed: true, format: (v) => percent(v) },
-    ]);
-    this.head = h("div", {});
-    this.trades = h("div", {});
-    this.journal = h("div", {});
-    $("panel-trades").append(this.head, this.lines.element, this.trades, this.journal);
+    this.own = {
+      head: h("div", {}), trades: h("div", {}),
+      lines: new Lines("Result of the trader's account, and of holding since its first trade", [
+        { name: "the trader", colour: "accent", format: (v) => percent(v) },
+        { name: "held since its first trade", colour: "muted", dashed: true, format: (v) => percent(v) },
+      ]),
+    };
+    this.rules = {
+      head: h("div", {}), trades: h("div", {}),
+      lines: new Lines("Worth by the rules and of buy-and-hold over the candles shown", [
+        { name: "by the rules", colour: "accent", format: (v) => percent(v) },
+        { name: "buy and hold", colour: "muted", dashed: true, format: (v) => percent(v) },
+      ]),
+    };
+    this.lines = h("div", {});
+    this.every = h("button", {
+      type: "button", class: "small", "aria-pressed": "false",
+      onclick: () => {
+        const pressed = this.every.getAttribute("aria-pressed") === "true";
+        this.every.setAttribute("aria-pressed", String(!pressed));
+        this.draw();
+      },
+    }, "Dropped signals, too");
+    this.journal = h("div", {}, h("div", { class: "card-head flush" },
+      heading("The trader's journal", "Every signal with a side leads to a line, and every order to its own."), this.every), this.lines);
+    this.account = h("section", { hidden: true }, this.own.head, this.own.lines.element, this.own.trades);
+    const simulated = h("section", {}, this.rules.head, this.rules.lines.element, this.rules.trades);
+    $("panel-trades").append(this.account, simulated, this.journal);
+    this.told = {};
   }
 
-  values(row) {
+  ofRules(row) {
     const { capital } = this.page.store.whatif;
-    return [row.equity === null ? null : row.equity / capital - 1,
-      row.held === null ? null : row.held / capital - 1];
+    return row.equity === null ? null : [row.equity / capital - 1, row.held === null ? null : row.held / capital - 1];
+  }
+
+  ofTrader(row) {
+    const { account } = this.page.store;
+    const [first] = account.trades;
+    if (row.result === null || !account.worth || !first?.price) return null;
+    return [row.result / account.worth, row.close === null ? null : row.close / first.price - 1];
   }
 
   redraw() {
-    this.drawn = null;
+    this.told = {};
     this.draw();
   }
 
-  chart() {
-    const { store } = this.page;
-    if (this.drawn === store.whatif.symbol) return;
-    this.drawn = store.whatif.symbol;
-    const rows = store.rows.filter((row) => row.equity !== null);
-    const values = rows.map((row) => this.values(row));
-    this.lines.draw(rows.map((row) => row.time), [values.map((v) => v[0]), values.map((v) => v[1])]);
+  // Once for each thing that it depends on.
+  once(name, key, work) {
+    const text = JSON.stringify(key);
+    if (this.told[name] === text) return;
+    this.told[name] = text;
+    work();
+  }
+
+  chart(lines, values) {
+    const rows = this.page.store.rows.map((row) => [row.time, values(row)]).filter(([, found]) => found !== null);
+    lines.draw(rows.map(([time]) => time), [0, 1].map((n) => rows.map(([, found]) => found[n])));
   }
 
   rows(changed) {
-    if (this.page.store.whatif === null) return;
-    for (const row of changed) {
-      if (row.equity !== null) this.lines.update(row.time, this.values(row));
-    }
+    const { whatif, account } = this.page.store;
+    // What is drawn is added to; the first value, and a change of the past, are drawn anew.
+    const add = (lines, values) => {
+      for (const row of changed) {
+        const found = values(row);
+        if (found !== null) lines.update(row.time, found);
+      }
+    };
+    if (whatif !== null) add(this.rules.lines, (row) => this.ofRules(row));
+    if (account !== null) add(this.own.lines, (row) => this.ofTrader(row));
   }
 
   draw() {
-    const { store, chart } = this.page;
-    const digits = chart.digits ?? 2;
-    const held = store.whatif;
-    if (held === null) return;
-    this.chart();
-    const cost = `${number(100 * held.fee, 3)} % fee and ${number(100 * held.slippage, 3)} % slippage a trade`;
-    this.head.replaceChildren(heading("What the rules make of these scores",
-      held.problem || `Simulated, no orders: ${whole(held.capital)} ${store.hello.quote} since `
-        + `${moment(held.since)}, ${cost}, filled at the next open.`));
-    const [last] = held.trades.slice(-1);
-    const told = `${store.symbol} ${held.trades.length} ${last?.open_time_ms} ${last?.side}`;
-    if (told !== this.told) {
-      this.told = told;
-      this.table(held.trades, digits);
+    const { store } = this.page;
+    const { account, whatif, symbol } = store;
+    if (whatif !== null) {
+      this.once("rules head", [symbol, whatif.since, whatif.problem], () => this.rulesHead(whatif));
+      this.once("rules chart", [symbol, whatif.since], () => this.chart(this.rules.lines, (row) => this.ofRules(row)));
+      this.once("rules", [symbol, whatif.trades.length, whatif.trades[whatif.trades.length - 1]], () => {
+        this.rules.trades.replaceChildren(this.table("Trades by the rules", whatif.trades.map((trade) => ({
+          ...trade, time: trade.open_time_ms,
+        })), "The rules have not traded on these candles."));
+      });
     }
-    const [line] = store.orders.slice(-1);
-    const written = `${store.symbol} ${store.orders.length} ${line?.id}`;
-    if (written !== this.written) {
-      this.written = written;
-      this.writing(store.orders.filter((one) => one.symbol === store.symbol));
+    this.account.hidden = account === null;
+    if (account !== null) {
+      this.once("head", [symbol, account], () => this.head(account));
+      this.once("chart", [symbol, account.since, account.worth], () => this.chart(this.own.lines, (row) => this.ofTrader(row)));
+      this.once("own", [symbol, account.trades], () => {
+        this.own.trades.replaceChildren(this.table("The trader's orders that were filled", account.trades.map((trade) => ({
+          ...trade, time: trade.market_ms, reason: this.reason(trade),
+        })), "Nothing has been filled yet."));
+      });
     }
+    const line = store.orders[store.orders.length - 1];
+    const every = this.every.getAttribute("aria-pressed") === "true";
+    this.once("journal", [symbol, every, store.orders.length, line?.id],
+      () => this.writing(store.orders.filter((one) => one.symbol === symbol && (every || one.state !== "DROPPED"))));
   }
 
-  table(trades, digits) {
-    this.trades.replaceChildren(trades.length ? table("Trades by the rules, newest first", [
-      ["Candle", ""], ["Side", ""], ["Price", "num"], ["Quantity", "num less"], ["Fee", "num less"],
-      ["Profit", "num"], ["Why", "wide"],
+  reason(trade) {
+    const score = trade.leg === "entry" || trade.leg === "exit" ? `score ${signed(trade.score, 3)}` : "";
+    return [trade.leg, score, trade.reason, trade.state === "FILLED" ? "" : trade.state].filter(Boolean).join(" · ");
+  }
+
+  rulesHead(whatif) {
+    const cost = `${number(100 * whatif.fee, 3)} % fee and ${number(100 * whatif.slippage, 3)} % slippage a trade`;
+    const since = whatif.since === null ? "no score yet" : `since ${moment(whatif.since)}`;
+    this.rules.head.replaceChildren(heading("What the rules make of these scores",
+      whatif.problem || `Simulated, no orders: ${whole(whatif.capital)} ${this.page.store.hello.quote} ${since}, `
+        + `${cost}, filled at the next open.`));
+  }
+
+  head(account) {
+    const { hello, symbol } = this.page.store;
+    const { quote } = hello;
+    const fees = Object.entries(account.fees).map(([asset, fee]) => `${number(Number(fee), 5)} ${asset}`).join(", ");
+    this.own.head.replaceChildren(heading(`The trader's account, ${account.mode}`, account.problem
+      || (account.mode === "live" ? "Real money." : "Paper: orders go to the simulated exchange.")),
+    facts([
+      ["realised", h("span", { class: account.realised < 0 ? "down" : account.realised > 0 ? "up" : "" },
+        `${signed(account.realised, 2)} ${quote}`)],
+      ["round trips", `${whole(account.trips)}, ${whole(account.won)} won`],
+      ["fees", fees || "none"],
+      ["slippage against the close", `${signed(account.slippage, 2)} ${quote}`],
+      ["holds", `${number(account.quantity, 6)} ${hello.bases[symbol]}`],
+      ["orders open", whole(account.open.length)],
+    ]),
+    account.open.length ? table("Orders that are open", [
+      ["For", ""], ["Side", ""], ["Type", "less"], ["Quantity", "num"], ["Price", "num"], ["Stop", "num"], ["State", ""],
+    ], account.open.map((one) => [
+      one.leg, side(one.side), one.type.replaceAll("_", " ").toLowerCase(), one.quantity, one.price, one.stop_price,
+      h("span", { class: one.is_unknown ? "warn" : "" }, one.state),
+    ]), { caption: true }) : "");
+  }
+
+  table(caption, trades, none) {
+    const digits = this.page.chart.digits ?? 2;
+    if (!trades.length) return h("p", { class: "empty" }, none);
+    return table(`${caption}, newest first`, [
+      ["Time", ""], ["Side", ""], ["Price", "num"], ["Quantity", "num less"], ["Profit", "num"], ["Why", "wide"],
     ], [...trades].reverse().map((trade) => [
-      moment(trade.open_time_ms), side(trade.side), fixed(trade.price, digits),
-      number(trade.quantity, 5), fixed(trade.fee, 2),
+      moment(trade.time), side(trade.side), fixed(trade.price, digits), number(trade.quantity, 5),
       trade.profit === null ? "" : h("span", { class: trade.profit > 0 ? "up" : "down" }, signed(trade.profit, 2)),
       trade.reason,
-    ])) : h("p", { class: "empty" }, "The rules have not traded on these candles."));
+    ]));
   }
 
   writing(lines) {
-    this.journal.replaceChildren(
-      heading("The trader's journal", "Every signal with a side leads to a line here."),
-      lines.length ? table("The trader's journal, newest first", [
-        ["Candle", ""], ["State", ""], ["Side", ""], ["Quantity", "num less"], ["Price", "num"],
-        ["Score", "num"], ["Why", "wide"],
+    this.lines.replaceChildren(lines.length ? table("The trader's journal, newest first", [
+        ["Candle", ""], ["State", ""], ["For", "less"], ["Side", ""], ["Quantity", "num less"], ["Price", "num"],
+        ["Score", "num less"], ["Why", "wide"],
       ], lines.slice(-100).reverse().map((line) => [
-        this.page.whyButton(line.open_time_ms, moment(line.open_time_ms)), line.state,
+        line.signal_id ? this.page.whyButton(line.open_time_ms, moment(line.open_time_ms)) : moment(line.time_ms),
+        h("span", { class: line.state === "UNKNOWN" ? "warn" : "" }, line.state), line.leg ?? "",
         side(line.side), line.quantity || "", line.price || "", signed(line.score, 3), line.reason,
       ])) : h("p", { class: "empty" }, "The trader has written nothing yet."));
   }
@@ -501,7 +578,9 @@ export class Panels {
   }
 
   paint() {
-    for (const panel of Object.values(this.panels)) panel.lines?.paint();
+    for (const { lines, own, rules } of Object.values(this.panels)) {
+      for (const one of [lines, own?.lines, rules?.lines]) one?.paint?.();
+    }
   }
 }
 

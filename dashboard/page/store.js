@@ -27,12 +27,20 @@ export class Store {
     return this.rows.length ? this.rows[this.rows.length - 1] : null;
   }
 
+  // The newest candle of which this is true; null where there is none.
+  newest(is) {
+    for (let n = this.rows.length - 1; n >= 0; n -= 1) if (is(this.rows[n])) return this.rows[n];
+    return null;
+  }
+
   // The newest candle that has its signal.
   get judged() {
-    for (let n = this.rows.length - 1; n >= 0; n -= 1) {
-      if (this.rows[n].release) return this.rows[n];
-    }
-    return null;
+    return this.newest((row) => row.release);
+  }
+
+  // What the trader's heartbeat says; null where there is none.
+  get trader() {
+    return this.status?.services.find((one) => one.service === "trader" && one.time_ms) ?? null;
   }
 
   row(time) {
@@ -79,7 +87,7 @@ export class Store {
         this.tickers = message.tickers;
         break;
       case "orders":
-        this.orders = message.all ? message.orders : [...this.orders, ...message.orders].slice(-500);
+        this.orders = message.all ? message.orders : [...this.orders, ...message.orders].slice(-1000);
         break;
       case "notices":
         this.notices = message.all

@@ -25,10 +25,7 @@ export class Tiles {
   price() {
     const { store } = this;
     const { rows } = store;
-    let row = null;
-    for (let n = rows.length - 1; n >= 0 && row === null; n -= 1) {
-      if (rows[n].close !== null) row = rows[n];
-    }
+    const row = store.newest((one) => one.close !== null);
     if (row === null) {
       setText($("price"), "–");
       setText($("price-note"), "no candle yet");
@@ -72,12 +69,13 @@ export class Tiles {
   position() {
     const { store } = this;
     const { hello, account, whatif } = store;
-    if (hello === null) return;
-    const base = hello.bases[store.symbol] ?? "";
+    if (hello === null || (account === null && whatif === null)) return;
     const held = account ?? whatif;
-    setText($("position-title"), account ? "Position" : "Position, simulated");
-    setText($("equity-title"), account ? "Result" : "Result, simulated");
-    if (held === null) return;
+    const kept = account === null ? "simulated" : account.mode;
+    setText($("position-title"), `Position, ${kept}`);
+    setText($("equity-title"), `Result, ${kept}`);
+    kind($("position-note"), "");
+    kind($("equity"), "");
     if (held.problem) {
       setText($("position"), "–");
       setText($("position-note"), held.problem);
@@ -86,13 +84,13 @@ export class Tiles {
       return;
     }
     const digits = this.chart.digits ?? 2;
-    const close = store.last?.close ?? null;
-    if (!held.quantity) {
+    const row = store.newest((one) => one.close !== null);
+    const close = row?.close ?? null;
+    const base = hello.bases[store.symbol] ?? "";
+    if (!held.quantity || held.is_dust) {
+      const last = held.trades[held.trades.length - 1];
       setText($("position"), "flat");
-      setText($("position-note"), held.trades.length
-        ? `since ${short(held.trades[held.trades.length - 1].open_time_ms, store.last.time)}`
-        : "no trade yet");
-      kind($("position-note"), "");
+      setText($("position-note"), last ? `since ${short(last.market_ms ?? last.open_time_ms, store.last.time)}` : "no trade yet");
     } else {
       const gain = close === null || held.entry === null
         ? null : (close / held.entry - 1) * Math.sign(held.quantity);
@@ -101,15 +99,35 @@ export class Tiles {
       setText($("position-note"), `${percent(gain)} from ${fixed(held.entry, digits)}${stop}`);
       kind($("position-note"), gain > 0 ? "up" : gain < 0 ? "down" : "");
     }
-    let row = null;
-    for (let n = store.rows.length - 1; n >= 0 && row === null; n -= 1) {
-      if (store.rows[n].equity !== null) row = store.rows[n];
+    if (account === null) this.simulated(whatif);
+    else this.made(account);
+  }
+
+  simulated(whatif) {
+    const row = this.store.newest((one) => one.equity !== null);
+    const result = row === null ? null : row.equity / whatif.capital - 1;
+    this.result(percent(result), result, row === null
+      ? "no score yet" : `buy and hold ${percent(row.held / whatif.capital - 1)}`);
+  }
+
+  made(account) {
+    const row = this.store.newest((one) => one.result !== null);
+    if (row === null) {
+      this.result("–", null, "nothing filled yet");
+      return;
     }
-    const result = row === null ? null : row.equity / held.capital - 1;
-    setText($("equity"), percent(result));
-    kind($("equity"), result > 0 ? "up" : result < 0 ? "down" : "");
-    setText($("equity-note"), row === null
-      ? "no score yet" : `buy and hold ${percent(row.held / held.capital - 1)}`);
+    const amount = `${signed(row.result, 2)} ${this.store.hello.quote}`;
+    const [first] = account.trades;
+    const notes = [account.worth ? amount : "", `${whole(account.trips)} round trips`,
+      first?.price ? `held instead ${percent(row.close / first.price - 1)}` : ""];
+    this.result(account.worth ? percent(row.result / account.worth) : amount, row.result,
+      notes.filter(Boolean).join(" · "));
+  }
+
+  result(text, value, note) {
+    setText($("equity"), text);
+    kind($("equity"), value > 0 ? "up" : value < 0 ? "down" : "");
+    setText($("equity-note"), note);
   }
 
   health() {

@@ -143,18 +143,18 @@ async def running(
 ) -> AsyncIterator[Rig]:
     """The dashboard in this process, connected to the bus and ready. keys: of `dashboard`."""
     config: dict[str, Any] = {"port": free_port()} | keys
-    symbols = config.pop("symbols", ["BTCUSDT"])
+    symbols, mode = config.pop("symbols", ["BTCUSDT"]), config.pop("mode", "observe")
     if password:
         path = folder / "password"
         write_password(path, PasswordHash.of(PASSWORD, cost=(16, 8, 1)))
         config["password_file"] = path
-    settings = settings_for(folder, url, dashboard=config, symbols=symbols)
+    settings = settings_for(folder, url, dashboard=config, symbols=symbols, trader={"mode": mode})
     dashboard, trainer, clock = Dashboard(settings), FakeTrainer(), [1_000.0]
     site = Site(
         settings,
         read_credentials(settings),
         dashboard,
-        Actions(dashboard, "config.json", trainer),
+        Actions(settings, dashboard, "config.json", trainer),
         now_s=lambda: clock[0],
     )
     async with (

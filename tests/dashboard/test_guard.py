@@ -99,14 +99,14 @@ def test_only_the_right_csrf_token_may_act() -> None:
 
 def test_a_question_is_answered_once_and_soon() -> None:
     _, login = Logins(1e6).open("a", 0.0)
-    number = login.ask("halt", "", 0.0)
+    number = login.ask("halt", "", "", 0.0)
     found = login.confirm(number, 59.9)
     assert found is not None
     assert found.action == "halt"
     assert login.confirm(number, 59.9) is None
-    assert login.confirm(login.ask("halt", "", 0.0), 60.0) is None
+    assert login.confirm(login.ask("halt", "", "", 0.0), 60.0) is None
     assert login.confirm("x", 0.0) is None
-    first, *_ = [login.ask("resume", str(n), 0.0) for n in range(17)]
+    first, *_ = [login.ask("resume", str(n), "", 0.0) for n in range(17)]
     assert login.confirm(first, 0.0) is None
     assert len(login.questions) == 16
 

@@ -12,7 +12,8 @@ from tests.dashboard.test_track import entries
 
 
 def board(**keys: Any) -> Board:
-    return Board(Settings(symbols=["BTCUSDT", "ETHUSDT"], **keys))
+    settings = Settings(symbols=["BTCUSDT", "ETHUSDT"], trader={"mode": "observe"}, **keys)
+    return Board(settings)
 
 
 def feed(board: Board, recording: Recording, numbers: range) -> None:

@@ -295,6 +295,8 @@ def test_a_login_opens_the_page_and_confirmed_actions_are_done(tmp_path: Path, t
         assert audit(tab) == []
         picture(tab, "login", tmp_path)
 
+        actions = "[...document.querySelectorAll('#control button')]"
+
         def log_in(password: str) -> None:
             tab.evaluate(f"document.querySelector('#password').value = '{password}'")
             tab.evaluate("document.querySelector('form').requestSubmit()")
@@ -304,6 +306,26 @@ def test_a_login_opens_the_page_and_confirmed_actions_are_done(tmp_path: Path, t
         log_in(PASSWORD)
         tab.until("document.querySelector('#price').textContent !== '–'")
         assert tab.evaluate("document.cookie") == ""
+        tab.open(served.url, width=360)
+        tab.until("document.querySelector('#price').textContent !== '–'")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+        assert tab.evaluate("document.querySelector('#control-open').hidden") is False
+        tab.evaluate("document.querySelector('#control-open').click()")
+        assert audit(tab) == []
+        picture(tab, "control", tmp_path)
+        tab.evaluate(f"{actions}.find(b => b.textContent === 'Halt').click()")
+        tab.until("!document.querySelector('#confirm-yes').disabled")
+        tab.evaluate("document.querySelector('#confirm-yes').click()")
+        told = "document.querySelector('#confirm-problem').textContent"
+        tab.until(f"{told}.includes('the trader says nothing of it')")  # it is a recording
+        tab.press("Escape")
+        tab.evaluate(f"{actions}.find(b => b.textContent === 'Flatten').click()")
+        tab.until("!document.querySelector('#confirm-type').hidden")
+        assert tab.evaluate("document.querySelector('#confirm-yes').disabled") is True
+        tab.press(*"FLATTEN")
+        assert tab.evaluate("document.querySelector('#confirm-yes').disabled") is False
+        assert audit(tab) == []
+        tab.press("Escape")
         tab.evaluate("document.querySelector('#tab-releases').click()")
         button = "[...document.querySelectorAll('#panel-releases button')]"
         tab.until(f"{button}.some(b => b.textContent === 'Roll back')")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dashboard.account import Account
 from dashboard.track import FIELDS, Track
 from dashboard.whatif import WhatIf
 from shared.bus import Entry, Source
@@ -41,7 +42,8 @@ def entries(recording: Recording, number: int, **keys: Any) -> list[Entry[Any]]:
 
 def make(most: int = 1_000, **keys: Any) -> Track:
     settings = Settings(**keys)
-    return Track("BTCUSDT", MINUTE, most, WhatIf(settings))
+    account = Account("BTCUSDT", "BTC", "USDT", settings.trader.mode)
+    return Track("BTCUSDT", MINUTE, most, WhatIf(settings), account)
 
 
 def filled(recording: Recording, most: int = 1_000, **keys: Any) -> Track:

@@ -10,6 +10,8 @@ import aiohttp
 import pytest
 
 from shared.bus import Bus
+from shared.control import CONTROL_KEY, Word, command_of
+from shared.streams import health_key
 from tests.dashboard.recorded import (
     NAMES,
     SYMBOL,
@@ -274,6 +276,89 @@ async def test_an_action_is_described_confirmed_once_and_done(
             assert "few rows" in told["notices"][-1]["text"]
         assert (await browser.post("/api/confirm", confirm))[0] == 409
         assert len(locked.trainer.lines) == 1
+
+
+async def switched(rig: Rig, browser: Any, action: str, **body: Any) -> tuple[int, str]:
+    asked = json.loads((await ask(browser, action))[1])
+    found: tuple[int, str] = await browser.post(
+        "/api/confirm", {"confirm": asked["confirm"]} | body
+    )
+    return found
+
+
+async def beat(bus: Bus, **facts: Any) -> None:
+    known = {"service": "trader", "time_ms": 1, "ready": True} | facts
+    await bus.put(health_key("trader", "trader"), json.dumps(known))
+
+
+async def test_the_traders_switch_is_thrown_and_its_answer_told(
+    valkey: Server, bus: Bus, tmp_path: Path
+) -> None:
+    rig_ = running(tmp_path, valkey.url, bus, control=True, mode="paper")
+    async with rig_ as rig, rig.browser() as browser:
+        await browser.log_in()
+        async with browser.live() as page:
+            await page.until("releases")
+            status, text = await switched(rig, browser, "halt")
+            assert (status, "no trader is there now" in text) == (200, True)
+            command = command_of(await bus.get(CONTROL_KEY))
+            assert command is not None
+            assert command.word is Word.HALT
+            assert "dashboard 127.0.0.1" in command.text
+            told = (await page.until("notices"))["notices"][-1]
+            assert (told["level"], told["code"]) == ("warning", "dashboard_halt")
+        await beat(bus, switch="HALTED")
+        status, text = await switched(rig, browser, "halt")
+        assert (status, "has confirmed it" in text) == (200, True)
+
+
+async def test_what_costs_money_is_confirmed_by_typing_it(
+    valkey: Server, bus: Bus, tmp_path: Path
+) -> None:
+    rig_ = running(tmp_path, valkey.url, bus, control=True, mode="live")
+    async with rig_ as rig, rig.browser() as browser:
+        await browser.log_in()
+        async with browser.live():
+            pass
+        await beat(bus, switch="FLATTENED")
+        asked = json.loads((await ask(browser, "flatten"))[1])
+        assert asked["typed"] == "FLATTEN"
+        assert "real money" in asked["text"]
+        for body in ({}, {"typed": "flatten"}, {"typed": ["FLATTEN"]}):
+            status, text = await switched(rig, browser, "flatten", **body)
+            assert (status, "type FLATTEN" in text) == (409, True)
+        assert await bus.get(CONTROL_KEY) is None
+        assert (await switched(rig, browser, "flatten", typed="FLATTEN"))[0] == 200
+        command = command_of(await bus.get(CONTROL_KEY))
+        assert command is not None
+        assert command.word is Word.FLATTEN
+
+
+async def test_a_trader_that_does_not_obey_is_told(
+    valkey: Server, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dashboard.actions._CONFIRM_S", 0.5)
+    rig_ = running(tmp_path, valkey.url, bus, control=True, mode="paper")
+    async with rig_ as rig, rig.browser() as browser:
+        await browser.log_in()
+        async with browser.live():
+            pass
+        await beat(bus, switch="HALTED")
+        status, text = await switched(rig, browser, "resume", typed="RESUME")
+        assert status == 409
+        assert "the trader says HALTED" in text
+        assert "control file" in text
+
+
+async def test_a_trader_that_observes_has_no_switch(locked: Rig) -> None:
+    async with locked.browser() as browser:
+        await browser.log_in()
+        async with browser.live():
+            pass
+        for action in ("halt", "resume", "flatten", "reduce_only"):
+            status, text = await ask(browser, action)
+            assert (status, "only observes" in text) == (409, True)
+        assert await locked.bus.get(CONTROL_KEY) is None
 
 
 async def test_what_is_not_confirmed_within_a_minute_is_not_done(
