@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from deploy import page
 from deploy.demo import SERVICES, train
@@ -27,7 +28,7 @@ from shared.events import Delivery, Level, Notice, Notification, Signal
 from shared.releases import current_id
 from shared.streams import NOTICE, NOTIFICATION, SIGNAL, number_text
 from shared.times import iso
-from trader.places import OBSERVE, PAPER, SIMULATOR, place_of
+from trader.places import PAPER, SIMULATOR, place_of
 
 _DEFAULT_WORKDIR = Path("work/live")
 _STARTED = (*SERVICES, "auditor", page.NAME)
@@ -94,10 +95,7 @@ async def _live(
     environment = {**os.environ, f"{PREFIX}REDIS_URL": server.local_url}
     arguments = ("-c", str(options.config)) if options.config else ()
     if settings.trader.mode == PAPER and place_of(settings).rest_url == SIMULATOR:
-        environment[f"{PREFIX}TRADER__MODE"] = OBSERVE
-        screen.say(
-            "the trader only observes: there is no paper exchange; name one by account_rest_url"
-        )
+        await _paper_exchange(options, screen, supervisor, arguments, environment)
     screen.say(f"starting Valkey at {server.url}")
     await supervisor.start(server.program())
     await server.wait_ready()
@@ -119,6 +117,26 @@ async def _live(
                     "`python -m trainer train --promote` has made one"
                 )
         await _Watch(settings, screen).run(observer)
+
+
+async def _paper_exchange(
+    options: Options,
+    screen: Screen,
+    supervisor: Supervisor,
+    arguments: tuple[str, ...],
+    environment: Mapping[str, str],
+) -> None:
+    """The simulator on the live market, where nobody serves one yet. Its account stays in the work
+    folder."""
+    parts = urlsplit(SIMULATOR)
+    try:
+        check_free(parts.port or 0, option="account_rest_url")
+    except Failure:
+        screen.say(f"paper orders go to the exchange that is at {SIMULATOR} already")
+        return
+    more = ("--mirror", "--port", str(parts.port), "--workdir", str(options.workdir / "paper"))
+    await supervisor.start(service("simulator", *arguments, *more, environment=environment))
+    screen.say(f"paper orders go to a simulated exchange on the live market, at {SIMULATOR}")
 
 
 async def _train(

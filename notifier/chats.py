@@ -136,7 +136,7 @@ class Recipient:
 
 
 # Notices of level info that people are told all the same: what became of our orders.
-TRADES = frozenset(("order_placed", "order_filled", "order_ended", "foreign_order"))
+TRADES = frozenset(("order_placed", "order_filled", "order_ended", "foreign_order", "reconciled"))
 SUMMARY = "daily_summary"
 
 

@@ -69,6 +69,8 @@ class Core:
         self.balances_ms = 0
         self.file: Command | None = None
         self._amounts: dict[str, tuple[Decimal, Decimal]] = {}
+        self._amounts_ms: dict[str, int] = {}  # when they were told, account clock
+        self._filled_ms: dict[str, int] = {}  # newest fill that was counted on top
 
     def open(self, symbol: str, base: str, quote: str) -> Desk:
         """The desk of one more symbol."""
@@ -143,7 +145,7 @@ class Core:
     def is_new(self, command: Command) -> bool:
         """Whether the journal does not hold the command yet."""
         text = f"operator: {command.text}"
-        return any(text not in desk.ledger.commands for desk in self.desks.values())
+        return not any(text in desk.ledger.commands for desk in self.desks.values())
 
     def file_says(self, command: Command | None, now: Now) -> None:
         """What the file says holds as long as it stands there."""
@@ -163,23 +165,28 @@ class Core:
     # -- the account --------------------------------------------------------------------------
 
     def balances(self, told: Balances) -> None:
-        """Absolute amounts of some assets, or all."""
-        self._amounts.update(told.amounts)
+        """Absolute amounts of some assets, or all. What is older than what is known changes
+        nothing."""
+        for asset, amounts in told.amounts.items():
+            newest_ms = max(self._amounts_ms.get(asset, 0), self._filled_ms.get(asset, 0))
+            if told.at_ms >= newest_ms:
+                self._amounts[asset] = amounts
+                self._amounts_ms[asset] = told.at_ms
         self.balances_ms = max(self.balances_ms, told.at_ms)
 
     def count(self, fill: Fill, ledger: Ledger) -> None:
         """A fill that the balances do not hold yet. What an order had locked is left locked, so
         that rather too little than too much counts as free."""
-        if fill.time_ms <= self.balances_ms:
-            return
         sign = 1 if fill.side is Side.BUY else -1
         for asset, delta in (
             (ledger.base, sign * fill.quantity),
             (ledger.quote, -sign * fill.quote_quantity),
             (fill.fee_asset, -fill.fee),
         ):
-            free, locked = self._amounts.get(asset, (ZERO, ZERO))
-            self._amounts[asset] = (max(ZERO, free + delta), locked)
+            if fill.time_ms > self._amounts_ms.get(asset, 0):
+                free, locked = self._amounts.get(asset, (ZERO, ZERO))
+                self._amounts[asset] = (max(ZERO, free + delta), locked)
+                self._filled_ms[asset] = max(fill.time_ms, self._filled_ms.get(asset, 0))
 
     def held(self, asset: str, *, whole: bool = False) -> Decimal:
         """Free amount of an asset; whole: with what is locked."""

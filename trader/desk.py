@@ -441,7 +441,7 @@ class Desk:
         if switch == OrderState.HALTED:
             self._give_up(f"halted: {self.core.why_switched}", now)
         elif flatten:
-            self._give_up("an operator's command: everything is sold", now)
+            self._give_up(f"halted: {self.core.why_switched}", now)
             if quantity:
                 self._flatten(quantity, now)
         elif leave:
@@ -771,7 +771,13 @@ class Desk:
         """The one request of an intent has ended."""
         for name in names:
             self.asking.discard((_PLACE, name))
-        orders = [self.ledger.orders[name] for name in names]
+        # Of one that the user stream has told of meanwhile, the answer says nothing new.
+        orders = [
+            order
+            for name in names
+            if (order := self.ledger.orders[name]).state == OrderState.INTENT
+            or not isinstance(result, NotSent | Refused | Unsure)
+        ]
         if isinstance(result, NotSent):
             state = OrderState.NOT_PLACED if result.passes else OrderState.DROPPED
             for order in orders:
@@ -786,7 +792,8 @@ class Desk:
             goal = self.goal
             for order in orders:
                 self._ended(order, OrderState.REJECTED, f"{result.code} {result.text}", now)
-            self._refused(orders[0], goal, result, now)
+            if orders:
+                self._refused(orders[0], goal, result, now)
         else:
             for report in result:
                 self._report(report, now)
@@ -961,6 +968,11 @@ class Desk:
         if _is_final(state) and not order.is_final:
             self._ended(order, state, reason, now, fills=tuple(new.values()))
             return
+        if state == OrderState.ACKED and RANKS[order.state] < rank and order.type != "MARKET":
+            what = f"{order.leg} {order.side} {text(order.quantity)} rests at"
+            self._news(
+                Level.INFO, "order_placed", f"{what} {text(order.stop_price or order.price)}"
+            )
         self._write(self._about(order, state, now, fills=tuple(new.values())))
         if not order.is_final:
             self.ask_ms[name] = now.account_ms + POLL_MS

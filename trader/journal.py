@@ -30,6 +30,7 @@ _DEFAULTS = {
     one.name: one.default_factory() if callable(one.default_factory) else one.default
     for one in fields(Order)
 }
+_decode = json.JSONDecoder().decode
 _NAMES = frozenset(one.name for one in fields(Order))
 
 
@@ -246,7 +247,7 @@ def _body(record: bytes) -> dict[str, Any] | None:
     try:
         if int(record[:8], 16) != zlib.crc32(text):
             return None
-        body = json.loads(text)
+        body = _decode(text.decode())
     except ValueError:
         return None
     return body if isinstance(body, dict) else None
@@ -268,7 +269,9 @@ def _changed(line: Order) -> dict[str, Any]:
 
 def _line(body: dict[str, Any]) -> Order | None:
     """None: it is no line of a journal. Fields that are not known here are left out."""
-    values = {name: value for name, value in body.items() if name in _NAMES}
+    values = body
+    if not body.keys() <= _NAMES:
+        values = {name: value for name, value in body.items() if name in _NAMES}
     if "fills" in values:
         values["fills"] = {key: text.encode() for key, text in values["fills"].items()}
     try:

@@ -106,7 +106,7 @@ class Unsure:
 
 @dataclass(frozen=True, slots=True)
 class Balances:
-    """Per asset (free, locked). at_ms: account clock, when they were asked for or told."""
+    """Per asset (free, locked), as they were at at_ms, account clock, or later."""
 
     amounts: dict[str, tuple[Decimal, Decimal]]
     at_ms: int

@@ -100,6 +100,7 @@ _RULES_S = 300.0
 _LOOK_BACK_MS = 600_000
 _FIRST_LOOK_MS = 86_400_000
 _DURABLE_S = 2.0
+_LAG_MS = 5_000
 _CLAIM_MS = 2 * 86_400_000
 _RECONCILE_S = (0.25, 1.0)
 _LASTING = frozenset(
@@ -252,6 +253,7 @@ class Shell:
         self._steps: list[Step] = []
         self._room = asyncio.Event()
         self._room.set()
+        self._caught_up = False
         self._tasks: asyncio.TaskGroup | None = None
         self._look = asyncio.Event()
         self._counts: dict[str, int] = {}
@@ -382,6 +384,9 @@ class Shell:
 
     async def _make_ready(self) -> None:
         for symbol, desk in self.core.desks.items():
+            await self._candles[symbol].refresh()
+            for bar in self._candles[symbol].bars(desk.seen_ms):
+                desk.extend(bar)
             now = self.now(symbol)
             # Where no candle tells the market's time there was no signal before this start, either.
             desk.ready, desk.ready_ms = True, self._candles[symbol].market_ms or 0
@@ -442,11 +447,12 @@ class Shell:
                 await self._take(entries)
                 await self._put(_nothing)
             if len(entries) < _BATCH:
+                self._caught_up = True
                 self._ready_when_done()
                 block_ms = 1_000
 
     def _ready_when_done(self) -> None:
-        if not any(self._signals.values()):
+        if self._caught_up and not any(self._signals.values()):
             self._session.health.is_ready()
 
     async def _take(self, entries: Sequence[Entry[Signal]]) -> None:
@@ -484,6 +490,7 @@ class Shell:
                 self._decide(desk, symbol, entry.event)
                 self._held[symbol] = entry
         self._make_room()
+        self._ready_when_done()
 
     def _decide(self, desk: Desk, symbol: str, signal: Signal) -> None:
         candles, now = self._candles[symbol], self.now(symbol)
@@ -677,7 +684,8 @@ class Shell:
         await self._put(lambda: desk.filled(name, fills, self.now(symbol)))
 
     async def _fetch_balances(self) -> None:
-        at_ms = self._clock.now_ms
+        # The books that answer may be behind the engine.
+        at_ms = self._clock.now_ms - _LAG_MS
         found = await self._account.balances()
         assets = {a for d in self.core.desks.values() for a in (d.ledger.base, d.ledger.quote)}
         amounts = {

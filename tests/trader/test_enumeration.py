@@ -57,6 +57,14 @@ def at_market() -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
+def told() -> Iterator[dict[str, Any]]:
+    """The user stream is faster than the reply, which says something else."""
+    for first, second in itertools.product(FATES, FATES):
+        yield {"fates": (first, second), "deaf": False}
+    for stop_after_ms in (None, 20_000):
+        yield {"rule": _PAIRS, "deaf": False, "stop_after_ms": stop_after_ms, **_THREE}
+
+
 def waiting() -> Iterator[dict[str, Any]]:
     """A limit entry that the next candle replaces: the cancel races a fill."""
     for fate, cancel in itertools.product(FATES, _CANCELS):
@@ -77,7 +85,7 @@ def protected() -> Iterator[dict[str, Any]]:
 
 
 def scenarios() -> Iterator[tuple[dict[str, Any], Crashes]]:
-    for world in itertools.chain(at_market(), waiting(), protected()):
+    for world in itertools.chain(at_market(), told(), waiting(), protected()):
         operations = World(**world).run().operations
         for crashes in crash_plans(operations):
             yield world, crashes

@@ -1,30 +1,391 @@
-"""The whole trader at the simulator: real Valkey, real HTTP, a real journal file."""
+"""The whole trader at the simulator: real Valkey, HTTP and journal file (FAULTS T1 to T20)."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
-from tests.trader.rig import BUY, HOLD, SELL, floor, trades, trading
+import pytest
+
+import trader.service
+from shared.bus import Bus
+from shared.config import load
+from shared.control import CONTROL_FILE, CONTROL_KEY
+from shared.errors import Failure, Unavailable, Usage
+from shared.events import Order
+from shared.runtime import Health, Session
+from shared.streams import intent_key
+from tests.simulator.client import Client
+from tests.trader.rig import BUY, HOLD, SELL, SYMBOL, Floor, floor, trades, trading
 from tests.valkey import Server
+from trader.journal import Journal, Taken
+from trader.orders import client_id
+from trader.places import place_of
+from trader.service import Trader
+
+
+@pytest.fixture
+async def market(valkey: Server) -> AsyncIterator[Floor]:
+    async with floor(valkey.url) as market:
+        await market.candle(HOLD)
+        yield market
+
+
+@contextlib.asynccontextmanager
+async def at_work(market: Floor, folder: Path, **keys: Any) -> AsyncIterator[Any]:
+    async with trades(market.desk.url, trading(folder, market.ex, **keys)) as session:
+        yield session
+
+
+async def orders(market: Floor) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await market.ex.get("/control/account"))["orders"]
+    return found
+
+
+async def reason(market: Floor, signal_id: str, state: str = "DROPPED") -> str:
+    lines = await market.until(
+        lambda found: any(one.signal_id == signal_id and one.state == state for one in found),
+        f"{state} of {signal_id}",
+    )
+    return next(one.reason for one in lines if one.signal_id == signal_id and one.state == state)
+
+
+async def codes(market: Floor) -> list[str]:
+    return [notice.code for notice in await market.desk.notices("trader")]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that no event tells."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # as it says
+            await asyncio.sleep(0.01)
+
+
+async def until_told(market: Floor, code: str, count: int = 1) -> None:
+    async with asyncio.timeout(60):
+        while (await codes(market)).count(code) < count:  # noqa: ASYNC110  # a stream of notices
+            await asyncio.sleep(0.02)
 
 
 async def test_it_buys_sells_and_its_books_are_the_exchange_s(
-    valkey: Server, tmp_path: Path
+    market: Floor, tmp_path: Path
 ) -> None:
-    async with floor(valkey.url) as market:
+    before = await market.balances()
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED", count=1)
         await market.candle(HOLD)
-        before = await market.balances()
-        async with trades(valkey.url, trading(tmp_path, market.ex)):
+        await market.candle(SELL)
+        await market.until_state("FILLED", count=2)
+    after, ledger = await market.balances(), await market.ledger()
+    assert ledger.flow == after["USDT"] - before["USDT"]
+    assert ledger.position == after["BTC"] > 0
+    told = [(line.state, line.side, line.leg) for line in await market.lines()]
+    # ACKED where the user stream is faster than the reply.
+    assert [one for one in told if one[0] != "ACKED"] == [
+        ("INTENT", "BUY", "entry"), ("FILLED", "BUY", "entry"),
+        ("INTENT", "SELL", "exit"), ("DUST", "SELL", "exit"), ("FILLED", "SELL", "exit"),
+    ]  # fmt: skip
+    said = [n.text for n in await market.desk.notices("trader") if n.code == "trader_mode"]
+    assert len(said) == 1
+    assert "trades BTCUSDT with play money at 127.0.0.1" in said[0]
+
+
+async def test_an_answer_that_is_lost_is_asked_for_and_nothing_is_sent_again(
+    market: Floor, tmp_path: Path
+) -> None:
+    await market.ex.break_with("lost", path="order", method="POST", executed=True, count=1)
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        lines = await market.until_state("FILLED")
+    assert [line.state for line in lines if line.state != "ACKED"][:2] == ["INTENT", "UNKNOWN"] or (
+        # The user stream told of the fill before the connection broke.
+        [line.state for line in lines] == ["INTENT", "ACKED", "FILLED"]
+    )
+    assert [o["status"] for o in await orders(market)] == ["FILLED"]
+
+
+async def test_refused_orders_halt_until_an_operator_resumes_and_no_restart_changes_that(
+    market: Floor, tmp_path: Path
+) -> None:
+    await market.ex.break_with(
+        "status", status=400, code=-2010, message="Account has insufficient balance.",
+        path="order", method="POST",
+    )  # fmt: skip
+    async with at_work(market, tmp_path):
+        for number in range(3):
             await market.candle(BUY)
-            await market.until_state("FILLED", count=1)
-            await market.candle(HOLD)
-            await market.candle(SELL)
-            await market.until_state("FILLED", count=2)
-        after = await market.balances()
-        ledger = await market.ledger()
-        assert ledger.flow == after["USDT"] - before["USDT"]
-        assert ledger.position == after["BTC"] > 0
-        told = [(line.state, line.side, line.leg) for line in await market.lines()]
-        # ACKED where the user stream is faster than the reply.
-        assert [one for one in told if one[0] != "ACKED"] == [
-            ("INTENT", "BUY", "entry"), ("FILLED", "BUY", "entry"),
-            ("INTENT", "SELL", "exit"), ("DUST", "SELL", "exit"), ("FILLED", "SELL", "exit"),
-        ]  # fmt: skip
+            await market.until_state("REJECTED", count=number + 1)
+        await market.until_state("HALTED")
+        dropped = await market.candle(BUY)
+        assert "3 orders in a row were refused" in await reason(market, dropped.id)
+    async with market.ex.http.delete("/control/faults"):
+        pass
+    async with at_work(market, tmp_path) as session:
+        dropped = await market.candle(BUY)
+        assert "3 orders in a row were refused" in await reason(market, dropped.id)
+        await session.bus.put(CONTROL_KEY, "RESUME 1 somebody")
+        await market.until_state("RESUMED")
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+    assert {"halted", "order_refused", "resumed"} <= set(await codes(market))
+
+
+async def test_the_switch_is_obeyed_at_the_last_moment_by_key_and_by_file(
+    market: Floor, tmp_path: Path
+) -> None:
+    async with at_work(market, tmp_path) as session:
+        await session.bus.put(CONTROL_KEY, "HALT 1 somebody")
+        halted = await market.candle(BUY)
+        assert "halted: operator: HALT 1 somebody" in await reason(market, halted.id)
+        await session.bus.put(CONTROL_KEY, "RESUME 2 somebody")
+        await market.until_state("RESUMED")
+        file = tmp_path / "journal" / CONTROL_FILE
+        file.write_text("reduce_only\n")
+        reduced = await market.candle(BUY)
+        assert "REDUCE_ONLY" in (await reason(market, reduced.id)).upper()
+        file.unlink()
+        await until_told(market, "resumed", 2)
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+        file.write_bytes(b"\xff\xfe")
+        unreadable = await market.candle(SELL)
+        assert "no text" in await reason(market, unreadable.id)
+        file.unlink()
+        await session.bus.put(CONTROL_KEY, "FLATTEN 3 somebody")
+        lines = await market.until_state("FILLED", count=2)
+        assert (lines[-1].leg, lines[-1].side) == ("flatten", "SELL")
+        after = await market.candle(BUY)
+        assert "FLATTEN" in await reason(market, after.id)
+    assert (await market.balances())["BTC"] < 1e-4
+
+
+async def test_what_another_trader_has_claimed_is_not_sent(market: Floor, tmp_path: Path) -> None:
+    async with at_work(market, tmp_path) as session:
+        opened = market.opened[-1] + 60_000
+        name = client_id(f"{SYMBOL}-1m-{opened}", "entry")
+        assert await session.bus.claim(intent_key(SYMBOL, name), "other", ttl_ms=60_000)
+        one = await market.candle(BUY)
+        assert "another trader" in await reason(market, one.id)
+        with pytest.raises(Taken):
+            Journal.open(tmp_path / "journal" / "paper.journal")
+    assert await orders(market) == []
+
+
+@pytest.mark.parametrize("broken", ["bus", "disk"])
+async def test_what_is_not_durable_is_not_sent(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    real = Bus.commit
+
+    async def commit(self: Bus, steps: Any) -> Any:
+        if any(getattr(w.event, "state", "") == "INTENT" for s in steps for w in s.writes):
+            raise Unavailable("the bus is away")
+        return await real(self, steps)
+
+    def sync(self: Journal) -> None:
+        raise Unavailable("the disk is away")
+
+    with pytest.raises(BaseExceptionGroup), monkeypatch.context() as patch:
+        if broken == "bus":
+            patch.setattr(Bus, "commit", commit)
+        else:
+            patch.setattr(Journal, "sync", sync)
+        async with at_work(market, tmp_path), asyncio.timeout(30):
+            await market.candle(BUY)
+            await asyncio.Event().wait()
+    assert await orders(market) == []
+    async with at_work(market, tmp_path):
+        lines = await market.until_state("DROPPED")
+    assert [line.state for line in lines] == ["INTENT", "DROPPED"]
+    assert "away" in lines[-1].reason
+    assert await orders(market) == []
+
+
+async def test_a_lost_journal_file_is_rebuilt_from_the_bus_and_a_lost_bus_from_the_file(
+    market: Floor, tmp_path: Path
+) -> None:
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+    held, lines = (await market.ledger()).position, await market.lines()
+    (tmp_path / "journal" / "paper.journal").unlink()
+    async with at_work(market, tmp_path):
+        pass
+    assert await market.lines() == lines
+    await market.desk.raw.delete("order:{BTCUSDT}")
+    async with at_work(market, tmp_path) as session:
+        # The file holds what it once took from the bus.
+        await until(lambda: session.health.facts.get("positions") == {SYMBOL: str(held)})
+        await market.candle(SELL)
+        await market.until(lambda found: any(o.state == "FILLED" for o in found), "the sale")
+    assert (await market.balances())["BTC"] < 1e-4
+
+
+async def test_coins_that_are_gone_stop_entries_and_foreign_orders_are_left_alone(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trader.service, "_SWEEP_S", 0.2)
+    monkeypatch.setattr("trader.desk.QUIET_MS", -10_000)
+    async with at_work(market, tmp_path):
+        client = Client(market.ex)
+        await client.ask(
+            "POST", "order", symbol=SYMBOL, side="BUY", type="LIMIT", timeInForce="GTC",
+            quantity="0.001", price="45000", newClientOrderId="mine",
+        )  # fmt: skip
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+        await market.ex.control("funds", asset="BTC", amount="-0.1")
+        await until_told(market, "diverged")
+        await market.candle(SELL)
+        lines = await market.until_state("FILLED", count=2)
+        sold = [line for line in lines if line.side == "SELL" and line.state == "INTENT"]
+        assert 0 < float(sold[0].order_quantity) < 0.06
+        entry = await market.candle(BUY)
+        assert "somebody else sold or moved it" in await reason(market, entry.id)
+    mine = [o for o in await orders(market) if o["clientOrderId"] == "mine"]
+    assert [o["status"] for o in mine] == ["NEW"]
+    assert "foreign_order" in await codes(market)
+
+
+async def test_a_clock_that_is_off_and_a_symbol_that_does_not_trade_stop_entries(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trader.service, "_RULES_S", 0.1)
+    await market.ex.control("clock", skew_ms=700)
+    async with at_work(market, tmp_path):
+        one = await market.candle(BUY)
+        assert "our clock is +" in await reason(market, one.id)
+    await market.ex.control("clock", skew_ms=0)
+    async with at_work(market, tmp_path):
+        await market.ex.control("symbol", symbol=SYMBOL, status="HALT")
+        await until_told(market, "symbol_status")
+        one = await market.candle(BUY)
+        assert "BTCUSDT is HALT, not TRADING" in await reason(market, one.id)
+    assert await orders(market) == []
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"can_withdraw": True}, "this key may withdraw"),
+        ({"can_trade": False}, "may not trade"),
+        ({"is_active": False}, "does not accept this key"),
+    ],
+)
+async def test_a_key_that_may_do_more_or_less_than_trade_is_refused_in_one_line(
+    market: Floor, tmp_path: Path, terms: dict[str, bool], words: str
+) -> None:
+    await market.ex.control("key", key="demo", **terms)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with at_work(market, tmp_path):
+            pass
+    failure = _first(caught.value)
+    assert isinstance(failure, Failure)
+    assert words in str(failure)
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def test_until_the_exchange_answers_it_is_not_ready_and_sends_nothing(
+    market: Floor, tmp_path: Path
+) -> None:
+    await market.ex.break_with("status", status=503, path="allOrders")
+    settings = trading(tmp_path, market.ex)
+    with Trader() as one:
+        async with (
+            asyncio.TaskGroup() as tasks,
+            Bus.session(market.desk.url, service="trader") as bus,
+        ):
+            health = Health()
+            session = Session(settings=settings, bus=bus, health=health, alive=lambda: None)
+            task = tasks.create_task(one.serve(session))
+            await until(lambda: "not reconciled" in health.reason)
+            signal = await market.candle(BUY)
+            async with market.ex.http.delete("/control/faults"):
+                pass
+            assert "older than this start" in await reason(market, signal.id)
+            await until(lambda: health.ready)
+            task.cancel()
+    assert await orders(market) == []
+
+
+async def test_an_entry_is_protected_at_the_exchange_and_a_restart_finds_it_so(
+    market: Floor, tmp_path: Path
+) -> None:
+    rules = {"stop_loss": 0.05, "take_profit": 0.05, "trailing_stop": 0.04}
+    async with at_work(market, tmp_path, rules=rules):
+        await market.candle(BUY)
+        await market.until_state("ACKED", count=2)
+    resting = [o for o in await orders(market) if o["status"] == "NEW"]
+    assert sorted(o["type"] for o in resting) == ["LIMIT_MAKER", "STOP_LOSS"]
+    # Somebody cancels it while we are away: a position found without protection is protected.
+    client = Client(market.ex)
+    await client.ask(
+        "DELETE", "order", symbol=SYMBOL, origClientOrderId=resting[0]["clientOrderId"]
+    )
+    async with at_work(market, tmp_path, rules=rules):
+        await market.until(
+            lambda lines: len({o.client_id for o in lines if o.leg == "stop"}) == 2, "a new stop"
+        )
+        await market.until_state("ACKED", count=4)
+        await market.candle(SELL)
+        await market.until(_sold, "the exit")
+    left = [o["status"] for o in await orders(market) if o["status"] == "NEW"]
+    assert left == []
+    ledger = await market.ledger()
+    assert ledger.position == (await market.balances())["BTC"]
+
+
+def _sold(lines: list[Order]) -> bool:
+    return any(line.leg == "exit" and line.state == "FILLED" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"account_rest_url": "https://api.binance.com"}, "trader.mode is paper"),
+        ({"binance_rest_url": "https://api1.binance.com"}, "trader.mode is paper"),
+        ({"trader": {"mode": "live"}}, "api_key and api_secret are missing"),
+        (
+            {"trader": {"mode": "live"}, "account_rest_url": "https://testnet.binance.vision"},
+            "is a testnet",
+        ),
+        (
+            {
+                "trader": {"mode": "live"},
+                "account_rest_url": "http://api.binance.com",
+                "api_key": "k",
+                "api_secret": "s",
+            },
+            "https only",
+        ),
+        ({"trader": {"rules": {"direction": "both"}}}, "short positions need futures"),
+    ],
+)
+def test_mode_address_and_key_must_belong_together(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(Usage, match=words):
+        trader.service.check(load(None, **keys))
+
+
+def test_addresses_follow_each_other() -> None:
+    paper = place_of(load())
+    assert (paper.rest_url, paper.ws_url, paper.key) == (
+        "http://127.0.0.1:8290", "ws://127.0.0.1:8290/ws-api/v3", "demo",
+    )  # fmt: skip
+    live = place_of(load(trader={"mode": "live"}, api_key="k", api_secret="s"))
+    assert (live.rest_url, live.ws_url) == (
+        "https://api.binance.com", "wss://ws-api.binance.com:443/ws-api/v3",
+    )  # fmt: skip
+    testnet = place_of(
+        load(account_rest_url="https://testnet.binance.vision", api_key="k", api_secret="s")
+    )
+    assert testnet.ws_url == "wss://ws-api.testnet.binance.vision/ws-api/v3"
+    given = place_of(
+        load(binance_rest_url="http://h:1", binance_ws_api_url="ws://h:2/ws-api/v3", api_key="k")
+    )
+    assert (given.rest_url, given.ws_url) == ("http://h:1", "ws://h:2/ws-api/v3")
+    assert "key" not in repr(given)

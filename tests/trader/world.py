@@ -192,6 +192,7 @@ class World:
         )  # fmt: skip
         one = Resting(report, self.t, [])
         self.orders.setdefault(new.client_id, []).append(one)
+        self.set(one, Status.NEW, ZERO)
         if new.type is OrderType.MARKET:
             self.trade(one, report.quantity)
         elif new.type is OrderType.LIMIT and new.side is Side.SELL:
@@ -230,6 +231,9 @@ class World:
             time_ms=old.time_ms, update_ms=self.t,
         )  # fmt: skip
         one.at_ms = self.t
+        if not self.deaf and self.core is not None:
+            desk, told = self.core.desks[SYMBOL], self.with_fills(old.client_id)
+            self.at(self.t, lambda: desk.reported(told, self.now()))
 
     def cancel_at_engine(self, name: str) -> OrderReport | None:
         """What the market filled first; then it is cancelled, if it still stands."""

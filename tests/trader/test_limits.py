@@ -1,0 +1,207 @@
+"""What is never exceeded, by hand: the core alone, with journal lines made as the past needs."""
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from shared.control import Command, Word
+from shared.events import Order
+from shared.exchange import Fill, Side
+from shared.ledger import DAY_MS, packed
+from shared.rules import Bar
+from tests.trader.world import BUY, FILTERS, MINUTE, RULES, SELL, START, SYMBOL, bar, signal
+from trader.core import Core, Limits
+from trader.messages import Balances, Now, Place
+
+D = Decimal
+ETH = replace(FILTERS, symbol="ETHUSDT", base="ETH")
+
+
+def now(number: int) -> Now:
+    at_ms = START + (number + 1) * MINUTE
+    return Now(at_ms, at_ms, at_ms)
+
+
+def core(*lines: Order, usdt: str = "10000", **limits: Any) -> Core:
+    made = Core("paper", "1m", RULES, Limits(**({"max_age_ms": 120_000} | limits)))
+    for symbol, filters in ((SYMBOL, FILTERS), ("ETHUSDT", ETH)):
+        desk = made.open(symbol, filters.base, "USDT")
+        desk.filters, desk.ready = filters, True
+    made.skew_ms = 0.0
+    made.load(lines)
+    made.balances(Balances({"USDT": (D(usdt), D(0))}, START))
+    return made
+
+
+def decide(made: Core, number: int, score: float, *, symbol: str = SYMBOL, **changes: Any) -> Order:
+    """The signal's (first) line."""
+    one = replace(signal(number, score), symbol=symbol, **changes)
+    made.desks[symbol].decide(one, bar(number, score), now(number))
+    return next(line for line in made.out.lines if line.signal_id == one.id)
+
+
+def past(name: str, side: str, price: str, number: int, *, profit: str = "", day: int = 0) -> Order:
+    """A filled order: 1 unit at a price, with no fee, `day` days before."""
+    fill = Fill(
+        symbol=SYMBOL, trade_id=number, order_id=number, side=Side(side), price=D(price),
+        quantity=D(1), quote_quantity=D(price), fee=D(0), fee_asset="USDT", time_ms=1,
+        is_maker=False,
+    )  # fmt: skip
+    at_ms = START - day * DAY_MS
+    return Order(
+        signal_id=f"past-{name}", symbol=SYMBOL, interval="1m", open_time_ms=at_ms, time_ms=1,
+        state="FILLED", side=side, quantity="1", price=price, reason="", score=None, release="r",
+        mode="paper", leg="entry" if side == "BUY" else "exit", client_id=f"k1-{name}",
+        order_quantity="1", market_ms=at_ms, profit=profit, fills={str(number): packed(fill)},
+    )  # fmt: skip
+
+
+def trip(number: int, bought: str, sold: str, *, day: int = 0) -> list[Order]:
+    profit = str(D(sold) - D(bought))
+    return [
+        past(f"b{number}", "BUY", bought, 2 * number, day=day),
+        past(f"s{number}", "SELL", sold, 2 * number + 1, day=day, profit=profit),
+    ]
+
+
+def halted(made: Core) -> bool:
+    return made.switch == "HALTED"
+
+
+def test_an_entry_is_sent_when_no_limit_forbids_it() -> None:
+    line = decide(core(), 0, BUY)
+    assert (line.state, line.quantity, line.worth) == ("INTENT", "99", "10000")
+
+
+def test_an_entry_is_cut_down_to_the_largest_notional() -> None:
+    assert decide(core(max_notional=D(500)), 0, BUY).quantity == "5"
+
+
+def test_all_of_the_account_leaves_room_for_a_price_that_moves() -> None:
+    made = core()
+    made.desks[SYMBOL].rule = RULES._replace(share=1.0)
+    assert D(decide(made, 0, BUY).quantity) * 100 < D(10_000) / D("1.0019")
+
+
+def test_a_release_that_is_not_named_does_not_trade() -> None:
+    made = core(releases=frozenset(("other",)))
+    line = decide(made, 0, BUY)
+    assert (line.state, halted(made)) == ("DROPPED", False)
+    assert "not one of trader.releases" in line.reason
+
+
+def test_open_positions_count_over_symbols_and_what_may_be_bought_counts() -> None:
+    made = core(open_positions=1)
+    assert decide(made, 0, BUY, symbol="ETHUSDT").state == "INTENT"
+    line = decide(made, 0, BUY)
+    assert "positions are open" in line.reason
+    assert not halted(made)
+
+
+def test_cash_that_an_intent_may_use_is_not_used_twice() -> None:
+    made = core()
+    assert decide(made, 0, BUY, symbol="ETHUSDT").quantity == "99"
+    # 100 USDT are left, of which a share of 99 % of the worth may be used: all of it, less reserve.
+    assert D(decide(made, 0, BUY).quantity) <= 1
+
+
+def test_losses_of_the_day_halt_and_a_new_day_does_not_resume() -> None:
+    lines = trip(1, "1000", "400")
+    made = core(*lines, daily_loss=D("0.05"))
+    line = decide(made, 0, BUY)
+    assert "today's loss is 5.66 % of the account" in line.reason  # 600 of 10,600
+    assert halted(made)
+    again = core(*lines, *made.out.lines, daily_loss=D("0.05"))
+    assert "today's loss" in decide(again, 1440, BUY).reason
+
+
+def test_losses_of_yesterday_are_yesterday_s() -> None:
+    made = core(*trip(1, "1000", "400", day=1), daily_loss=D("0.05"))
+    assert decide(made, 0, BUY).state == "INTENT"
+
+
+def test_the_best_that_the_account_ever_was_is_what_a_drawdown_counts_from() -> None:
+    lines = [*trip(1, "100", "2100", day=9), *trip(2, "3000", "500", day=2)]
+    made = core(*lines, drawdown=D("0.2"))  # 2,500 of 12,500
+    assert "below its best" in decide(made, 0, BUY).reason
+    assert halted(made)
+    assert decide(core(*lines, drawdown=D("0.21")), 0, BUY).state == "INTENT"
+
+
+def test_losses_in_a_row_halt_and_a_resume_lets_them_count_anew() -> None:
+    lines = [*trip(1, "100", "99"), *trip(2, "100", "99")]
+    made = core(*lines, losses=2)
+    assert "2 losses in a row" in decide(made, 0, BUY).reason
+    made.command(Command(Word.RESUME, "RESUME 1 me"), now(0))
+    assert decide(made, 1, BUY).state == "INTENT"
+    # The same command again, as after a restart, is the same command.
+    said = [line for line in made.out.lines if not line.client_id]
+    again = core(*lines, *said, losses=2)
+    again.halt("something else", now(2))
+    again.command(Command(Word.RESUME, "RESUME 1 me"), now(2))
+    assert halted(again)
+
+
+def test_orders_in_a_minute_of_the_market_halt() -> None:
+    made = core(orders_per_minute=2)
+    decide(made, 0, BUY)
+    decide(made, 0, BUY, symbol="ETHUSDT")
+    desk = made.desks["ETHUSDT"]
+    name = next(
+        r.client_ids
+        for _, r in made.out.requests
+        if isinstance(r, Place) and "ETH" in r.order.symbol
+    )
+    desk.placed(name, [], now(0))
+    made.order_refusal(now(0))
+    assert halted(made)
+    fresh = core(orders_per_minute=2)
+    decide(fresh, 0, BUY)
+    assert decide(fresh, 2, BUY, symbol="ETHUSDT").state == "INTENT"
+    assert fresh.order_refusal(now(4)) == ""
+
+
+def test_an_order_that_the_exchange_would_refuse_is_not_sent() -> None:
+    line = decide(core(usdt="4"), 0, BUY)
+    assert line.state == "DROPPED"
+    assert "NOTIONAL" in line.reason
+    assert decide(core(usdt="0"), 0, BUY).reason == "no cash"
+
+
+def test_without_the_exchange_s_clock_or_balances_nothing_is_bought() -> None:
+    made = core()
+    made.skew_ms = None
+    assert "clock is not known" in decide(made, 0, BUY).reason
+    made.skew_ms = -500.0
+    assert "-500 ms off" in decide(made, 1, BUY).reason
+
+
+def test_signals_that_lead_to_nothing_have_one_line_that_says_why() -> None:
+    made = core()
+    assert decide(made, 0, SELL).reason == "nothing to sell"
+    desk = made.desks[SYMBOL]
+    before = len(made.out.lines)
+    desk.decide(signal(0, SELL), bar(0, SELL), now(0))
+    assert len(made.out.lines) == before
+    late = signal(1, BUY)
+    desk.decide(late, bar(1, BUY), now(5))
+    assert made.out.lines[-1].reason.startswith("too old: 240")
+    desk.decide(signal(9, BUY), Bar(START, *(float("nan"),) * 6), now(9))
+    assert made.out.lines[-1].reason == "its candle is not on the bus"
+
+
+@pytest.mark.parametrize("word", ["HALT", "REDUCE_ONLY", "FLATTEN"])
+def test_every_switch_stops_entries_and_reduce_only_still_sells(word: str) -> None:
+    held = past("b1", "BUY", "100", 1)
+    made = core(held)
+    made.balances(Balances({"BTC": (D(1), D(0))}, START))
+    made.desks[SYMBOL].extend(bar(-1, 0.0))
+    made.command(Command(Word(word), f"{word} 1 me"), now(0))
+    assert "halted" in decide(made, 0, BUY, symbol="ETHUSDT").reason
+    sold = [r for _, r in made.out.requests if isinstance(r, Place)]
+    assert [r.order.side for r in sold] == ([Side.SELL] if word == "FLATTEN" else [])
+    if word != "FLATTEN":
+        line = decide(made, 0, SELL)
+        assert line.state == ("INTENT" if word == "REDUCE_ONLY" else "DROPPED")
