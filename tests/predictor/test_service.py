@@ -24,7 +24,7 @@ from shared.klines import KLINE_COLUMNS
 from shared.releases import promote
 from shared.runtime import Health, Session
 from shared.streams import FEATURE, PREDICTION, SIGNAL
-from tests.kills import Killed, Plan, run_until_caught_up, singles
+from tests.kills import Killed, Plan, pairs, run_until_caught_up, singles
 from tests.releases import FEATURES, START_MS, M, market
 from tests.valkey import Server
 
@@ -175,6 +175,28 @@ async def test_killed_at_every_command_it_loses_doubles_and_changes_nothing(
         plan = Plan(points=points, error=(Killed, Unavailable)[number % 2])
         assert await attempt(plan) == expected, points
         assert plan.struck == 1
+
+
+async def test_killed_twice_at_random_commands_it_still_does(
+    valkey: Server, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS F1: the second kill anywhere in the second life."""
+    events = features(72)[60:]
+    config = settings(models)
+
+    async def attempt(plan: Plan) -> Any:
+        with redis.Redis(port=valkey.port) as client:
+            client.flushall()
+        await put(valkey.url, events)
+        await run_until_caught_up(monkeypatch, valkey.url, "predictor", serve, config, plan)
+        return await outputs(valkey.url)
+
+    undisturbed = Plan()
+    expected = await attempt(undisturbed)
+    for points in random.Random(4).sample(pairs(undisturbed.calls), 15):
+        plan = Plan(points=points)
+        assert await attempt(plan) == expected, points
+        assert plan.struck >= 1
 
 
 async def _until(condition: Any, what: str) -> Any:

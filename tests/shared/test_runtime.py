@@ -33,6 +33,10 @@ async def serve(session):
     session.health.is_ready()
     if what == "lame":
         session.health.not_ready("no release")
+    if what == "stands_still":
+        from shared import runtime
+        runtime.STALL_S = 1.0
+        await asyncio.sleep(600)
     if what == "stuck":
         import time
         time.sleep(600)
@@ -362,3 +366,11 @@ def test_readiness_without_a_port_is_read_off_the_bus(valkey: Server) -> None:
     code, line = ready("probe", **url)
     assert code == 1 and "Redis is not reachable" in line
     assert ready("probe", "-c", "absent.json")[0] == 2
+
+
+def test_h2_who_stands_still_ends_itself(valkey: Server) -> None:
+    """Compose restarts what has ended, not what is unhealthy."""
+    process = start("stands_still", valkey)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 70
+    assert err.splitlines()[-1].startswith("error: probe stood still for 1 s and ends")
