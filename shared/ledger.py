@@ -221,7 +221,9 @@ class Ledger:
                 self.fill(order, fill, line.market_ms)
         if state == OrderState.REJECTED:
             self.refusals += not (line.list_id and line.leg == Leg.STOP)  # a pair counts once
-        elif state in (OrderState.ACKED, OrderState.PARTIAL, OrderState.FILLED):
+        elif state in (OrderState.ACKED, OrderState.PARTIAL, OrderState.FILLED) or (
+            state == OrderState.CANCELED and order.executed
+        ):
             self.refusals = 0
         if order.state in FINAL:
             self.open.pop(order.client_id, None)

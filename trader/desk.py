@@ -312,6 +312,8 @@ class Desk:
             is_candle = rules.is_candle(bar)
             if not is_candle:
                 refusal = refusal or "its candle is not on the bus"
+            elif not refusal and not math.isclose(signal.close, bar.close, rel_tol=1e-6):
+                refusal = f"invalid: close {signal.close:g} is not its candle's, {bar.close:g}"
             if refusal and not (signal.invalid and is_candle):
                 self._drop(signal, refusal, now)
             elif self._may_have_been_traded(signal):
@@ -679,6 +681,11 @@ class Desk:
             attempts={Leg.STOP: stop_attempt},
         )  # fmt: skip
 
+    def _at_any_price(self) -> Goal:
+        """To sell at market, whatever was tried on this candle before."""
+        signal = self._placeholder()
+        return Goal(signal=signal, leave=rules.STOP, attempt=self._attempt(signal, Leg.EXIT))
+
     def _stop_type(self, stop: Decimal | None) -> tuple[OrderType, Decimal | None]:
         """(type, limit price or None) of a stop."""
         known = self.filters
@@ -812,12 +819,14 @@ class Desk:
         most = self.core.limits.refusals
         if most and self.core.refusals() >= most:
             self.core.halt(f"{most} orders in a row were refused, last: {result.text}", now)
+        if order.leg in (Leg.EXIT, Leg.FLATTEN) and not order.list_id:
+            self.pause_ms = now.account_ms + ASK_MS
         if order.list_id and order.leg == Leg.EXIT and goal is not None:
             # The market is at the exit's price already: a limit order alone takes it.
             self.goal = replace(goal, attempt=goal.attempt + 1, alone=True)
         if order.leg in _RESTING and self.core.switch != OrderState.HALTED:
             self._news(Level.ALERT, "unprotected", "cannot be protected: it is sold at market")
-            self.goal = Goal(signal=self._placeholder(), leave=rules.STOP)
+            self.goal = self._at_any_price()
 
     def _unknown(
         self, order: Tracked, reason: str, now: Now, *, wait_ms: int = FIRST_ASK_MS
@@ -1006,12 +1015,15 @@ class Desk:
         self._forget(order.client_id)
         self._tell(order, state, reason, profit)
         goal = self.goal
+        # At market the book was too thin for all of it: the rest is still to be sold.
+        is_short = order.side == Side.SELL and order.type == OrderType.MARKET
+        is_short = is_short and state == OrderState.CANCELED
         if goal is not None and goal.leave != NONE and goal.signal.id == order.signal_id:
-            if state == OrderState.NOT_PLACED:
+            if state == OrderState.NOT_PLACED or is_short:
                 self.goal = replace(goal, attempt=goal.attempt + 1)
             elif order.leg in (Leg.EXIT, Leg.FLATTEN):
                 self.goal = None
-        if state == OrderState.NOT_PLACED:
+        if state == OrderState.NOT_PLACED or is_short:
             self.pause_ms = now.account_ms + ASK_MS
 
     def _tell(self, order: Tracked, state: OrderState, reason: str, profit: str) -> None:

@@ -26,6 +26,7 @@ from shared.errors import Failure, Unavailable
 from shared.events import Order
 
 VERSION = 1
+_BEGIN_AGAIN = "start the trader again; it takes what the bus and the exchange know"
 _DEFAULTS = {
     one.name: one.default_factory() if callable(one.default_factory) else one.default
     for one in fields(Order)
@@ -138,7 +139,13 @@ class Journal:
     # -- reading --------------------------------------------------------------------------------
 
     def lines(self) -> Iterator[Order]:
-        """Every line, oldest first; afterwards `found` and `last` are known."""
+        """Every line, oldest first; afterwards `found` and `last` are known.
+
+        Raises:
+            Failure: the file was deleted.
+        """
+        if not self.path.exists():
+            raise Failure(f"{self.path} was deleted while in use: {_BEGIN_AGAIN}")
         self._places.clear()
         self._taken_in.clear()
         self.last = 0
@@ -227,11 +234,15 @@ class Journal:
 
         Raises:
             Unavailable: it may not be there.
+            Failure: the file was deleted, so that no restart would find it.
         """
         try:
             os.fdatasync(self._fd)
+            is_named = os.fstat(self._fd).st_nlink > 0
         except OSError as error:
             raise Unavailable(f"{self.path} cannot be synced: {error.strerror}") from None
+        if not is_named:
+            raise Failure(f"{self.path} was deleted while in use: {_BEGIN_AGAIN}")
 
 
 def _record(body: dict[str, Any]) -> bytes:

@@ -129,3 +129,14 @@ def test_lines_of_another_file_keep_their_identity(tmp_path: Path) -> None:
     assert found == [theirs[0], *own]
     assert journal.holds(theirs[0])
     assert list(journal.since("BTCUSDT", 0)) == own
+
+
+def test_nothing_is_durable_in_a_journal_that_was_deleted_under_the_trader(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with Journal.open(path) as journal:
+        journal.sync()
+        path.unlink()
+        with pytest.raises(Failure, match="was deleted while in use"):
+            journal.sync()
+        with pytest.raises(Failure, match="was deleted while in use"):
+            list(journal.lines())

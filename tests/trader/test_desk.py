@@ -1,0 +1,141 @@
+"""Exits that the exchange refuses or fills in part, step by step over the trader's real core."""
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from shared.events import OrderState
+from shared.exchange import Fill, NewOco, NewOrder, OrderReport, OrderType, Side, Status
+from shared.rules import NAN, Bar, Rules
+from tests.trader.world import BUY, FILTERS, MINUTE, RULES, SELL, START, SYMBOL, bar, signal
+from trader.core import Core, Limits
+from trader.desk import Desk
+from trader.messages import Balances, Now, Place, Refused
+
+STOPS = RULES._replace(stop_loss=0.02, take_profit=0.03)
+WRONG_SIDE = Refused(-2010, "The relationship of the prices for the orders is not correct.")
+
+
+class Table:
+    """A desk with 10,000 USDT, and an exchange that answers what the test says."""
+
+    def __init__(self, rule: Rules) -> None:
+        self.core = Core("paper", "1m", rule, Limits(max_age_ms=120_000))
+        self.desk: Desk = self.core.open(SYMBOL, "BTC", "USDT")
+        self.desk.filters = FILTERS
+        self.desk.ready, self.desk.ready_ms = True, START
+        self.core.skew_ms = 0.0
+        self.t = START + MINUTE
+        self.trades = 0
+        amounts = {"USDT": (Decimal(10_000), Decimal(0)), "BTC": (Decimal(0), Decimal(0))}
+        self.core.balances(Balances(amounts, self.t))
+
+    @property
+    def now(self) -> Now:
+        return Now(self.t, self.t, self.t)
+
+    def sent(self) -> Place | None:
+        """What the last events sent, None = no order."""
+        places = [r for _, r in self.core.take().requests if isinstance(r, Place)]
+        assert len(places) <= 1
+        return places[0] if places else None
+
+    def fill(self, place: Place, quantity: Decimal, price: str, status: Status) -> None:
+        """The reply: so much was filled, and the order has that status."""
+        order = place.order
+        assert isinstance(order, NewOrder)
+        assert order.quantity is not None
+        self.trades += 1
+        fill = Fill(
+            symbol=SYMBOL, trade_id=self.trades, order_id=self.trades, side=order.side,
+            price=Decimal(price), quantity=quantity, quote_quantity=quantity * Decimal(price),
+            fee=Decimal(0), fee_asset="USDT", time_ms=self.t, is_maker=False,
+        )  # fmt: skip
+        report = OrderReport(
+            symbol=SYMBOL, order_id=self.trades, list_id=None, client_id=order.client_id,
+            side=order.side, type=order.type, status=status, quantity=order.quantity,
+            price=Decimal(0), stop_price=Decimal(0), executed=quantity, executed_quote=Decimal(0),
+            time_ms=self.t, update_ms=self.t, fills=(fill,),
+        )  # fmt: skip
+        self.desk.placed(place.client_ids, [report], self.now)
+
+    def bought(self) -> Decimal:
+        """The first candle's entry, filled at 100."""
+        self.desk.decide(signal(0, BUY), bar(0, BUY), self.now)
+        entry = self.sent()
+        assert entry is not None
+        assert isinstance(entry.order, NewOrder)
+        assert entry.order.quantity is not None
+        self.fill(entry, entry.order.quantity, "100", Status.FILLED)
+        return entry.order.quantity
+
+
+def market_sale(place: Place | None) -> Decimal:
+    """How much it sells at market."""
+    assert place is not None
+    assert isinstance(place.order, NewOrder)
+    assert (place.order.side, place.order.type) == (Side.SELL, OrderType.MARKET)
+    assert place.order.quantity is not None
+    return place.order.quantity
+
+
+def test_a_position_that_cannot_be_protected_is_sold_to_its_last_lot_however_thin_the_book() -> (
+    None
+):
+    table = Table(STOPS)
+    held = table.bought()
+    pair = table.sent()
+    assert pair is not None
+    assert isinstance(pair.order, NewOco)
+    table.desk.placed(pair.client_ids, WRONG_SIDE, table.now)
+    first = table.sent()
+    assert market_sale(first) == held
+    assert first is not None
+    table.fill(first, Decimal("40"), "90", Status.EXPIRED)
+    assert table.sent() is None  # an exchange in trouble is not asked again at once
+    table.t += 2_000
+    table.desk.tick(table.now)
+    second = table.sent()
+    assert market_sale(second) == held - 40
+    assert second is not None
+    table.fill(second, held - 40, "89", Status.FILLED)
+    assert table.sent() is None
+    assert table.desk.ledger.position == 0
+    assert table.core.switch == OrderState.RESUMED
+
+
+def test_a_position_below_its_stop_is_sold_anew_at_every_candle_until_it_is_gone() -> None:
+    table = Table(STOPS)
+    held = table.bought()
+    pair = table.sent()
+    assert pair is not None
+    for number, close, left in ((1, 90.0, held), (2, 80.0, held - 30), (3, 70.0, held - 60)):
+        table.desk.placed(pair.client_ids, WRONG_SIDE, table.now)
+        sale = table.sent()
+        assert market_sale(sale) == left
+        assert sale is not None
+        table.fill(sale, Decimal("30"), f"{close}", Status.EXPIRED)
+        assert table.core.switch == OrderState.RESUMED
+        table.t += MINUTE
+        crash = Bar(START + number * MINUTE, close, close, close, close, 0.0, NAN)
+        table.desk.decide(replace(signal(number, 0.0), close=close), crash, table.now)
+        pair = table.sent()
+        assert pair is not None
+        assert isinstance(pair.order, NewOco)
+
+
+@pytest.mark.parametrize("score", [BUY, SELL])
+def test_a_signal_whose_close_is_not_its_candle_s_is_dropped(score: float) -> None:
+    table = Table(RULES)
+    if score == SELL:
+        table.bought()
+        assert table.sent() is None
+    number = 0 if score == BUY else 1
+    table.t = START + (number + 1) * MINUTE
+    table.desk.decide(replace(signal(number, score), close=1.0), bar(number, score), table.now)
+    out = table.core.take()
+    assert [request for _, request in out.requests if isinstance(request, Place)] == []
+    assert [(line.state, line.reason) for line in out.lines] == [
+        ("DROPPED", "invalid: close 1 is not its candle's, 100")
+    ]
