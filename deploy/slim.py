@@ -32,7 +32,13 @@ _UNUSED = (
 # --live: the kernels are compiled ahead of time (deploy/compiled.py); pictures are PNG only.
 _OFFLINE = (
     "numba", "numba-*.dist-info", "llvmlite", "llvmlite-*.dist-info",
-    "fontTools", "fonttools-*.dist-info", "matplotlib/mpl-data/sample_data",
+    # Of fontTools matplotlib reads a list of glyph names only.
+    *(f"fontTools/{name}" for name in (
+        "cffLib", "colorLib", "cu2qu", "designspaceLib", "diff", "encodings", "feaLib", "merge",
+        "mtiLib", "otlLib", "pens", "qu2cu", "subset", "svgLib", "t1Lib", "ttLib", "ufoLib",
+        "unicodedata", "varLib", "voltLib", "misc/*.so",
+    )),
+    "matplotlib/mpl-data/sample_data",
     "matplotlib/mpl-data/fonts/afm", "matplotlib/mpl-data/fonts/pdfcorefonts",
     "PIL/_avif*.so", "PIL/_webp*.so", "PIL/_imagingft*.so", "PIL/_imagingcms*.so",
     "pillow.libs/libavif*", "pillow.libs/libwebp*", "pillow.libs/libsharpyuv*",
