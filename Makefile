@@ -32,7 +32,8 @@ help:
 	@echo "                       make test-browser: pages in headless Chromium;"
 	@echo "                       make test-clients: other people's Binance clients against the"
 	@echo "                       simulator, each in its own environment"
-	@echo "make chaos             CHAOS_MINUTES (10) of random faults, compared with a batch run"
+	@echo "make chaos             CHAOS_MINUTES (10) of random faults, compared with a batch run; then"
+	@echo "                       CHAOS_SIGNALS (1000) to a trader that is killed every 20 s"
 	@echo "make docker-test       the containers' demo on a Docker engine, killed and counted"
 	@echo "make audit             known holes in what is installed; Kubernetes manifests"
 	@echo "make sbom              the images' bill of materials (CycloneDX)"
@@ -59,7 +60,7 @@ test-slow: $(STAMPS)/dev
 # CHAOS_MINUTES=480 before a release.
 CHAOS_MINUTES ?= 10
 chaos: $(STAMPS)/dev
-	@CHAOS_MINUTES=$(CHAOS_MINUTES) $(BIN)/python -m pytest -m chaos -s tests/resilience
+	@CHAOS_MINUTES=$(CHAOS_MINUTES) $(BIN)/python -m pytest -m chaos -s tests/resilience tests/trader
 
 # Tools of their own, which never mix with what is audited.
 TOOLS := $(STAMPS)/tools

@@ -114,6 +114,17 @@ def test_the_switch_is_what_was_said_last() -> None:
     assert fold(halted).commands == {"limit: loss"}
 
 
+def test_in_a_new_account_nothing_of_the_old_one_is_held_and_profits_stay() -> None:
+    sold = line("b", "FILLED", fill(2, "SELL", "110", "0.5", "0", "USDT"), side="SELL")
+    old = [line("a", "FILLED", BOUGHT), sold, line("c", "INTENT")]
+    new = line("", "RESUMED", client_id="", reason=f"operator: RESUME 1 itb {ledger.NEW_ACCOUNT}")
+    found = fold(*old, new)
+    assert (found.position, found.cost, list(found.open)) == (0, 0, [])
+    assert found.profit == fold(*old).profit > 0
+    again = fold(*old, new, line("d", "FILLED", fill(3, "BUY", "10", "2", "0", "USDT")))
+    assert (again.position, again.cost, again.entry_price) == (2, 20, 10)
+
+
 amounts = st.decimals("0.00001", "5", places=5)
 prices = st.decimals("1", "1000", places=2)
 

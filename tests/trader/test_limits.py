@@ -13,7 +13,8 @@ from shared.ledger import DAY_MS, packed
 from shared.rules import Bar
 from tests.trader.world import BUY, FILTERS, MINUTE, RULES, SELL, START, SYMBOL, bar, signal
 from trader.core import Core, Limits
-from trader.messages import Balances, Now, Place
+from trader.messages import Balances, Now, Place, Query
+from trader.summary import daily_summary
 
 D = Decimal
 ETH = replace(FILTERS, symbol="ETHUSDT", base="ETH")
@@ -205,3 +206,33 @@ def test_every_switch_stops_entries_and_reduce_only_still_sells(word: str) -> No
     if word != "FLATTEN":
         line = decide(made, 0, SELL)
         assert line.state == ("INTENT" if word == "REDUCE_ONLY" else "DROPPED")
+
+
+def test_what_a_journal_may_have_lost_is_looked_for_and_not_sent() -> None:
+    """FAULTS T9: the signal was traded perhaps by a former life, whose lines are gone."""
+    made = core()
+    desk = made.desks[SYMBOL]
+    desk.suspect, desk.ready_ms = True, now(0).market_ms + 1
+    line = decide(made, 0, BUY)
+    assert (line.state, line.client_id[:3]) == ("UNKNOWN", "k1-")
+    assert not [r for _, r in made.out.requests if isinstance(r, Place)]
+    start = now(0)
+    for later_ms in (1_000, 19_000, 21_000, 23_000):
+        at = Now(start.account_ms + later_ms, start.market_ms + later_ms, 0)
+        desk.tick(at)
+        asked = [r for _, r in made.take().requests]
+        assert asked == [Query(line.client_id, "query")]
+        desk.found(line.client_id, None, at.account_ms, at, what="query")
+    assert desk.ledger.orders[line.client_id].state == "NOT_PLACED"
+    assert desk.unknown is None
+
+
+def test_the_day_in_one_message() -> None:
+    lines = [*trip(1, "100", "90"), *trip(2, "100", "130"), past("b3", "BUY", "120", 9)]
+    made = core(*lines)
+    ledger = made.desks[SYMBOL].ledger
+    text = daily_summary(START // DAY_MS, [ledger], [125.0], [100.0], D("10025"))
+    assert text == (
+        "2023-11-14: holds 1 BTC; realised +20.00 USDT in 2 round trips (1 won); unrealised +5.00 "
+        "USDT; fees none; slippage +0.00 USDT; account 10025.00 USDT; buy and hold BTC +25.00 %"
+    )
