@@ -1,7 +1,10 @@
 """Orders over the wire: what is executed at what price, and that every source tells the same."""
 
 import asyncio
-from decimal import ROUND_DOWN, Decimal
+import json
+import time
+from decimal import ROUND_DOWN, ROUND_UP, Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,3 +292,55 @@ async def test_the_market_moves_while_orders_wait() -> None:
                 found: list[dict[str, Any]] = []
                 while not any(e.get("X") == "FILLED" for e in found):
                     found += await socket.next(1)
+
+
+async def test_slippage_makes_takers_pay_more_up_to_their_limit() -> None:
+    async with exchange("--slippage-bps", "2.5", "--balance", "USDT=100000", "BTC=1") as ex:
+        client = Client(ex)
+        shown = await book(ex)
+        cent = Decimal("0.01")
+        ask, bid = shown["asks"][0][0], shown["bids"][0][0]
+        bought = await client.place("BUY", "MARKET", quantity="0.001")
+        worse = (ask * Decimal("1.00025")).quantize(cent, ROUND_UP)
+        assert shown_fills(bought) == [(worse, Decimal("0.001"))]
+        sold = await client.place("SELL", "MARKET", quantity="0.001")
+        worse = (bid * Decimal("0.99975")).quantize(cent, ROUND_DOWN)
+        assert shown_fills(sold) == [(worse, Decimal("0.001"))]
+        limited = await client.place("BUY", "LIMIT", quantity="0.001", price=ask + 1)
+        assert shown_fills(limited) == [(ask + 1, Decimal("0.001"))]
+
+
+async def test_latency_passes_before_the_engine_and_counts_towards_the_window() -> None:
+    async with exchange("--latency-ms", "120") as ex:
+        client = Client(ex)
+        start = time.monotonic()
+        order = await client.place("BUY", "MARKET", quantity="0.001")
+        assert time.monotonic() - start >= 0.12
+        assert order["status"] == "FILLED"
+        refused = await client.refused("BUY", "MARKET", quantity="0.001", recvWindow=100)
+        assert refused == (400, -1021, "Timestamp for this request is outside of the recvWindow.")
+        counted = await client.ask("GET", "rateLimit/order")
+        assert counted[1]["count"] == 1  # refused late, counted all the same; the other has filled
+
+
+async def test_trades_while_the_exchange_was_down_fill_what_rested(tmp_path: Path) -> None:
+    """A live synthetic market goes on without the process."""
+    day = 86_400_000
+    options = ("--speed", "1", "--history", "3000", "--workdir", str(tmp_path))
+    async with exchange(*options) as ex:
+        client = Client(ex)
+        rows = await ex.klines(limit=1000)
+        price = min(Decimal(row[3]) for row in rows[:-1]) + Decimal("0.01")
+        order = await client.place("BUY", "LIMIT", quantity="0.001", price=price)
+        assert order["status"] == "NEW"
+    # as if the process had ended a day ago
+    position = tmp_path / "simulator-position"
+    journal = tmp_path / "simulator-exchange.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    booked = next(entry for line in lines for entry in line if entry[0] == "Booked")
+    booked[3] -= day
+    position.write_text(f"{booked[3]}\n")
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    async with exchange(*options) as ex:
+        found = await Client(ex).order(order["orderId"])
+        assert found["status"] == "FILLED"
