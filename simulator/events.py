@@ -37,6 +37,9 @@ class Topic:
     offset_ms: int = 0
     levels: int = 0
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # says it all, and a string keeps its hash
+
 
 @dataclass(slots=True)
 class Message:
@@ -157,15 +160,14 @@ def _klines(topic: Topic, series: Series, scene: Scene) -> list[Message]:
         return []
     now_ms = scene.now_ms
     level = series.level(topic.interval, topic.offset_ms)
-    found = [
-        kline_message(topic, level.candle(index), closed=True, now_ms=now_ms)
-        for index in range(level.closed(scene.prev_ms), level.closed(now_ms))
-    ]
-    if not found:
-        opened = series.open_candle(topic.interval, now_ms, topic.offset_ms)
-        if opened is not None:
-            found.append(kline_message(topic, opened, closed=False, now_ms=now_ms))
-    return found
+    before, done = level.closed(scene.prev_ms), level.closed(now_ms)
+    if before < done:
+        return [
+            kline_message(topic, level.candle(index), closed=True, now_ms=now_ms)
+            for index in range(before, done)
+        ]
+    opened = series.open_candle(topic.interval, now_ms, topic.offset_ms)
+    return [] if opened is None else [kline_message(topic, opened, closed=False, now_ms=now_ms)]
 
 
 def _text_message(topic: Topic, write: Callable[[int], str]) -> Message:

@@ -7,7 +7,7 @@ that the data does not have does not exist, neither here nor in any larger inter
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -50,11 +50,11 @@ class AggTrade:
         return [(self.first_id + i, (each if i else first) / self.lot_unit) for i in range(count)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Level:
-    """Closed candles of one interval.
+    """Closed candles of one interval; its columns never change.
 
-    start: index of each candle's first base row. closes_ms: open time plus interval.
+    start: index of each candle's first base row.
     """
 
     step_ms: int
@@ -64,39 +64,45 @@ class Level:
     first_id: Ints
     last_id: Ints
     is_plain: Bools
+    _closed: int = field(default=0, init=False)  # the last answer of `closed`,
+    _since_ms: int = field(default=0, init=False)  # which holds from here
+    _until_ms: int = field(default=0, init=False)  # to before this
 
     def __len__(self) -> int:
         return len(self.open_time_ms)
 
     def closed(self, now_ms: int) -> int:
         """How many candles are closed at `now_ms`."""
-        return int(self.open_time_ms.searchsorted(now_ms - self.step_ms, side="right"))
+        if self._since_ms <= now_ms < self._until_ms:
+            return self._closed
+        at, step, times = now_ms - self.step_ms, self.step_ms, self.open_time_ms
+        count = int(times.searchsorted(at, side="right"))
+        self._closed = count
+        self._since_ms = times.item(count - 1) + step if count else now_ms
+        self._until_ms = times.item(count) + step if count < len(times) else now_ms + 1
+        return count
 
     def candle(self, index: int) -> Candle:
-        open_time = int(self.open_time_ms[index])
+        open_time = self.open_time_ms.item(index)
         return Candle(
             open_time,
             open_time + self.step_ms - 1,
             tuple(self.values[index].tolist()),
-            int(self.first_id[index]),
-            int(self.last_id[index]),
-            bool(self.is_plain[index]),
+            self.first_id.item(index),
+            self.last_id.item(index),
+            self.is_plain.item(index),
         )
 
 
 class _Tape(NamedTuple):
-    """One candle's trades as running sums: position i = after the i-th order."""
+    """One candle's trades as running sums: position i = after the i-th order.
+
+    sums: (orders, 8) float64: high, low, price, lots, quote, trades, taker, taker_quote.
+    """
 
     at: int
     time_ms: list[int]
-    price: list[float]
-    high: list[float]
-    low: list[float]
-    lots: list[float]
-    quote: list[float]
-    trades: list[int]
-    taker: list[float]
-    taker_quote: list[float]
+    sums: Floats
     whole: Candle
 
 
@@ -110,7 +116,7 @@ class Series:
         self.seed = _symbol_seed(seed, table.symbol)
         self._levels: dict[tuple[int, int], Level] = {}
         self._paths: dict[int, Paths] = {}
-        self._quotes: dict[int, tuple[Floats, ...]] = {}
+        self._sums: dict[int, Floats] = {}
         self._newest: _Tape | None = None
         self._load(table)
 
@@ -147,11 +153,12 @@ class Series:
             _are_plain(table.values),
         )
         self._levels = {(self.step_ms, 0): self.base}
+        self._named: dict[tuple[str, int], Level] = {}
 
     def extend(self, table: KlineTable) -> None:
         """Append later candles (the synthetic market grows as time passes)."""
         old = self.table
-        kept = self._paths, self._quotes
+        kept = self._paths, self._sums
         self._load(
             KlineTable(
                 symbol=old.symbol,
@@ -162,7 +169,7 @@ class Series:
         )
         self._newest = None
         last = len(old) // _CHUNK
-        self._paths, self._quotes = ({k: v for k, v in d.items() if k < last} for d in kept)  # type: ignore[assignment]
+        self._paths, self._sums = ({k: v for k, v in d.items() if k < last} for d in kept)  # type: ignore[assignment]
 
     def serves(self, interval: str) -> bool:
         """Whether candles of this interval can be made from the data: a multiple of its own."""
@@ -171,11 +178,14 @@ class Series:
 
     def level(self, interval: str, offset_ms: int = 0) -> Level:
         """Candles of an interval; offset_ms moves its raster, as a time zone east of UTC does."""
-        step = INTERVALS_MS[interval]
-        key = (step, offset_ms % step % INTERVALS_MS["1d"])
-        level = self._levels.get(key)
+        level = self._named.get((interval, offset_ms))
         if level is None:
-            level = self._levels[key] = self._fold(*key)
+            step = INTERVALS_MS[interval]
+            key = (step, offset_ms % step % INTERVALS_MS["1d"])
+            level = self._levels.get(key)
+            if level is None:
+                level = self._levels[key] = self._fold(*key)
+            self._named[interval, offset_ms] = level
         return level
 
     def _fold(self, step: int, offset: int) -> Level:
@@ -205,7 +215,8 @@ class Series:
 
     # trades
 
-    def _chunk(self, index: int) -> tuple[Paths, tuple[Floats, ...]]:
+    def _chunk(self, index: int) -> tuple[Paths, Floats]:
+        """The paths of the candles around `index`, and (candles, SLOTS, 8) sums of _Tape."""
         number = index // _CHUNK
         paths = self._paths.get(number)
         if paths is None:
@@ -221,7 +232,7 @@ class Series:
             )
             while len(self._paths) >= _KEPT_CHUNKS:
                 oldest = next(iter(self._paths))
-                del self._paths[oldest], self._quotes[oldest]
+                del self._paths[oldest], self._sums[oldest]
             bought = np.where(paths.buy, paths.lots, 0)
             low = paths.price[:, :1]
             lot, tick = 10.0**-self.lot_digits, 10.0**-self.price_digits
@@ -230,70 +241,49 @@ class Series:
             quote = np.cumsum((paths.price - low) * paths.lots, axis=1)
             taker_quote = np.cumsum((paths.price - low) * bought, axis=1)
             self._paths[number] = paths
-            self._quotes[number] = (
-                paths.price / 10.0**self.price_digits,
-                np.maximum.accumulate(paths.price, axis=1) / 10.0**self.price_digits,
-                np.minimum.accumulate(paths.price, axis=1) / 10.0**self.price_digits,
-                lots / 10.0**self.lot_digits,
-                taker / 10.0**self.lot_digits,
-                np.round(low * tick * (lots * lot) + quote * (tick * lot), 8),
-                np.round(low * tick * (taker * lot) + taker_quote * (tick * lot), 8),
-            )
-        return paths, self._quotes[number]
+            sums = np.empty((*paths.price.shape, 8))
+            sums[..., 0] = np.maximum.accumulate(paths.price, axis=1) / 10.0**self.price_digits
+            sums[..., 1] = np.minimum.accumulate(paths.price, axis=1) / 10.0**self.price_digits
+            sums[..., 2] = paths.price / 10.0**self.price_digits
+            sums[..., 3] = lots / 10.0**self.lot_digits
+            sums[..., 4] = np.round(low * tick * (lots * lot) + quote * (tick * lot), 8)
+            sums[..., 5] = paths.before + paths.trades
+            sums[..., 6] = taker / 10.0**self.lot_digits
+            sums[..., 7] = np.round(low * tick * (taker * lot) + taker_quote * (tick * lot), 8)
+            self._sums[number] = sums
+        return paths, self._sums[number]
 
     def _tape(self, index: int) -> "_Tape":
-        """The running sums of candle `index`, as lists; the newest one is kept."""
+        """The running sums of candle `index`; the newest one is kept."""
         if self._newest is not None and self._newest.at == index:
             return self._newest
-        paths, (price, high, low, lots, taker, quote, taker_quote) = self._chunk(index)
-        i, orders = index % _CHUNK, int(paths.orders[index % _CHUNK])
-        self._newest = _Tape(
-            index,
-            paths.time_ms[i, :orders].tolist(),
-            price[i].tolist(),
-            high[i].tolist(),
-            low[i].tolist(),
-            lots[i].tolist(),
-            quote[i].tolist(),
-            (paths.before[i] + paths.trades[i]).tolist(),
-            taker[i].tolist(),
-            taker_quote[i].tolist(),
-            self.base.candle(index),
-        )
+        paths, sums = self._chunk(index)
+        i = index % _CHUNK
+        times = paths.time_ms[i, : paths.orders.item(i)].tolist()
+        self._newest = _Tape(index, times, sums[i], self.base.candle(index))
         return self._newest
 
     def partial(self, index: int, now_ms: int) -> Candle | None:
         """Base candle `index` as its trades up to now leave it; None before the first."""
-        tape = self._tape(index)
-        whole = tape.whole
-        orders = len(tape.time_ms)
+        _, time_ms, sums, whole = self._tape(index)
+        orders = len(time_ms)
         if not orders:
             still = whole.values[0]
             empty = [0.0 if value == value else value for value in whole.values[4:]]  # noqa: PLR0124
             return whole._replace(values=(still, still, still, still, *empty), is_plain=False)
-        last = bisect_right(tape.time_ms, now_ms) - 1
+        last = bisect_right(time_ms, now_ms) - 1
         if last < 0:
             return None
         if last == orders - 1:
             return whole
-        count = tape.trades[last]
-        values: tuple[float, ...] = (
-            whole.values[0],
-            tape.high[last],
-            tape.low[last],
-            tape.price[last],
-            tape.lots[last],
-            tape.quote[last],
-            float(count),
-            tape.taker[last],
-            tape.taker_quote[last],
-        )
+        values: tuple[float, ...] = (whole.values[0], *sums[last].tolist())
+        count = int(values[6])
         if not whole.is_plain:  # a column that the source lacks is missing while open, too
             values = tuple(
                 part if final == final else final  # noqa: PLR0124
                 for part, final in zip(values, whole.values, strict=True)
             )
-        first_id = int(self._first_trade[index])
+        first_id = whole.first_id
         return Candle(
             whole.open_time_ms,
             whole.close_time_ms,
@@ -308,7 +298,7 @@ class Series:
         base = self.base
         done = base.closed(now_ms)
         part = None
-        if done < len(base) and base.open_time_ms[done] <= now_ms:
+        if done < len(base) and base.open_time_ms.item(done) <= now_ms:
             part = self.partial(done, now_ms)
         step = INTERVALS_MS[interval]
         if step == self.step_ms:

@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import NamedTuple
 
 MILLISECONDS = 1
@@ -66,11 +67,15 @@ def kline_row(candle: Candle, unit: int = MILLISECONDS) -> str:
     )
 
 
-_PLAIN = (
-    '{"e":"kline","E":%d,"s":"%s","k":{"t":%d,"T":%d,"s":"%s","i":"%s","f":%d,"L":%d,"o":"%.8f",'
-    '"c":"%.8f","h":"%.8f","l":"%.8f","v":"%.8f","n":%d,"x":%s,"q":"%.8f","V":"%.8f","Q":"%.8f",'
-    '"B":"0"}}'
-)
+@lru_cache(maxsize=65536)
+def _plain_form(symbol: str, interval: str, closed: bool) -> bytes:
+    """The event of a plain candle but for its numbers."""
+    symbol, interval = symbol.replace("%", "%%"), interval.replace("%", "%%")
+    return (
+        f'{{"e":"kline","E":%d,"s":"{symbol}","k":{{"t":%d,"T":%d,"s":"{symbol}","i":"{interval}",'
+        '"f":%d,"L":%d,"o":"%.8f","c":"%.8f","h":"%.8f","l":"%.8f","v":"%.8f","n":%d,'
+        f'"x":{"true" if closed else "false"},"q":"%.8f","V":"%.8f","Q":"%.8f","B":"0"}}}}'
+    ).encode()
 
 
 def kline_event(
@@ -79,11 +84,10 @@ def kline_event(
     """The payload of `<symbol>@kline_<interval>`."""
     o, h, low, c, v, q, n, tb, tq = candle.values
     if candle.is_plain:
-        head = (event_ms * unit, symbol, candle.open_time_ms * unit)
-        end = end_stamp(candle.close_time_ms, unit)
-        ids = (symbol, interval, candle.first_id, candle.last_id)
-        x = "true" if closed else "false"
-        return (_PLAIN % (*head, end, *ids, o, c, h, low, v, n, x, q, tb, tq)).encode()
+        start, end = candle.open_time_ms * unit, end_stamp(candle.close_time_ms, unit)
+        first, last = candle.first_id, candle.last_id
+        numbers = (event_ms * unit, start, end, first, last, o, c, h, low, v, n, q, tb, tq)
+        return _plain_form(symbol, interval, closed) % numbers
     return (
         f'{{"e":"kline","E":{event_ms * unit},"s":"{symbol}",'
         f'"k":{{"t":{candle.open_time_ms * unit},'
@@ -102,7 +106,12 @@ def levels(side: Sequence[tuple[float, float]]) -> str:
 
 def wrapped(stream: str, payload: bytes) -> bytes:
     """The form of combined connections."""
-    return b'{"stream":' + json.dumps(stream).encode() + b',"data":' + payload + b"}"
+    return b"%b%b}" % (_wrapping(stream), payload)
+
+
+@lru_cache(maxsize=65536)
+def _wrapping(stream: str) -> bytes:
+    return b'{"stream":' + json.dumps(stream).encode() + b',"data":'
 
 
 _TEXT, _PING = 0x81, 0x89
