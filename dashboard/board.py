@@ -14,7 +14,7 @@ from dashboard.track import FIELDS, Track
 from dashboard.whatif import WhatIf
 from shared.bus import Entry, id_order
 from shared.config import Settings
-from shared.events import Notice, Order, OrderState, Parity
+from shared.events import Drift, Notice, Order, OrderState, Parity
 
 ORDERS = 500  # lines of the journal that are shown, of all symbols; and as many of what was dropped
 NOTICES = 300
@@ -50,6 +50,7 @@ class Board:
         self.dropped: deque[Json] = deque(maxlen=ORDERS)
         self.notices: deque[Json] = deque(maxlen=NOTICES)
         self.parity: dict[str, Json] = {}
+        self.drift: dict[str, Drift] = {}
         self.status: Json = {}
         self.releases: Json = {}
         self._told: dict[str, Json] = {}
@@ -73,6 +74,8 @@ class Board:
         elif isinstance(event, Parity):
             symbol = entry.source.symbol
             self.parity[symbol] = {"kind": "parity", "symbol": symbol, **_plain(event)}
+        elif isinstance(event, Drift):
+            self.drift[entry.source.symbol] = event
         elif (track := self.tracks.get(entry.source.symbol)) is not None:
             track.apply(entry)
 

@@ -1,11 +1,13 @@
 """The releases in the model folder, as the page shows them."""
 
+import hashlib
 import math
 from pathlib import Path
 
 from dashboard.account import Json
 from shared.config import Settings
 from shared.errors import BadInput, Failure
+from shared.reference import REFERENCE, Reference, parse
 from shared.releases import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -29,6 +31,7 @@ class Library:
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.model_folder
         self._manifests: dict[str, Manifest | str] = {}
+        self._references: dict[str, Reference] = {}
 
     def look(self) -> Json:
         """The newest releases, newest first; blocks on the disk."""
@@ -60,6 +63,25 @@ class Library:
         """None where it cannot be read."""
         found = self._manifest(release)
         return None if isinstance(found, str) else found
+
+    def reference(self, release: str) -> Reference | None:
+        """What a release was trained on; None where it does not say. Blocks on the disk.
+
+        Raises:
+            BadInput: the file is not the one that was released.
+        """
+        if release not in self._references:
+            manifest = self.manifest(release)
+            if manifest is None or manifest.reference_sha256 is None:
+                return None
+            path = self._folder / "releases" / release / REFERENCE
+            content = _read(path, MAX_MANIFEST_BYTES)
+            if hashlib.sha256(content).hexdigest() != manifest.reference_sha256:
+                raise BadInput(f"{REFERENCE} of {release} is not the file that was released")
+            self._references = {
+                release: parse(content)
+            }  # the live one is asked for, again and again
+        return self._references[release]
 
     def _manifest(self, release: str) -> Manifest | str:
         """The manifest, or what is wrong with it."""

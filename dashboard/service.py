@@ -20,7 +20,7 @@ from shared.bus import Bus, Entry, Source, id_order
 from shared.config import Settings
 from shared.errors import OutOfSync
 from shared.runtime import Session
-from shared.streams import FEATURE, KLINE, NOTICE, ORDER, PARITY, SIGNAL
+from shared.streams import DRIFT, FEATURE, KLINE, NOTICE, ORDER, PARITY, SIGNAL
 
 log = logging.getLogger(__name__)
 _PACE_S = 0.1  # between two updates of the pages: what comes faster is told together
@@ -73,7 +73,7 @@ class Dashboard:
         """
         after = dict.fromkeys(sources, "0-0")
         tails: dict[str, list[Entry[Any]]] = {}
-        counts = {NOTICE.name: NOTICES, PARITY.name: 1}
+        counts = {NOTICE.name: NOTICES, PARITY.name: 1, DRIFT.name: 1}
         for key, source in reversed(sources.items()):
             session.alive()
             if source.stream is ORDER:
@@ -150,7 +150,11 @@ def sources_of(settings: Settings) -> dict[str, Source[Any]]:
         for stream in _DERIVED
         for symbol in settings.symbols
     ]
-    found += [Source(PARITY, symbol, settings.interval) for symbol in settings.symbols]
+    found += [
+        Source(stream, symbol, settings.interval)
+        for stream in (PARITY, DRIFT)
+        for symbol in settings.symbols
+    ]
     found += [Source(ORDER, symbol) for symbol in settings.symbols]
     found.append(Source(NOTICE))
     return {source.key: source for source in found}

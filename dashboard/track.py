@@ -174,6 +174,14 @@ class Track:
     def newest(self) -> Row | None:
         return self._rows[next(reversed(self._rows))] if self._rows else None
 
+    @property
+    def release(self) -> str:
+        """That scored the newest candle which has a signal; "" where there is none."""
+        for row in reversed(self._rows.values()):
+            if row.signal is not None:
+                return row.signal.release
+        return ""
+
     def row(self, open_time_ms: int) -> Row | None:
         return self._rows.get(open_time_ms)
 

@@ -20,7 +20,7 @@ from dashboard.actions import Actions
 from dashboard.assets import Asset, read_assets
 from dashboard.board import shown_candles
 from dashboard.credentials import LONGEST, Credentials
-from dashboard.features import among_recent
+from dashboard.features import against_training, drift_shown
 from dashboard.guard import (
     Attempts,
     Login,
@@ -34,7 +34,7 @@ from dashboard.hub import Viewer, encode
 from dashboard.service import Dashboard
 from dashboard.track import Track
 from shared.config import Settings
-from shared.errors import Failure, OutOfSync, Unavailable
+from shared.errors import BadInput, Failure, OutOfSync, Unavailable
 from shared.runtime import code_version
 from shared.streams import schema_key
 
@@ -285,19 +285,33 @@ class Site:
         return self._json(self._track(request).outputs())
 
     async def _features(self, request: web.Request) -> web.StreamResponse:
-        track, session = self._track(request), self.dashboard.session
+        track, session, board = (
+            self._track(request),
+            self.dashboard.session,
+            self.dashboard.hub.board,
+        )
         vectors = list(track.vectors)
-        answer = {"symbol": track.symbol, "time": None, "candles": len(vectors), "problem": ""}
+        drift = None if board is None else board.drift.get(track.symbol)
+        answer: dict[str, Any] = {
+            "symbol": track.symbol, "time": None, "candles": len(vectors), "problem": "",
+            "features": [], "novelty": None, "drift": drift_shown(drift),
+        }  # fmt: skip
         if not vectors or session is None:
-            return self._json(answer | {"features": []})
+            return self._json(answer)
         schema = vectors[-1].schema
         text = await session.bus.get(schema_key(schema))
         if text is None:
             problem = f"the names of schema {schema} are not on the bus"
-            return self._json(answer | {"features": [], "problem": problem})
+            return self._json(answer | {"problem": problem})
         names = [str(name) for name in json.loads(text)]
-        features = await asyncio.to_thread(among_recent, names, vectors)
-        return self._json(answer | {"time": vectors[-1].open_time_ms, "features": features})
+        release = track.release
+        try:
+            reference = await asyncio.to_thread(self.dashboard.library.reference, release)
+            found = await asyncio.to_thread(against_training, names, vectors, reference, drift)
+        except BadInput as error:
+            found = await asyncio.to_thread(against_training, names, vectors, None, drift)
+            answer["problem"] = str(error)
+        return self._json(answer | found | {"time": vectors[-1].open_time_ms})
 
     async def _ledger(self, request: web.Request) -> web.StreamResponse:
         return self._json(self._track(request).ledger())

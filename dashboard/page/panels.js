@@ -8,6 +8,7 @@ import { get } from "/page/connection.js";
 import { Lines } from "/page/lines.js";
 
 const TABS = ["trades", "models", "features", "data", "pipeline", "releases"];
+const ASKED_MS = 1_000;
 const mean = (values) => {
   const known = values.filter((one) => one !== null && one !== undefined);
   return known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
@@ -310,18 +311,37 @@ class Features {
     }
     const place = (row) => {
       if (row.rank === null) return "–";
-      return h("span", { class: "where", title: `${fixed(100 * row.rank, 1)} % of the values are smaller` },
+      return h("span", { class: "where", title: `${fixed(100 * row.rank, 1)} % of the values shown are smaller` },
         h("i", { vars: { "--at": `${100 * row.rank}%` } }));
     };
+    const far = (row) => h("span", { class: Math.abs(row.spreads ?? 0) > 3 ? "warn" : "" }, signed(row.spreads, 1));
+    const moved = (row) => h("span", {
+      class: row.usual !== null && row.psi > row.usual ? "warn" : "",
+      title: row.usual === null ? "" : `in training 95 % of the stretches stay below ${fixed(row.usual, 2)}`,
+    }, fixed(row.psi, 2));
+    const { drift, novelty } = found;
+    const known = found.features.some((row) => row.median !== null);
     this.body.replaceChildren(
-      heading("Features of the newest candle", `Candle of ${moment(found.time)}; where each value lies among the `
-        + `${whole(found.candles)} candles shown: the left end is the smallest, the right end the largest. The most unusual first.`),
+      heading("Features against their training", known
+        ? `Candle of ${moment(found.time)}. Spreads: from the training median; a spread holds two thirds of the training rows. `
+          + "PSI: how a stretch of candles differs from training; in colour what is out of the usual. The most unusual first."
+        : `Candle of ${moment(found.time)}, among the ${whole(found.candles)} candles shown. This release does not say what it was trained on.`),
+      found.problem ? h("p", { class: "problem" }, found.problem) : "",
+      novelty || drift ? facts([
+        novelty ? ["novelty of this candle", h("span", { class: novelty.value > 1 ? "warn" : "" }, fixed(novelty.value, 2))] : null,
+        drift ? ["features that drifted", `${whole(drift.unusual)} of ${whole(drift.known)}`] : null,
+        drift && drift.score_psi !== null ? ["PSI of the score", h("span", {
+          class: drift.score_usual !== null && drift.score_psi > drift.score_usual ? "warn" : "",
+        }, `${fixed(drift.score_psi, 2)}, usual below ${fixed(drift.score_usual, 2)}`)] : null,
+        drift && drift.beyond !== null ? ["candles farther out than 99 % of training", `${fixed(100 * drift.beyond, 1)} %`] : null,
+        drift ? ["drift looked at", `${whole(drift.rows)} candles up to ${moment(drift.last)}`] : null,
+      ].filter(Boolean)) : "",
       table("Features of the newest candle", [
-        ["Feature", ""], ["Value", "num"], ["Among the candles shown", "bars"], ["Median", "num"],
-        ["1 %", "num"], ["99 %", "num"], ["None", "num"],
+        ["Feature", ""], ["Value", "num"], ["Training median", "num less"], ["0.5 %", "num less"], ["99.5 %", "num less"],
+        ["Spreads", "num"], ["PSI", "num"], ["Among the candles shown", "bars less"], ["None", "num less"],
       ], found.features.map((row) => [
-        row.name, number(row.value, 5), place(row), number(row.p50, 4), number(row.p1, 4),
-        number(row.p99, 4), row.missing ? `${fixed(100 * row.missing, 1)} %` : "",
+        row.name, number(row.value, 5), number(row.median, 4), number(row.low, 4), number(row.high, 4),
+        far(row), moved(row), place(row), row.missing ? `${fixed(100 * row.missing, 1)} %` : "",
       ])));
   }
 }
@@ -566,7 +586,9 @@ export class Panels {
     const { shown, now } = this;
     if (kind === "snapshot") now.redraw();
     else if (kind === "rows") {
-      now.rows(changed);
+      // These two ask the server; a replay has many candles a second.
+      if (shown === "features" || shown === "data") this.soon();
+      else now.rows(changed);
       if (shown === "models") now.draw();
     } else if (kind === "whatif" || kind === "orders" || kind === "account") {
       if (shown === "trades") now.draw();
@@ -575,6 +597,15 @@ export class Panels {
     } else if (kind === "status") {
       if (shown === "pipeline") now.draw();
     } else if (kind === "releases" && (shown === "releases" || shown === "models")) now.draw();
+  }
+
+  soon() {
+    if (this.waits) return;
+    this.waits = true;
+    setTimeout(() => {
+      this.waits = false;
+      if (this.shown === "features" || this.shown === "data") this.now.rows();
+    }, ASKED_MS);
   }
 
   paint() {
