@@ -149,6 +149,7 @@ class Desk:
         self.signal: Signal | None = None
         self.diverged = ""
         self.short = 0  # sweeps in a row that found less than the position
+        self.is_short = False  # the exchange has refused a sale for want of coins
         self.active_ms = 0  # account time of the newest fill
         self.asking: set[tuple[str, str]] = set()  # (what, client id): requests on their way
         self.ask_ms: dict[str, int] = {}  # when the order is asked about next, account clock
@@ -397,15 +398,28 @@ class Desk:
         if known is None or self.ledger.position <= 0 or not price > 0:
             return ZERO
         quantity = self.ledger.position
-        if self.diverged:
-            # What our own orders lock is free again once they are cancelled.
-            quantity = min(quantity, self.core.held(self.ledger.base, whole=True))
+        if self.diverged or self.is_short:
+            quantity = min(quantity, self.covered)
         quantity = known.floor_quantity(quantity, at_market=True)
         if quantity <= 0 or quantity < max(known.lot.least, known.market_lot.least):
             return ZERO
         if quantity * Decimal(repr(price)) < known.min_notional:
             return ZERO
         return quantity
+
+    @property
+    def covered(self) -> Decimal:
+        """Base asset that we could sell: what is free, and what our own sales lock (free again once
+        they are cancelled). What somebody else's orders lock is not ours to sell."""
+        locked: dict[str, Decimal] = {}
+        for order in self.ledger.open.values():
+            if order.side == Side.SELL and order.state in (OrderState.ACKED, OrderState.PARTIAL):
+                # The two orders of a pair lock the same coins.
+                place = order.list_id or order.client_id
+                left = order.quantity - order.executed
+                locked[place] = max(left, locked.get(place, ZERO))
+        ours = sum(locked.values(), self.core.held(self.ledger.base))
+        return min(ours, self.core.held(self.ledger.base, whole=True))
 
     # -- what to do next ----------------------------------------------------------------------
 
@@ -816,6 +830,10 @@ class Desk:
             self.core.halt(f"the exchange refuses the key: {result.text}", now)
         if result.code == _INSUFFICIENT:
             self.core.request(self.symbol, FetchBalances())
+            if order.leg == Leg.EXIT and goal is not None and not self.is_short:
+                # Somebody else sold or locked our coins: what is left is sold, once it is known.
+                self.is_short = True
+                self.goal = replace(goal, attempt=goal.attempt + 1)
         most = self.core.limits.refusals
         if most and self.core.refusals() >= most:
             self.core.halt(f"{most} orders in a row were refused, last: {result.text}", now)
@@ -1132,13 +1150,13 @@ class Desk:
 
         A lag of the exchange's own books is no difference: it must show in two looks.
         """
-        held = self.core.held(self.ledger.base, whole=True)
+        held = self.covered
         step = self.filters.lot.step if self.filters is not None else ZERO
         quiet = self.core.balances_ms > self.active_ms + QUIET_MS
         if self.unknown is not None or self.told or not quiet:
             return
         if held + step >= self.ledger.position:
-            self.short = 0
+            self.short, self.is_short = 0, False
             if self.diverged:
                 self.diverged = ""
                 self._news(Level.WARNING, "reconciled", "the balance covers the position again")

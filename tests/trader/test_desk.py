@@ -139,3 +139,32 @@ def test_a_signal_whose_close_is_not_its_candle_s_is_dropped(score: float) -> No
     assert [(line.state, line.reason) for line in out.lines] == [
         ("DROPPED", "invalid: close 1 is not its candle's, 100")
     ]
+
+
+NO_COINS = Refused(-2010, "Account has insufficient balance for requested action.")
+
+
+def test_an_exit_sells_what_is_left_where_somebody_else_has_sold_or_locked_our_coins() -> None:
+    table = Table(RULES)
+    held = table.bought()
+    table.t += MINUTE
+    table.desk.decide(signal(1, SELL), bar(1, SELL), table.now)
+    first = table.sent()
+    assert market_sale(first) == held
+    assert first is not None
+    table.desk.placed(first.client_ids, NO_COINS, table.now)
+    assert table.sent() is None
+    # A foreign order locks 60 of them, 10 are gone.
+    free = held - 70
+    table.t += 2_000
+    amounts = {"USDT": (Decimal(0), Decimal(0)), "BTC": (free, Decimal(60))}
+    table.core.balances(Balances(amounts, table.t))
+    table.desk.tick(table.now)
+    second = table.sent()
+    assert market_sale(second) == free
+    assert second is not None
+    assert second.client_ids != first.client_ids
+    table.fill(second, free, "100", Status.FILLED)
+    assert table.sent() is None
+    assert table.desk.ledger.position == 70
+    assert table.core.switch == OrderState.RESUMED
