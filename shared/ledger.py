@@ -156,6 +156,7 @@ class Ledger:
     quote: str
     orders: dict[str, Tracked] = field(default_factory=dict)
     open: dict[str, Tracked] = field(default_factory=dict)
+    by_order_id: dict[int, Tracked] = field(default_factory=dict)
     trades: set[int] = field(default_factory=set)
     position: Decimal = ZERO
     cost: Decimal = ZERO
@@ -214,6 +215,7 @@ class Ledger:
             order.state = state
         if line.order_id:
             order.order_id = line.order_id
+            self.by_order_id[line.order_id] = order
         if line.reason:
             order.reason = line.reason
         if line.fills:

@@ -933,6 +933,8 @@ class Desk:
     def _report(self, report: OrderReport, now: Now) -> None:
         order = self.ledger.orders.get(report.client_id)
         state = _STATES[report.status]
+        if order is None:  # once cancelled it goes by the name of the cancel
+            order = self.ledger.by_order_id.get(report.order_id)
         if order is None:
             if not is_ours(report.client_id):
                 self._foreign(report)

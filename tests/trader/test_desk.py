@@ -168,3 +168,27 @@ def test_an_exit_sells_what_is_left_where_somebody_else_has_sold_or_locked_our_c
     assert table.sent() is None
     assert table.desk.ledger.position == 70
     assert table.core.switch == OrderState.RESUMED
+
+
+def test_an_order_that_goes_by_the_name_of_its_cancel_is_still_ours() -> None:
+    table = Table(RULES._replace(limit=0.001))
+    table.desk.decide(signal(0, BUY), bar(0, BUY), table.now)
+    entry = table.sent()
+    assert entry is not None
+    assert isinstance(entry.order, NewOrder)
+    assert entry.order.quantity is not None
+    report = OrderReport(
+        symbol=SYMBOL, order_id=77, list_id=None, client_id=entry.order.client_id, side=Side.BUY,
+        type=OrderType.LIMIT, status=Status.NEW, quantity=entry.order.quantity,
+        price=Decimal("99.9"), stop_price=Decimal(0), executed=Decimal(0),
+        executed_quote=Decimal(0), time_ms=table.t, update_ms=table.t,
+    )  # fmt: skip
+    table.desk.placed(entry.client_ids, [report], table.now)
+    table.core.take()
+    renamed = replace(report, client_id="a-cancel", status=Status.CANCELED)
+    table.desk.reported(renamed, table.now)
+    out = table.core.take()
+    assert [line.state for line in out.lines] == [OrderState.CANCELED]
+    assert "foreign_order" not in [news.code for news in out.news]
+    table.desk.reported(replace(renamed, order_id=78), table.now)
+    assert [news.code for news in table.core.take().news] == ["foreign_order"]
