@@ -39,6 +39,7 @@ from pydantic import (
 )
 
 from shared.errors import BadInput, Failure
+from shared.klinefiles import is_running
 from shared.reference import REFERENCE
 from shared.score import ScoreFormula, ScoreKind, Stack
 from shared.times import iso
@@ -440,13 +441,24 @@ def rollback(model_folder: Path) -> tuple[str, str]:
 def rollback_target(model_folder: Path) -> str:
     """The release that `rollback` would make live."""
     stack: list[str] = []
+
+    def up_to(release: str | None) -> None:
+        """What stands above it was never live, or is so no more."""
+        if release is None:
+            return
+        if release not in stack:
+            stack.append(release)
+        while stack[-1] != release:
+            stack.pop()
+
     for entry in history(model_folder):
+        up_to(entry["previous"])  # a line is written before the switch, which a crash may prevent
         if entry["action"] == "rollback":
-            while stack and stack[-1] != entry["release"]:
-                stack.pop()
+            up_to(entry["release"])
         elif not stack or stack[-1] != entry["release"]:
             stack.append(entry["release"])
     live = current_id(model_folder)
+    up_to(live)
     while stack and (stack[-1] == live or not (model_folder / "releases" / stack[-1]).is_dir()):
         stack.pop()
     if not stack:
@@ -481,17 +493,21 @@ def _switch(model_folder: Path, release: str, action: str) -> str | None:
         raise Failure(f"{model_folder}: no release {release!r}{newest}")
     previous = current_id(model_folder)
     fresh = model_folder / f".current-{os.getpid()}-{time.monotonic_ns()}"
+    entry = {
+        "time": iso(time.time_ns() // 1_000_000),
+        "action": action,
+        "release": release,
+        "previous": previous,
+    }
     try:
+        # First, so that a rollback that is killed and run again goes back once, not forth and back.
+        _append_synced(model_folder / "history.jsonl", json.dumps(entry).encode() + b"\n")
+        for left in model_folder.glob(".current-*"):
+            if not is_running(int(left.name.split("-")[1])):
+                left.unlink(missing_ok=True)
         fresh.symlink_to(Path("releases") / release)
         fresh.replace(model_folder / "current")
         _sync_folder(model_folder)
-        entry = {
-            "time": iso(time.time_ns() // 1_000_000),
-            "action": action,
-            "release": release,
-            "previous": previous,
-        }
-        _append_synced(model_folder / "history.jsonl", json.dumps(entry).encode() + b"\n")
     except OSError as error:
         raise Failure(f"{model_folder}: cannot {action} {release}: {error.strerror}") from None
     finally:

@@ -193,6 +193,36 @@ def test_promote_and_rollback_walk_the_history(tmp_path: Path) -> None:
     assert (tmp_path / "current").readlink() == Path(f"releases/{a}")
 
 
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_switch_that_was_killed_is_made_once_when_it_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
+) -> None:
+    """Killed between its line in the history and the link (or in that line)."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, line: bytes) -> None:
+        with path.open("ab") as file:
+            file.write(line[:20] if torn else line)
+        raise Killed
+
+    a, b, c = (write(tmp_path, seed).name for seed in range(3))
+    promote(tmp_path, a)
+    promote(tmp_path, b)
+    for action in (lambda: promote(tmp_path, c), lambda: rollback(tmp_path)):
+        with monkeypatch.context() as patch:
+            patch.setattr("shared.releases._append_synced", killed)
+            with pytest.raises(Killed):
+                action()
+        assert current_id(tmp_path) == b
+    assert rollback(tmp_path) == (a, b), "not c, which never was live"
+    with pytest.raises(Failure, match="no earlier release"):
+        rollback(tmp_path)
+    promote(tmp_path, c)
+    assert rollback(tmp_path) == (a, c)
+
+
 def test_a_torn_line_of_the_history_is_passed_over(tmp_path: Path) -> None:
     a, b = (write(tmp_path, seed, created_s=1_700_000_000 + seed).name for seed in range(2))
     promote(tmp_path, a)
