@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--futures", nargs="+", type=Path, metavar="FILE", help="futures klines beside --klines"
     )
+    rasters.add_other(parser)
 
 
 def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
@@ -151,9 +152,14 @@ def recent_candles(
     manifest = bundle.manifest
     if args.klines is not None:
         options = argparse.Namespace(
-            klines=args.klines, futures=args.futures, symbol=None, interval=None
+            klines=args.klines,
+            futures=args.futures,
+            other=args.other,
+            symbol=None,
+            interval=None,
         )
-        found = [rasters.join(*pair) for pair in rasters.read_bare(options, settings)]
+        tables = rasters.read_bare(options, settings)
+        found = list(rasters.joined_bare(options, settings, tables))
         fitting = [raster for raster in found if raster.interval == manifest.interval]
         if not fitting:
             raise Failure(
@@ -168,10 +174,10 @@ def recent_candles(
         ]
     sources = features_of(manifest, settings).sources
     for raster in fitting:
-        for source in ("futur", "depth"):
-            if source in sources and getattr(raster, source) is None:
-                raise Failure(
-                    f"{raster.symbol}: release {bundle.id} reads {source} rows, and there are "
-                    "none beside these candles; download and merge them, or give --futures"
-                )
+        source = raster.lacks(sources)
+        if source is not None:
+            raise Failure(
+                f"{raster.symbol}: release {bundle.id} reads {source} rows, and there are none "
+                "beside these candles; download and merge them, or give --futures or --other"
+            )
     return fitting

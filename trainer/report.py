@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--futures", nargs="+", type=Path, metavar="FILE", help="futures klines beside --klines"
     )
+    rasters.add_other(parser)
     parser.add_argument(
         "--rows",
         type=int,
@@ -153,15 +154,18 @@ def _bare(
     settings: Settings, args: argparse.Namespace, manifest: Manifest
 ) -> dict[str, rasters.Raster]:
     if args.klines is None:
-        if args.futures is not None:
-            raise Usage("--futures goes with --klines")
+        if args.futures is not None or args.other is not None:
+            raise Usage("--futures and --other go with --klines")
         return {}
     given = argparse.Namespace(
-        klines=args.klines, futures=args.futures, symbol=args.symbol, interval=None
+        klines=args.klines,
+        futures=args.futures,
+        other=args.other,
+        symbol=args.symbol,
+        interval=None,
     )
     found = {}
-    for pair in rasters.read_bare(given, settings):
-        raster = rasters.join(*pair)
+    for raster in rasters.joined_bare(given, settings, rasters.read_bare(given, settings)):
         if raster.interval != manifest.interval or raster.symbol not in manifest.symbols:
             raise Usage(
                 f"--klines: {raster.symbol} {raster.interval}, and release {manifest.id} is of "
@@ -192,12 +196,12 @@ def _importance(
     if raster is None:
         return missing("no candles to run the models on: `python -m trainer merge` gives them.")
     features = _features(manifest, settings)
-    for source in features.sources:
-        if getattr(raster, source, None) is None:
-            return missing(
-                f"the features read {source} rows, and the data have none: `python -m trainer "
-                "download` and `merge` give them."
-            )
+    source = raster.lacks(features.sources)
+    if source is not None:
+        return missing(
+            f"the features read {source} rows, and the data have none: `python -m trainer "
+            "download` and `merge` give them."
+        )
     threads = settings.trainer.threads or os.cpu_count() or 1
     kept = _recent(raster, manifest, rows, features.lookback)
     values, close = _feature_rows(features, raster, kept, threads)

@@ -89,6 +89,8 @@ _STARTUP = 8
 _FEWEST = 10
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 _SMALLEST = 1e-15
+_KILLED = "killed"
+_PROCESS = "process"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -562,15 +564,15 @@ def _one_trial(
     folds: Sequence[Fold],
     limit_ms: int,
 ) -> None:
-    # By the number of trials so far: a run that goes on draws what the first one would have drawn,
-    # and two processes do not draw the same.
-    drawn = len(study.get_trials(deepcopy=False))
+    # By the number of trials so far: a run that goes on draws what the first one would have drawn
+    # (those that were killed count for nothing), and two processes do not draw the same.
+    drawn = len(study.get_trials(deepcopy=False)) - len(study.user_attrs.get(_KILLED, ()))
     seed = (bench.settings.trainer.seed * 1_000_003 + drawn) % 2**32
     study.sampler = optuna.samplers.TPESampler(
         multivariate=True, n_startup_trials=_STARTUP, seed=seed
     )
     trial = study.ask()
-    trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+    trial.set_user_attr(_PROCESS, f"{socket.gethostname()}:{os.getpid()}")
     try:
         values = suggested(trial, space)
         measured: list[float] = []
@@ -598,8 +600,10 @@ def _show(bar: Bar, study: optuna.Study, trials: int) -> None:
 def _bury(study: optuna.Study) -> None:
     """Trials of processes of this machine that are gone will never end by themselves."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, _, pid = str(trial.user_attrs.get("process", "")).rpartition(":")
+        host, _, pid = str(trial.user_attrs.get(_PROCESS, "")).rpartition(":")
         if host == socket.gethostname() and pid.isdigit() and not is_running(int(pid)):
+            killed = {trial.number, *study.user_attrs.get(_KILLED, ())}
+            study.set_user_attr(_KILLED, sorted(killed))
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
