@@ -34,6 +34,7 @@ from trainer import baselines, inputs
 from trainer.fanout import Fanout, code_version
 from trainer.labels import is_value
 from trainer.models.fit import COST, Fitted, Job, fit_one, single_threaded_and_quiet
+from trainer.models.rows import block_rows
 from trainer.models.rowset import RowSet
 from trainer.progress import Bar
 from trainer.rasters import Raster
@@ -42,7 +43,6 @@ Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.intp]
 Found = Floats | Fitted
 
-_PREDICT_ROWS = 131_072
 _DIGEST = 32  # bytes of a sha256
 # Parts of the `trainer` section that no fit depends on.
 _NOT_OF_FITS = frozenset({"threads", "rolling", "merge", "signals", "backtest", "tune"})
@@ -98,8 +98,9 @@ def work(piece: Piece) -> None:
             content = hashlib.sha256(content).digest() + content
         else:
             said = np.empty(len(piece.test))
-            for start in range(0, len(piece.test), _PREDICT_ROWS):
-                block = piece.test[start : start + _PREDICT_ROWS]
+            size = block_rows(len(piece.columns))
+            for start in range(0, len(piece.test), size):
+                block = piece.test[start : start + size]
                 said[start : start + len(block)] = model.predict(rows.others(block))
     with klinefiles.replacing(piece.out) as unfinished:
         if piece.keeps_model:

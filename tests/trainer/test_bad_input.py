@@ -19,7 +19,7 @@ from trainer.cli import main
 MINUTE = 60_000
 START = 1_621_123_200_000  # 2021-05-16T00:00Z
 HEADER = "open_time,open,high,low,close,volume"
-COMMANDS = ("merge", "features", "labels", "train")
+COMMANDS = ("merge", "features", "labels", "train", "rolling", "leaks", "tune")
 Lines = list[list[str]]
 
 
@@ -186,21 +186,30 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
 
 
-@pytest.mark.parametrize("command", ["merge", "features"])
+FULL = {
+    "merge": [],
+    "features": ["--features", "close_5", "close_15", "close_60"],
+    "labels": ["--labels", "high_10", "high_max_60", "--csv"],
+    "train": [],
+    "rolling": ["--folds", "1", "--train-days", "1", "--backend", "threads"],
+}
+
+
+@pytest.mark.parametrize("command", FULL)
 def test_a_full_disk_is_one_line_and_leaves_the_old_output_and_nothing_half_written(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    columns = market(3000, 3)
+    monkeypatch.setenv("ITB_ALGORITHMS", "lc")
+    columns = market(5000, 3)
     source = tmp_path / "BTCUSDT-1m.parquet"
     klinefiles.write_columns(source, columns)
-    few = {name: column[:1500] for name, column in columns.items()}
+    few = {name: column[:4000] for name, column in columns.items()}
     shorter = tmp_path / "BTCUSDT-1m-few.parquet"
     klinefiles.write_columns(shorter, few)
-    options = ["--features", "close_5"] if command == "features" else []
+    options = FULL[command]
     assert main([command, "--klines", str(shorter), *options]) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    before = files_of(tmp_path)
     assert before
-    options = options and ["--features", "close_5", "close_15", "close_60"]
     done = subprocess.run(
         [sys.executable, "-m", "trainer", command, "--klines", str(source), *options, "--json"],
         capture_output=True,
@@ -210,9 +219,21 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_output_and_nothing_half_writ
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "cannot be written" in done.stderr
-    assert "File too large" in done.stderr
-    after = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
-    assert after == before
-    assert not list((tmp_path / "data").rglob(".*"))
+    told = [line for line in done.stderr.splitlines() if line.startswith("trainer ")]
+    assert len(told) == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == told[0]
+    assert "cannot be written" in told[0]
+    assert "File too large" in told[0]
+    assert files_of(tmp_path) == before
+    assert not list(tmp_path.rglob(".*.tmp"))
+    assert not list(tmp_path.rglob("matrix-*"))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What readers see in the data and model folders."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for name in ("data", "models")
+        for path in (folder / name).rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.parts)
+    }

@@ -16,12 +16,18 @@ from trainer.labels import SIGMA_ROWS, label, sigmas, trailing_sigma
 from trainer.rasters import Raster
 
 _DAY_MS = 86_400_000
-_BLOCK_ROWS = 131_072
+_BLOCK_BYTES = 64 * 1024 * 1024
+_LEAST_BLOCK_ROWS = 4_096
 # Neighbouring rows share nearly all of their label's window, so more of them teach nothing: every
 # 10th is as good as all. Where rows are few, fewer are left out.
 _ENOUGH_ROWS = 20_000
 _LARGEST_STRIDE = 10
 NAN_SHARE_LEFT_OUT = 0.5
+
+
+def block_rows(columns: int) -> int:
+    """How many rows of so many doubles are held at a time, where all of them may be too many."""
+    return max(_LEAST_BLOCK_ROWS, _BLOCK_BYTES // (8 * max(1, columns)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +155,11 @@ def usable(
         Failure: no column or no row is left.
     """
     missing, rows = np.zeros(x.shape[1], np.int64), 0
-    for start in range(0, len(x), _BLOCK_ROWS):
-        block = x[start : start + _BLOCK_ROWS]
+    size = block_rows(x.shape[1])
+    for start in range(0, len(x), size):
+        block = x[start : start + size]
         if among is not None:
-            block = block[among[start : start + _BLOCK_ROWS]]
+            block = block[among[start : start + size]]
         missing += np.isnan(block).sum(axis=0)
         rows += len(block)
     left_out = missing > NAN_SHARE_LEFT_OUT * rows
@@ -175,9 +182,10 @@ def valid(
     """(n,) True where live would give a score: enough features have a value, none is infinite."""
     used = np.flatnonzero(~left_out)
     keep = np.empty(len(x), bool)
-    for start in range(0, len(x), _BLOCK_ROWS):
-        block = x[start : start + _BLOCK_ROWS][:, used]
-        keep[start : start + _BLOCK_ROWS] = (
+    size = block_rows(x.shape[1])
+    for start in range(0, len(x), size):
+        block = x[start : start + size][:, used]
+        keep[start : start + size] = (
             np.isnan(block).sum(axis=1) <= nan_share * len(used)
         ) & ~np.isinf(block).any(axis=1)
     return keep
@@ -214,8 +222,10 @@ def _gather_one(
     keep = np.flatnonzero(~np.isnan(close))
     x = _matrix(len(keep), len(features.names), file)
     done = 0
-    for start in range(first, len(raster), _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, len(raster))
+    # each block computes the rows that its first windows reach back to once more
+    size = max(block_rows(len(features.names)), 4 * features.lookback)
+    for start in range(first, len(raster), size):
+        stop = min(start + size, len(raster))
         warm = max(0, start - (features.lookback - 1))
         values = features.batch(
             raster.first_index + warm,
@@ -282,9 +292,10 @@ def _together(parts: Sequence[Rows], file: Path | None) -> Rows:
     place[order] = np.arange(len(order))
     x = _matrix(len(order), parts[0].x.shape[1], file)
     done = 0
+    size = block_rows(x.shape[1])
     for at, part in enumerate(parts):
-        for start in range(0, len(part), _BLOCK_ROWS):
-            block = part.x[start : start + _BLOCK_ROWS]
+        for start in range(0, len(part), size):
+            block = part.x[start : start + size]
             x[place[done : done + len(block)]] = block
             done += len(block)
         if file is not None:
@@ -317,8 +328,9 @@ def _only(rows: Rows, keep: npt.NDArray[np.bool_], left_out: npt.NDArray[np.bool
 def _compacted(x: npt.NDArray[np.float32], keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """The rows that are kept, moved to the front of the same file."""
     done = 0
-    for start in range(0, len(x), _BLOCK_ROWS):
-        rows = x[start : start + _BLOCK_ROWS][keep[start : start + _BLOCK_ROWS]]
+    size = block_rows(x.shape[1])
+    for start in range(0, len(x), size):
+        rows = x[start : start + size][keep[start : start + size]]
         x[done : done + len(rows)] = rows
         done += len(rows)
     return x[:done]
