@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -114,7 +115,7 @@ async def test_people_are_told_of_silence_and_of_its_end(desk: Desk) -> None:
     told = await desk.notices("notifier")
     ours = [(n.level, n.code) for n in told if "featurizer" in n.text]
     assert ours[:2] == [(Level.ALERT, "silent"), (Level.WARNING, "heard_again")]
-    assert "featurizer has been silent for 0 s" in told[0].text
+    assert re.search(r"featurizer has been silent for \d+ s", told[0].text)
 
 
 async def test_the_bus_is_measured_from_outside(desk: Desk) -> None:

@@ -639,7 +639,7 @@ def test_wrong_options_are_told_in_one_line(tmp_path: Path) -> None:
     for options, words in (
         (("--out", "page.txt"), "name it .html"),
         (("--symbol", "ETHUSDT"), "is of BTCUSDT"),
-        (("--futures", "x.csv"), "goes with --klines"),
+        (("--futures", "x.csv"), "go with --klines"),
     ):
         with pytest.raises(Usage, match=words):
             run(tmp_path, *options)
