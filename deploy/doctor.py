@@ -1,5 +1,6 @@
 """`itb doctor`: is everything here that the system needs? One line per answer, with the remedy."""
 
+import json
 import os
 import platform
 import shutil
@@ -7,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -318,3 +319,8 @@ async def _pipeline(bus: Bus) -> AsyncIterator[Line]:
             yield Line(Mark.WARN, "streams", text, f"see the log of {name}")
         if stream["groups"] and not behind:
             yield Line(Mark.OK, "streams", f"{key}: {stream['length']} entries, all groups are up")
+
+
+if __name__ == "__main__":  # `itb up` asks so, and has none of what is imported for it
+    given = Path(sys.argv[1]) if sys.argv[1:] else None
+    print(json.dumps([asdict(line) for line in looked_at(given)]))

@@ -1,11 +1,11 @@
 """`itb up`: the live system on this machine, on an embedded Valkey; trains first where it must."""
 
 import asyncio
-import multiprocessing
+import json
 import os
 import re
+import sys
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from deploy import page
 from deploy.demo import SERVICES, train
-from deploy.doctor import RELEASE, Mark, looked_at
+from deploy.doctor import RELEASE, Line, Mark
 from deploy.observer import Observer, heartbeats, not_ready
 from deploy.screen import Screen
 from deploy.supervisor import Supervisor, service
@@ -75,9 +75,14 @@ async def _look(path: Path | None, screen: Screen) -> None:
     Raises:
         Usage: nothing could run with this config.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        lines = await asyncio.get_running_loop().run_in_executor(pool, looked_at, path)
+    arguments = [] if path is None else [str(path)]
+    looking = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "deploy.doctor", *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    found, _ = await looking.communicate()
+    if looking.returncode:
+        raise Failure("what the config lists could not be looked at; `itb doctor` says more")
+    lines = [Line(**{**one, "mark": Mark(one["mark"])}) for one in json.loads(found)]
     for line in lines:
         if line.mark is Mark.FAIL and line.check != RELEASE:
             raise Usage(f"{line.check}: {line.text} -> {line.remedy}")
