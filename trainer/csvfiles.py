@@ -1,16 +1,37 @@
 """One csv file beside what a command writes as parquet, for those who want to look at it."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from shared import klinefiles
+from trainer import rasters
 from trainer.progress import Progress
 
 _BLOCK_ROWS = 100_000
+
+
+def write_beside(out: rasters.Output, progress: Progress, *, rows: int) -> Path:
+    """What `out` holds, read back month by month: FILE.csv beside FILE.parquet, and beside the
+    monthly folder FILE. Returns that path; rows: how many `out` holds.
+
+    Raises:
+        Failure: the disk is full, or the folder cannot be written.
+    """
+    files = [out.path]
+    if isinstance(out, rasters.MonthFolder):
+        files = [out.path / f"{month}.parquet" for month in klinefiles.kline_months(out.path)]
+    path = out.path.with_name(f"{out.path.name.removesuffix('.parquet')}.csv")
+    write_csv_blocks(path, _read(files), progress, rows=rows)
+    return path
+
+
+def _read(files: Iterable[Path]) -> Iterator[rasters.Columns]:
+    for file in files:
+        yield klinefiles.read_columns(file)
 
 
 def write_csv(path: Path, columns: Mapping[str, npt.NDArray[Any]], progress: Progress) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from shared import klinefiles
 from shared.config import Settings
 from shared.errors import Usage
 from shared.features import FeatureSet
@@ -58,8 +57,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
                 computed = out.write(blocks, feature_months.metadata_of(features))
         wrote = [out.path]
         if args.csv:
-            wrote.append(out.path.with_name(f"{out.path.name.removesuffix('.parquet')}.csv"))
-            csvfiles.write_csv_blocks(wrote[-1], _written(out), progress, rows=len(raster))
+            wrote.append(csvfiles.write_beside(out, progress, rows=len(raster)))
         outputs.append(rasters.span(raster) | {"computed": computed, "read": read, "wrote": wrote})
     return {
         "command": "features",
@@ -95,14 +93,6 @@ def _table(entries: Sequence[Entry]) -> str:
         lines.append(f"{entry.form}   looks back {entry.lookback} rows   such as {entry.example}")
         lines += textwrap.wrap(entry.formula, 96, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
-
-
-def _written(out: rasters.Output) -> Iterator[rasters.Columns]:
-    files = [out.path]
-    if isinstance(out, rasters.MonthFolder):
-        files = [out.path / f"{month}.parquet" for month in klinefiles.kline_months(out.path)]
-    for file in files:
-        yield klinefiles.read_columns(file)
 
 
 def _counted(blocks: Iterator[rasters.Columns], bar: Bar) -> Iterator[rasters.Columns]:

@@ -20,7 +20,7 @@ from shared.features import FeatureSet
 from shared.klines import KLINE_COLUMNS
 from shared.releases import Manifest, current_folder
 from shared.times import interval_ms
-from trainer import rasters
+from trainer import csvfiles, rasters
 from trainer.progress import Bar, Progress
 
 _BLOCK_ROWS = 16_384
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--release", metavar="ID", help="instead of the live release")
     parser.add_argument("--since", type=int, metavar="MS", help="first open time (epoch ms)")
     parser.add_argument("--until", type=int, metavar="MS", help="no candle at or after this time")
+    parser.add_argument("--csv", action="store_true", help="write one csv file as well")
 
 
 def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
@@ -62,7 +63,10 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
                 counts,
             )
             out.write(blocks, {"release": bundle.id})
-        outputs.append(rasters.span(raster) | counts | {"read": read, "wrote": [out.path]})
+        wrote = [out.path]
+        if args.csv:
+            wrote.append(csvfiles.write_beside(out, progress, rows=counts["rows"]))
+        outputs.append(rasters.span(raster) | counts | {"read": read, "wrote": wrote})
     return {
         "command": "predict",
         "release": bundle.id,
@@ -73,7 +77,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    places = ", ".join(str(output["wrote"][0]) for output in result["outputs"])
+    places = ", ".join(str(path) for output in result["outputs"] for path in output["wrote"])
     return (
         f"predict: {result['scored']:,} of {result['rows']:,} candles scored by release "
         f"{result['release']}, in {places}"

@@ -1,6 +1,7 @@
 """From candles to a release, as the command does it."""
 
 import argparse
+import csv
 import io
 import json
 import os
@@ -774,6 +775,28 @@ def test_predict_writes_what_live_would_say(
             assert live.named() == {name: columns[name][row] for name in bundle.models}
         scored += not invalid
     assert found["scored"] == scored
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_predict_writes_the_same_numbers_as_one_csv_file(
+    folder: Path, result: dict[str, Any], tmp_path: Path, to_file: bool
+) -> None:
+    path = write(tmp_path / "TESTUSDT-1m.parquet", candles(5000))
+    own = settings(folder, data_folder=tmp_path)
+    out = ["--out", str(tmp_path / "out.parquet")] if to_file else []
+    found = run(own, "--klines", str(path), "--csv", *out, command=predict)
+    written, csv_path = found["outputs"][0]["wrote"]
+    name = "out.csv" if to_file else "TESTUSDT-1m-predictions.csv"
+    assert csv_path == tmp_path / name
+    assert str(csv_path) in predict.summary(found)
+    columns = klinefiles.read_columns(written) if to_file else rasters.read_months(written)
+    with csv_path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(columns)
+    assert np.isnan(columns["score"]).any()
+    for name, column in columns.items():
+        read = np.array([float(row[name]) if row[name] else np.nan for row in rows])
+        np.testing.assert_array_equal(read, column)
 
 
 def test_predict_refuses_other_intervals_and_releases(
