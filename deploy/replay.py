@@ -12,13 +12,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
+from deploy import replay_report
 from deploy.explain import model_folder
 from deploy.observer import Observer
+from deploy.replay_outcome import Decision, Outcome, Side
 from shared import score
 from shared.bundle import Bundle
 from shared.bus import Bus, Entry, Source
@@ -31,7 +33,6 @@ from shared.explain.history import Stretch
 from shared.features import FeatureSet
 from shared.klines import KLINE_COLUMNS
 from shared.releases import current_id
-from shared.rules import Rules
 from shared.stage import is_foreign
 from shared.streams import FEATURE, PREDICTION, SIGNAL, Stream
 from shared.times import interval_ms
@@ -75,49 +76,8 @@ class Options:
         return any(one is not None for one in given)
 
 
-class Decision(NamedTuple):
-    """What was made of one candle. score: NaN where there is none."""
-
-    score: float
-    side: str
-    invalid: str
-    release: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """One of the two runs that are compared: every candle's decision, and what they earn.
-
-    decisions: per row of the market, None where no signal stands.
-    """
-
-    name: str
-    decisions: Sequence[Decision | None]
-    rules: Rules
-    market: Market
-    trading: backtest.Run
-    performance: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Both runs. unequal: candles with other bits than recorded, None where something was changed
-    on purpose; first: what differs first, in words. notes: what a reader must know."""
-
-    symbol: str
-    interval: str
-    capital: float
-    recorded: Side
-    replayed: Side
-    unequal: int | None
-    first: str = ""
-    notes: Sequence[str] = ()
-
-
 async def run(options: Options, out: TextIO) -> int:
     """Replays and prints; the exit code is 1 where the recorded run does not give its own bits."""
-    from deploy import replay_report  # noqa: PLC0415  # it imports this module
-
     settings = load(options.config)
     if options.klines:
         outcome = _from_files(options, settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.replay import Outcome, Side
+from deploy.replay_outcome import Outcome, Side
 from shared.errors import Failure
 from shared.klinefiles import replacing
 from trainer import page

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.replay import Outcome, Side
+from deploy.replay_outcome import Outcome, Side
 from deploy.screen import columns
 from shared.times import iso
 from trainer.backtest import Trade
