@@ -3,7 +3,8 @@
 `{data_folder}/{symbol}-{interval}-klines/YYYY-MM.parquet` holds the true rows as far as they are
 known: those that were written to the bus, and their later revisions in place of them. Gap markers
 have no row there. `ledger.jsonl` in the same folder is the data ledger: one line per gap, repair,
-refusal and revision, `{"time_ms", "code", "open_time_ms", "text", "row"}`, only ever appended to.
+refusal and revision, `{"time_ms", "code", "open_time_ms", "text", "row", "was"}`, only ever
+appended to; `was` is the row that a revision replaced, null for a gap marker.
 Futures candles lie in `{symbol}-{interval}-futures-klines`, the order-book rows of the bus in
 `{symbol}-{interval}-depth`.
 
@@ -12,6 +13,7 @@ bus and comes back with the next start.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -66,8 +68,10 @@ class Archive:
                 "text": remark.text,
             }
             if remark.kline is not None:
-                line["row"] = [None if v != v else v for v in remark.kline.row()]  # noqa: PLR0124
+                line["row"] = _listed(remark.kline)
                 self.add((remark.kline,))
+            if remark.was is not None:
+                line["was"] = None if remark.was.gap else _listed(remark.was)
             self._lines.append(json.dumps(line))
 
     def newest_ms(self) -> int | None:
@@ -124,6 +128,10 @@ class Archive:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / "ledger.jsonl").open("a", encoding="utf-8") as file:
                 file.write("".join(f"{line}\n" for line in lines))
+
+
+def _listed(row: Kline) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in row.row()]
 
 
 def newest_book_ms(folder: Path) -> int | None:

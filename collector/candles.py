@@ -62,6 +62,7 @@ class Remark:
     text: str
     open_time_ms: int
     kline: Kline | None = None  # the true row, where there is one
+    was: Kline | None = None  # of a revision: what was written before
 
 
 class Purpose(StrEnum):
@@ -462,7 +463,7 @@ class Candles:
                     )
                     self._recent[open_time_ms] = gone
                     text = "REST no longer has this candle; the bus keeps it"
-                    self._remark(Level.WARNING, "revision", open_time_ms, text)
+                    self._remark(Level.WARNING, "revision", open_time_ms, text, was=there)
                 continue
             if not problem_of(row, self.step_ms) and not same_row(there, row):
                 self.counts["revisions"] += 1
@@ -470,7 +471,7 @@ class Candles:
                 text = f"REST now has close {row.close!r} volume {row.volume!r}, the bus keeps " + (
                     "a gap marker" if there.gap else f"{there.close!r} {there.volume!r}"
                 )
-                self._remark(Level.WARNING, "revision", open_time_ms, text, row)
+                self._remark(Level.WARNING, "revision", open_time_ms, text, row, was=there)
 
     # -----------------------------------------------------------------------------------------
 
@@ -522,11 +523,25 @@ class Candles:
         self._remark(Level.ALERT, code, kline.open_time_ms, text, None)
 
     def _remark(
-        self, level: Level, code: str, open_time_ms: int, text: str, kline: Kline | None = None
+        self,
+        level: Level,
+        code: str,
+        open_time_ms: int,
+        text: str,
+        kline: Kline | None = None,
+        *,
+        was: Kline | None = None,
     ) -> None:
         if len(self.remarks) < 1000:
             self.remarks.append(
-                Remark(level=level, code=code, text=text, open_time_ms=open_time_ms, kline=kline)
+                Remark(
+                    level=level,
+                    code=code,
+                    text=text,
+                    open_time_ms=open_time_ms,
+                    kline=kline,
+                    was=was,
+                )
             )
 
     def _hurry(self) -> None:

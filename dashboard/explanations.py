@@ -45,7 +45,7 @@ class Explanations:
         """Models and feature kernels are 100 MB: they are loaded when somebody asks first."""
         from shared.explain import Explainer  # noqa: PLC0415  # as said
 
-        return Explainer(self._settings)
+        return Explainer(self._settings, data_folder=self._settings.data_folder)
 
 
 def shown(found: "Explanation") -> Json:

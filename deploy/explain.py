@@ -42,7 +42,7 @@ async def run(options: Options, out: TextIO) -> int:
     settings = load(options.config)
     async with Observer(options.redis_url or settings.bus_url, patience_s=_PATIENCE_S) as bus:
         folder = await bus.ask(partial(model_folder, settings=settings, config=options.config))
-        explainer = Explainer(settings, model_folder=folder)
+        explainer = Explainer(settings, model_folder=folder, data_folder=settings.data_folder)
         found = await bus.ask(lambda one: explainer.explain(one, options.signal_id))
     if options.png is not None:
         from shared.explain.picture import png  # noqa: PLC0415  # matplotlib is slow to import

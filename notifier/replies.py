@@ -109,7 +109,7 @@ class Replies:
             def load() -> "Explainer":
                 from shared.explain import Explainer  # noqa: PLC0415  # takes seconds, only here
 
-                return Explainer(self._settings)
+                return Explainer(self._settings, data_folder=self._settings.data_folder)
 
             self._explainer = await asyncio.to_thread(load)
         return await self._explainer.explain(self._facts.bus, signal_id)

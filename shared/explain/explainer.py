@@ -56,20 +56,28 @@ class _Found:
     signal: Entry[Signal]
     prediction: Entry[Prediction] | None
     feature: Entry[Feature]
-    kline: Entry[Kline]
+    kline: Entry[Kline] | None
 
 
 class Explainer:
     """Answers questions about signals. What it has read (releases, candles, the journal) it keeps,
     so that the next answer is quick; a later session on the same server may take over.
 
-    model_folder: instead of the config's.
+    model_folder: instead of the config's. data_folder: where the collector's archive lies, for
+    candles that are trimmed from the bus; None: only the bus is read.
     """
 
-    def __init__(self, settings: Settings, *, model_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        model_folder: Path | None = None,
+        data_folder: Path | None = None,
+    ) -> None:
         self._settings = settings
         self._turn = asyncio.Lock()
         self._folder = model_folder or settings.model_folder
+        self._data_folder = data_folder
         self._bundles: dict[str, Bundle] = {}
         self._contributors: dict[str, Contributor] = {}
         self._sets: dict[str, FeatureSet] = {}
@@ -123,7 +131,7 @@ class Explainer:
         if feature is None:
             raise BadInput(f"{signal_id}: its entry of {features.key} is trimmed")
         kline = await bus.at(candles, place)
-        if kline is None:
+        if kline is None and self._data_folder is None:
             raise BadInput(f"{signal_id}: its candle is trimmed from {candles.key}")
         prediction = await bus.at(Source(PREDICTION, symbol, interval), place)
         return _Found(signal=signal, prediction=prediction, feature=feature, kline=kline)
@@ -213,7 +221,9 @@ class Explainer:
         key = symbol, interval
         if key not in self._histories:
             other = self._settings.features_other
-            self._histories[key] = History(symbol, interval, other=other)
+            self._histories[key] = History(
+                symbol, interval, other=other, data_folder=self._data_folder
+            )
         return self._histories[key]
 
     def _journal(self, symbol: str) -> "_Journal":
@@ -256,6 +266,8 @@ class Explainer:
         signal = found.signal.event
         assert signal is not None  # noqa: S101 - _found has checked
         differs = compare(found.feature, found.prediction, found.signal, again, features.names)
+        if differs is not None and stretch.archived + stretch.doubtful:
+            _check_decidable(signal, found.feature.event, stretch)
         contributor = self._contributor(bundle)
         values = _values(found.feature, bundle)
         shares = contributor.of(values) if signal.outputs and values is not None else {}
@@ -285,7 +297,27 @@ class Explainer:
             ),
             notifications=told,
             latency_ms=_latency(found, orders, told),
-            notes=tuple(_notes(bundle, features, contributor, signal)),
+            notes=tuple(_notes(bundle, features, contributor, signal, stretch)),
+        )
+
+
+def _check_decidable(signal: Signal, vector: Feature | None, stretch: Stretch) -> None:
+    """Equal bits prove what rows of the archive are; other bits say something of the services only
+    where the archive is known to hold what stood on the bus.
+
+    Raises:
+        BadInput: it is not.
+    """
+    if vector is not None and not vector.covered:
+        raise BadInput(
+            f"{signal.id}: it is of the warm-up, which depends on where the candles began, and "
+            "that is trimmed"
+        )
+    if stretch.doubtful:
+        raise BadInput(
+            f"{signal.id}: cannot be computed again: of the candles that it looks at and that are "
+            f"trimmed from the bus, {stretch.doubtful} are missing in the archive or were revised "
+            "there"
         )
 
 
@@ -584,8 +616,8 @@ def _latency(
     market's. Only what both ends were stamped for."""
     kline, feature, signal = found.kline, found.feature, found.signal
     stamps = {
-        "received": kline.meta.received_us,
-        "kline": kline.meta.published_us,
+        "received": kline.meta.received_us if kline is not None else 0,
+        "kline": kline.meta.published_us if kline is not None else 0,
         "feature": feature.meta.published_us,
         "signal": signal.meta.published_us,
         "order": orders[0].meta.published_us if orders else 0,
@@ -604,16 +636,24 @@ def _latency(
         for name, (start, end) in spans.items()
         if stamps[start] and stamps[end]
     }
-    if kline.meta.market_ms is not None and kline.event is not None:
+    if kline is not None and kline.meta.market_ms is not None and kline.event is not None:
         taken["market"] = float(kline.meta.market_ms - (kline.event.close_time_ms + 1))
     return taken
 
 
 def _notes(
-    bundle: Bundle, features: FeatureSet, contributor: Contributor, signal: Signal
+    bundle: Bundle,
+    features: FeatureSet,
+    contributor: Contributor,
+    signal: Signal,
+    stretch: Stretch,
 ) -> list[str]:
     manifest = bundle.manifest
     notes = [bundle.note] if bundle.note else []
+    if stretch.archived:
+        notes.append(
+            "candles that are trimmed from the bus were read from the archive, as they stood there"
+        )
     if features.user_sha256 != manifest.features_file_sha256:
         notes.append("the feature file is not the one that the release was trained with")
     if contributor.missing:

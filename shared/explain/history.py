@@ -1,7 +1,9 @@
 """The candles that a feature vector was made of, read back from the bus onto their raster."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy.typing as npt
 from shared.bus import Bus, Source
 from shared.errors import BadInput, Usage
 from shared.events import Depth, Kline
+from shared.explain.archive import Archive
 from shared.features import FeatureSet
 from shared.klines import DEPTH_COLUMNS, KLINE_COLUMNS
 from shared.stage import is_foreign
@@ -25,7 +28,10 @@ class Stretch:
     """Raster rows first_ms .. last_ms of every series that the features read, gaps as NaN.
 
     kline, futur, other: (n, 9), depth: (n, 11); None where no feature reads it. begins_ms: the
-    first candle there is (live, rows before it did not exist).
+    first candle there is (live, rows before it did not exist). archived: rows of all series that
+    were read from the archive, since the bus no longer has them; where the bus began is not known
+    then. doubtful: those of them that may not be what stood on the bus: absent (a gap, or lost),
+    or replaced by a revision.
     """
 
     first_ms: int
@@ -33,6 +39,8 @@ class Stretch:
     step_ms: int
     begins_ms: int
     kline: Floats
+    archived: int = 0
+    doubtful: int = 0
     futur: Floats | None = None
     depth: Floats | None = None
     other: Floats | None = None
@@ -61,15 +69,23 @@ class History:
     A bus that is given later must be the same server.
     """
 
-    def __init__(self, symbol: str, interval: str, *, other: str | None) -> None:
-        """other: the symbol whose candles features of another symbol read, None: none is known."""
+    def __init__(
+        self, symbol: str, interval: str, *, other: str | None, data_folder: Path | None = None
+    ) -> None:
+        """other: the symbol whose candles features of another symbol read, None: none is known.
+
+        data_folder: where the collector's archive lies; None: only the bus is read.
+        """
         self._symbol, self._interval = symbol, interval
         self._step_ms = interval_ms(interval)
 
         def series(stream: Stream[Any], of: str, kind: type, row: Row, width: int) -> _Series:
             # depth is keyed by symbol alone
             source = Source(stream, of, interval if stream.keyed_by.endswith("interval") else "")
-            return _Series(source, self._step_ms, kind, row, width)
+            archive = None
+            if data_folder is not None:
+                archive = Archive(data_folder, stream, of, interval, width)
+            return _Series(source, self._step_ms, kind, row, width, archive)
 
         candles = len(KLINE_COLUMNS)
         self._series = {
@@ -88,17 +104,15 @@ class History:
         Where the candles began later, it begins with them, as live did.
 
         Raises:
-            BadInput: candles that live had are no longer on the bus.
+            BadInput: candles that live had are no longer on the bus, nor in the archive.
             Usage: the features read another symbol's candles, and nobody says whose.
         """
         kline = self._series["kline"]
         begins_ms, is_whole = await kline.beginning(bus)
         wanted_ms = first_ms - (features.lookback - 1) * self._step_ms
         if wanted_ms < begins_ms and not is_whole:
-            raise BadInput(
-                f"{kline.source.key}: the candles back to {iso(wanted_ms)} that its features look "
-                f"at are trimmed; the bus begins at {iso(begins_ms)}"
-            )
+            await kline.reach(wanted_ms)
+            begins_ms = wanted_ms
         start_ms = max(wanted_ms, begins_ms)
         if start_ms > last_ms:
             raise BadInput(
@@ -117,17 +131,17 @@ class History:
             series = self._series[name]
             their_ms, their_whole = await series.beginning(bus)
             if start_ms < their_ms and not their_whole:
-                raise BadInput(
-                    f"{series.source.key}: the rows back to {iso(start_ms)} that its features look "
-                    f"at are trimmed; the bus begins at {iso(their_ms)}"
-                )
+                await series.reach(start_ms)
             found[name] = await series.rows(bus, start_ms, last_ms)
+        found["kline"] = await kline.rows(bus, start_ms, last_ms)
+        used = [self._series[name] for name in found]
         return Stretch(
             first_ms=start_ms,
             last_ms=last_ms,
             step_ms=self._step_ms,
             begins_ms=begins_ms,
-            kline=await kline.rows(bus, start_ms, last_ms),
+            archived=sum(series.archived(start_ms) for series in used),
+            doubtful=sum(series.doubtful(start_ms) for series in used),
             **found,
         )
 
@@ -142,11 +156,30 @@ class History:
             series.forget(before_ms)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """What was read from the archive at once. found, doubtful: numbers of rows."""
+
+    last_ms: int
+    found: int
+    doubtful: int
+
+
 class _Series:
     """One stream as rows on its raster; what was read once is not read again."""
 
-    def __init__(self, source: Source[Any], step_ms: int, kind: type, row: Row, width: int) -> None:
+    def __init__(
+        self,
+        source: Source[Any],
+        step_ms: int,
+        kind: type,
+        row: Row,
+        width: int,
+        archive: Archive | None,
+    ) -> None:
         self.source = source
+        self._archive = archive
+        self._from_archive: list[_Piece] = []
         self._step_ms = step_ms
         self._kind = kind
         self._row = row
@@ -178,6 +211,7 @@ class _Series:
             self._begins_ms = first.time_ms
             self._is_whole = await bus.removed(self.source) == 0
             self._rows = self._rows[:0]
+            self._from_archive.clear()
         self._held_from_ms = first.time_ms
         return self._begins_ms, self._is_whole
 
@@ -198,12 +232,53 @@ class _Series:
         start = (first_ms - self._first_ms) // self._step_ms
         return self._rows[start : start + (last_ms - first_ms) // self._step_ms + 1]
 
+    async def reach(self, first_ms: int) -> None:
+        """Rows from that time on are wanted, and the bus begins later: the archive must have them.
+
+        Raises:
+            BadInput: there is none, or it has no file of that time.
+        """
+        archive = self._archive
+        text = (
+            f"{self.source.key}: the rows back to {iso(first_ms)} that its features look at are "
+            f"trimmed; the bus begins at {iso(self._held_from_ms)}"
+        )
+        if archive is None:
+            raise BadInput(text)
+        if not await asyncio.to_thread(archive.has_file_of, first_ms):
+            raise BadInput(f"{text}, and {archive.folder} has no candles of that time")
+        self._begins_ms = min(self._begins_ms, first_ms)
+
+    def archived(self, first_ms: int) -> int:
+        """Rows from that time on that came from the archive."""
+        return sum(piece.found for piece in self._from_archive if piece.last_ms >= first_ms)
+
+    def doubtful(self, first_ms: int) -> int:
+        """Rows from that time on that may not be what stood on the bus, at most."""
+        return sum(piece.doubtful for piece in self._from_archive if piece.last_ms >= first_ms)
+
     async def _read(self, bus: Bus, first_ms: int, last_ms: int) -> Floats:
+        parts: list[Floats] = []
         if self._begins_ms < self._held_from_ms and first_ms < self._held_from_ms:
+            upto_ms = min(last_ms, self._held_from_ms - self._step_ms)
+            parts.append(await self._read_archive(first_ms, upto_ms))
+            first_ms = upto_ms + self._step_ms
+        if first_ms <= last_ms:
+            parts.append(await self._read_bus(bus, first_ms, last_ms))
+        return np.concatenate(parts)
+
+    async def _read_archive(self, first_ms: int, last_ms: int) -> Floats:
+        if self._archive is None:
             raise BadInput(
                 f"{self.source.key}: the rows from {iso(first_ms)} on are trimmed; the bus begins "
                 f"at {iso(self._held_from_ms)}"
             )
+        found = await asyncio.to_thread(self._archive.read, first_ms, last_ms)
+        doubtful = found.missing + found.altered
+        self._from_archive.append(_Piece(last_ms=last_ms, found=found.found, doubtful=doubtful))
+        return found.rows
+
+    async def _read_bus(self, bus: Bus, first_ms: int, last_ms: int) -> Floats:
         count = (last_ms - first_ms) // self._step_ms + 1
         rows = np.full((count, self._rows.shape[1]), np.nan)
         after, upto = f"{first_ms - 1}-0", f"{last_ms}-0"

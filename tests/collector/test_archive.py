@@ -40,7 +40,7 @@ def test_a_revised_row_replaces_the_old_one_and_stands_in_the_ledger(tmp_path: P
     for number in (1, 2):
         remark = Remark(
             level=Level.WARNING, code="revision", text=f"no. {number}",
-            open_time_ms=other.open_time_ms, kline=other,
+            open_time_ms=other.open_time_ms, kline=other, was=rows[1] if number == 1 else other,
         )  # fmt: skip
         archive.tell([remark])
         flushed(archive)
@@ -51,6 +51,7 @@ def test_a_revised_row_replaces_the_old_one_and_stands_in_the_ledger(tmp_path: P
     lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == ["no. 1", "no. 2"]
     assert lines[0]["row"] == list(other.row())
+    assert [line["was"] for line in lines] == [list(rows[1].row()), list(other.row())]
 
 
 def test_what_could_not_be_written_is_kept(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """`itb demo`, whole: separate processes, a real Valkey, the simulator, models trained here."""
 
+import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ import numpy as np
 import psutil
 import pytest
 import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from deploy.demo import Options, Plan, _Demo
 from deploy.screen import Screen
@@ -23,8 +28,11 @@ from deploy.supervisor import Supervisor
 from deploy.tally import Window
 from deploy.valkey import EmbeddedValkey
 from deploy.workdir import Workdir
-from shared.config import load
-from shared.klinefiles import write_columns
+from shared.bus import Bus
+from shared.config import Settings, load
+from shared.errors import Failure
+from shared.explain import Explainer
+from shared.klinefiles import klines_folder, read_history, write_columns
 from shared.klines import KLINE_COLUMNS
 from simulator import synthetic
 
@@ -72,8 +80,16 @@ class _Run:
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def child(self, name: str) -> psutil.Process:
-        return next(p for p in self.family() if name in " ".join(p.cmdline()[:4]))
+    def child(self, name: str, timeout_s: float = 30) -> psutil.Process:
+        """The process of that name, once there is one: it may be between two lives."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for process in self.family():
+                with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one of these
+                    if name in " ".join(process.cmdline()[:4]):
+                        return process
+            time.sleep(0.02)
+        raise AssertionError(f"there is no {name}: {self.errors.read_text()}")
 
 
 @pytest.fixture
@@ -200,6 +216,89 @@ def test_a_killed_process_loses_and_doubles_nothing(
     assert result["lost"] == result["doubled"] == 0
     assert result["klines"] == result["signals"] == _BARS
     assert sum(result["restarts"].values()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_thousand_signals_are_explained_with_equal_bits_after_kills_in_the_middle(
+    start: Any, tmp_path: Path
+) -> None:
+    bars = 600
+    data = tmp_path / "TESTUSDT-1m.parquet"
+    _market(data, 5_000 + bars)
+    run = start("--data", str(data), "--bars", str(bars), "--speed", "1200", "--json", "--hold")
+    deadline = time.monotonic() + 120
+    while "streaming" not in run.errors.read_text():
+        assert time.monotonic() < deadline
+        assert run.process.poll() is None, run.errors.read_text()
+        time.sleep(0.05)
+    config = load(tmp_path / "work" / "config.json")
+    server = redis.Redis.from_url(config.redis_url, retry=Retry(ConstantBackoff(0.1), 300))
+    signals = "signal:{TESTUSDT}:1m"
+    first_ms = _END_MS - bars * _STEP_MS
+    victims = ("featurizer", "valkey-server", "predictor", "collector") * 2
+    for number, victim in enumerate(victims):
+        wanted = first_ms + _STEP_MS * (bars * number // 9)
+        while not server.xrange(signals, min=wanted, count=1):
+            assert time.monotonic() < deadline + 120
+            time.sleep(0.02)
+        run.child(victim).kill()
+    result = run.line()
+    assert result["lost"] == result["doubled"] == 0
+    assert sum(result["restarts"].values()) == len(victims)
+
+    newest = [_id_ms(entry) for entry, _ in server.xrevrange(signals)]
+    chosen = random.Random(7).sample(newest, 1_000)
+    assert asyncio.run(_unequal(config, None, chosen)) == {}
+
+    # What the janitor takes away after eight days: all but the newest hundred candles.
+    run.child("collector").terminate()  # its archive is complete then
+    archive = klines_folder(config.data_folder, "TESTUSDT", "1m")
+
+    def is_archived() -> bool:
+        kept = read_history(archive, symbol="TESTUSDT", interval="1m")
+        return len(kept) > 0 and bool(kept.open_time_ms[-1] >= newest[100])
+
+    while not is_archived():
+        assert time.monotonic() < deadline + 180
+        time.sleep(0.1)
+    candles = "kline:{TESTUSDT}:1m"
+    beginning = _id_ms(server.xrange(candles, count=1)[0][0])
+    server.xtrim(candles, minid=newest[100], approximate=False)
+    whole = beginning + 1_439 * _STEP_MS  # earlier ones are of the warm-up
+    covered = [time_ms for time_ms in chosen if time_ms >= whole]
+    assert asyncio.run(_unequal(config, config.data_folder, covered)) == {}
+    signal_id = f"TESTUSDT-1m-{newest[bars - 1]}"
+    shown = subprocess.run(
+        [*_ITB, "explain", signal_id, "-c", str(tmp_path / "work" / "config.json"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(shown.stdout)["equal"] is True
+
+
+def _id_ms(entry_id: bytes) -> int:
+    return int(entry_id.split(b"-")[0])
+
+
+async def _unequal(
+    config: Settings, data_folder: Path | None, times: Sequence[int]
+) -> dict[int, str]:
+    """Of the signals of these candles those that cannot be explained, or not with equal bits."""
+    assert times
+    explainer = Explainer(config, data_folder=data_folder)
+    found: dict[int, str] = {}
+    async with Bus.session(config.bus_url, service="itb", exclusive=False) as bus:
+        for time_ms in times:
+            try:
+                one = await explainer.explain(bus, f"TESTUSDT-1m-{time_ms}")
+            except Failure as error:
+                found[time_ms] = str(error)
+            else:
+                if not one.equal:
+                    found[time_ms] = str(one.difference)
+    return found
 
 
 def test_a_replay_never_sees_the_users_live_settings_in_whatever_case(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import redis
 
+from collector.archive import Archive
 from shared import codec, score
 from shared.bundle import Bundle
 from shared.bus import Bus, Source, Write
@@ -355,3 +356,43 @@ async def test_a_signal_that_names_a_folder_opens_none(own: Played, tmp_path: Pa
     own.change(SIGNAL, 100, lambda signal: replace(signal, release="../../" + tmp_path.name))
     with pytest.raises(BadInput, match="which is no release"):
         await explain(own, 100)
+
+
+async def test_trimmed_candles_come_from_the_archive_and_the_bits_are_equal(
+    own: Played, tmp_path: Path
+) -> None:
+    archive = Archive(tmp_path, SYMBOL, "1m", futures=False)
+    archive.add(own.tape.klines)
+    archive.flush(*archive.take())
+    rows = len(own.tape.klines)
+    key = KLINE.key(SYMBOL, "1m")
+    with redis.Redis(port=own.server.port) as client:
+        client.xtrim(key, minid=own.tape.klines[rows - 50].open_time_ms, approximate=False)
+    explainer = Explainer(own.settings, data_folder=tmp_path)
+    async with Bus.session(own.server.url, service="itb", exclusive=False) as bus:
+        for row in np.random.default_rng(5).permutation(np.arange(LOOKBACK - 1, rows)).tolist():
+            found = await explainer.explain(bus, own.signal_id(row))
+            assert found.equal, found.difference
+            if row - LOOKBACK + 1 < rows - 50:
+                assert any("archive" in note for note in found.notes)
+        with pytest.raises(BadInput, match="of the warm-up"):
+            await explainer.explain(bus, own.signal_id(LOOKBACK - 2))
+        with pytest.raises(BadInput, match="is trimmed"):
+            await Explainer(own.settings).explain(bus, own.signal_id(rows - 60))
+
+
+async def test_other_bits_of_an_archive_with_holes_are_no_verdict(
+    own: Played, tmp_path: Path
+) -> None:
+    archive = Archive(tmp_path, SYMBOL, "1m", futures=False)
+    rows = len(own.tape.klines)
+    archive.add(own.tape.klines[: rows - 55])  # five were lost
+    archive.flush(*archive.take())
+    with redis.Redis(port=own.server.port) as client:
+        first_ms = own.tape.klines[rows - 50].open_time_ms
+        client.xtrim(KLINE.key(SYMBOL, "1m"), minid=first_ms, approximate=False)
+    async with Bus.session(own.server.url, service="itb", exclusive=False) as bus:
+        with pytest.raises(BadInput, match=r"cannot be computed again: .* missing in the archive"):
+            await Explainer(own.settings, data_folder=tmp_path).explain(
+                bus, own.signal_id(rows - 48)
+            )
