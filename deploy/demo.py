@@ -263,8 +263,11 @@ class _Demo:
         rest, ws = f"http://{HOST}:{self._port}", f"ws://{HOST}:{self._port}"
         folder = self._workdir.path.absolute()
         replay = isinstance(the_plan.speed, str)
-        # Ages are market time: ten seconds of ours, for a service that was killed to come back.
+        # Ages are market time: ten seconds of ours for the messages of a service that was killed,
+        # three for its orders. The history that is scored at the start is older than that: an order
+        # at a price of two hours ago costs more than there is, and three such refusals are a halt.
         age_s = 180.0 if replay else max(180.0, 10.0 * float(the_plan.speed))
+        trading_s = 180.0 if replay else max(180.0, 3.0 * float(the_plan.speed))
         return {
             "symbols": [the_plan.window.symbol],
             "interval": the_plan.window.interval,
@@ -280,7 +283,7 @@ class _Demo:
             "market_speed": 1.0 if replay else float(the_plan.speed),
             "collector": {"follow": replay},
             "notifier": {"max_age_s": age_s},
-            "trader": {"max_age_s": age_s},
+            "trader": {"max_age_s": trading_s},
         }
 
     def _environment(self, the_plan: Plan) -> dict[str, str]:
