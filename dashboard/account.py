@@ -39,8 +39,6 @@ class Account:
         self._points: list[_Point] = []
         self._filled_ms: dict[str, int] = {}  # by client id, of the first fill
         self._profits: dict[str, Decimal] = {}
-        self._dust = ZERO  # what was left as too little to be sold
-        self._worth: Decimal | None = None  # of the whole account, at the first decision
 
     @property
     def is_kept(self) -> bool:
@@ -56,10 +54,6 @@ class Account:
             ledger.add(line)
             if line.profit:
                 self._profits[line.client_id] = Decimal(line.profit)
-            if line.state == OrderState.DUST:
-                self._dust = Decimal(line.quantity)
-            if self._worth is None and line.worth:
-                self._worth = Decimal(line.worth)
         except (ValueError, KeyError, ArithmeticError) as error:
             self.problem = f"the journal cannot be read: {type(error).__name__} in {line.signal_id}"
             self._points.clear()
@@ -88,7 +82,6 @@ class Account:
             return {}
         ledger = self._ledger
         resting = [order for order in ledger.open.values() if order.price or order.stop_price]
-        first = self._points[0] if self._points else None
         orders = [ledger.orders[name] for name in self._filled_ms]
         return {
             "kind": "account",
@@ -96,12 +89,12 @@ class Account:
             "mode": self.mode,
             "problem": self.problem,
             "quantity": float(ledger.position),
-            "is_dust": 0 < ledger.position <= self._dust,
+            "is_dust": 0 < ledger.position <= ledger.dust,
             "entry": _number(ledger.entry_price) if ledger.position else None,
             "stop": _number(_of(Leg.STOP, resting, "stop_price")),
             "target": _number(_of(Leg.TARGET, resting, "price")),
-            "worth": _number(self._worth),
-            "since": None if first is None else first.market_ms,
+            "worth": _number(ledger.first_worth),
+            "since": ledger.since_ms or None,
             "realised": float(ledger.profit),
             "cost": float(ledger.cost),
             "fees": {asset: str(fee) for asset, fee in ledger.fees.items()},

@@ -62,10 +62,11 @@ class Board:
     def apply(self, entry: Entry[Any]) -> None:
         event = entry.event
         if isinstance(event, Order):
-            line = {"id": entry.id, "us": entry.meta.published_us, **_plain(event)}
-            is_dropped = event.state == OrderState.DROPPED
-            (self.dropped if is_dropped else self.orders).append(line)
-            self._new_orders.append(line)
+            if event.state != OrderState.CARRIED:
+                line = {"id": entry.id, "us": entry.meta.published_us, **_plain(event)}
+                is_dropped = event.state == OrderState.DROPPED
+                (self.dropped if is_dropped else self.orders).append(line)
+                self._new_orders.append(line)
             self.tracks[entry.source.symbol].apply(entry)
         elif isinstance(event, Notice):
             notice = {"id": entry.id, **_plain(event)}

@@ -77,7 +77,8 @@ class Dashboard:
         for key, source in reversed(sources.items()):
             session.alive()
             if source.stream is ORDER:
-                tails[key] = await _everything(session, source)
+                # What is held is the sum of all of it.
+                tails[key] = await session.bus.everything(source, alive=session.alive)
                 continue
             count = counts.get(source.stream.name, board.candles)
             tails[key] = await session.bus.tail(source, count)
@@ -132,15 +133,6 @@ class Dashboard:
         while True:
             await asyncio.sleep(_LIBRARY_S)
             board.releases = await asyncio.to_thread(self.library.look)
-
-
-async def _everything(session: Session, source: Source[Any]) -> list[Entry[Any]]:
-    """All of the journal: what is held is the sum of it."""
-    found: list[Entry[Any]] = []
-    while page := await session.bus.span(source, after=found[-1].id if found else None):
-        session.alive()
-        found.extend(page)
-    return found
 
 
 def sources_of(settings: Settings) -> dict[str, Source[Any]]:

@@ -15,7 +15,6 @@ from shared.events import Kline, Notice, Order, Signal
 from shared.ledger import Ledger, ledger_of
 from shared.streams import FEATURE, KLINE, NOTICE, ORDER, PREDICTION, SIGNAL
 
-_JOURNAL = 50_000
 _PAGE = 2_000
 _NOTICES = 2_000
 _SAMPLE = 200
@@ -88,7 +87,7 @@ class Facts:
     async def account(self, symbol: str) -> Account:
         """The fold of the trader's journal, in the mode that it trades in."""
         settings = self.settings
-        entries = await self.bus.tail(Source(ORDER, symbol), _JOURNAL)
+        entries = await self.bus.everything(Source(ORDER, symbol))
         mode = settings.trader.mode
         lines = tuple(
             entry.event for entry in entries if entry.event is not None and entry.event.mode == mode

@@ -352,6 +352,17 @@ class Bus:
         reply = await self._link.one("XRANGE", source.key, start, upto, "COUNT", count)
         return [self._entry(source, *raw) for raw in reply]
 
+    async def everything(
+        self, source: Source[E], *, alive: Callable[[], None] | None = None
+    ) -> list[Entry[E]]:
+        """All entries, oldest first. alive: called before each page."""
+        found: list[Entry[E]] = []
+        while page := await self.span(source, after=found[-1].id if found else None):
+            found.extend(page)
+            if alive is not None:
+                alive()
+        return found
+
     async def at(self, source: Source[E], entry_id: str) -> Entry[E] | None:
         reply = await self._link.one("XRANGE", source.key, entry_id, entry_id)
         return self._entry(source, *reply[0]) if reply else None
@@ -790,14 +801,24 @@ class Bus:
 
     async def trim(self, source: Source[Any], *, keep_from_ms: int) -> int:
         """Removes entries older than `keep_from_ms` that every group has acknowledged."""
-        floor = (max(0, keep_from_ms), 0)
+        floor = await self._done_below(source, (max(0, keep_from_ms), 0))
+        return int(await self._link.one("XTRIM", source.key, "MINID", f"{floor[0]}-{floor[1]}"))
+
+    async def trim_before(self, source: Source[Any], entry_id: str) -> int:
+        """Removes all entries before this one; none where a group has not acknowledged them all."""
+        if await self._done_below(source, id_order(entry_id)) < id_order(entry_id):
+            return 0
+        return int(await self._link.one("XTRIM", source.key, "MINID", entry_id))
+
+    async def _done_below(self, source: Source[Any], floor: tuple[int, int]) -> tuple[int, int]:
+        """`floor`, or the id before which every group has acknowledged everything."""
         for name, (delivered, pending) in (await self.group_position(source)).items():
             floor = min(floor, id_order(delivered))
             if pending:
                 first = (await self._link.one("XPENDING", source.key, name))[1]
                 if first is not None:  # acknowledged meanwhile: only newer ones can be pending
                     floor = min(floor, id_order(first.decode()))
-        return int(await self._link.one("XTRIM", source.key, "MINID", f"{floor[0]}-{floor[1]}"))
+        return floor
 
     async def cap(self, source: Source[Any], most: int) -> int:
         """Removes the oldest entries beyond `most`, of a stream that no group reads."""

@@ -165,6 +165,7 @@ class OrderState(StrEnum):
     REDUCED = "REDUCED"  # from here on nothing but exits and protection; about all symbols
     FLATTENED = "FLATTENED"  # everything is sold at market, then nothing; about all symbols
     RESUMED = "RESUMED"  # an operator has ended the three above
+    CARRIED = "CARRIED"  # `carried` is the sum of all lines before it, which may be gone
 
 
 # Of an order: nothing can follow but fills that were not told yet.
@@ -203,7 +204,8 @@ class Order:
     quote units. profit: of the round trip that this line ends, after all fees in its two assets.
     fills: by trade id, those told by this line; `shared.ledger` reads them. is_adopted: the order
     was thought to be nowhere, or not known at all. journal, number: the line's identity: the
-    journal file that it was first written to, and its place in there.
+    journal file that it was first written to, and its place in there. carried: what all lines
+    before this one come to (`shared.ledger`), "" in every line that is not CARRIED.
     """
 
     signal_id: str
@@ -236,6 +238,7 @@ class Order:
     is_adopted: bool = False
     journal: str = ""
     number: int = 0
+    carried: str = ""
 
 
 class Delivery(StrEnum):

@@ -9,13 +9,19 @@ is the quote asset spent on it; a sale takes out the part of the cost that it se
 rounded to 1e-12, so that realised profit minus the cost of what is held is, to the last digit, what
 our fills did to the quote balance. Fees in a third asset (BNB) are counted apart and are in no
 profit: what they are worth is not known here.
+
+A CARRIED line holds the sum of the lines before it, so that these can be taken off the bus: it
+counts where it is the first line of a fold, and changes nothing elsewhere.
 """
 
 import json
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
+from functools import cache
+
+from pydantic import TypeAdapter
 
 from shared.events import FINAL, Leg, Order, OrderState
 from shared.exchange import Fill, Side
@@ -24,6 +30,11 @@ ZERO = Decimal(0)
 DAY_MS = 86_400_000
 NEW_ACCOUNT = "new-account"  # in an operator's RESUME: from here on it is another account
 _CENT = Decimal("1e-12")
+_INTENTS = 1_000
+_ENDED = 50  # orders of which fills may still be told
+# Of what is carried: the exchange numbers a symbol's trades upwards, and tells none again that is
+# older than these.
+_CARRIED_TRADES = 1_000
 # News of an order never leads back: a copy that comes late changes nothing.
 RANKS: dict[str, int] = {
     OrderState.INTENT: 0,
@@ -150,6 +161,9 @@ class Ledger:
     of the newest. refusals: by the exchange, in a row. switch: what is in force; commands: reasons
     of all its lines. For limits, which an operator's RESUMED lets begin anew: day_profit, realised
     on the market's day `day`; curve and peak, all that was realised and the most that it ever was.
+    since_ms: market time of the first fill, 0 = none. first_worth: of the account, at the first
+    decision. dust: base that was left as too little to be sold, when that was last so. ended:
+    orders that came to their end, the last ones.
     """
 
     base: str
@@ -175,7 +189,7 @@ class Ledger:
     trip_profit: Decimal = ZERO
     worth: Decimal = ZERO
     slippage: Decimal = ZERO
-    intents: deque[int] = field(default_factory=lambda: deque(maxlen=1_000))
+    intents: deque[int] = field(default_factory=lambda: deque(maxlen=_INTENTS))
     refusals: int = 0
     switch: Switch = Switch()
     commands: set[str] = field(default_factory=set)
@@ -183,7 +197,12 @@ class Ledger:
     day_profit: Decimal = ZERO
     curve: Decimal = ZERO
     peak: Decimal = ZERO
+    since_ms: int = 0
+    first_worth: Decimal | None = None
+    dust: Decimal = ZERO
+    ended: deque[str] = field(default_factory=lambda: deque(maxlen=_ENDED))
     _selling: bool = True
+    _is_blank: bool = True
 
     def add(self, line: Order) -> None:
         """Takes in one line. Lines of one order come oldest first.
@@ -192,6 +211,11 @@ class Ledger:
             ValueError, KeyError, ArithmeticError: the line cannot be what the trader wrote.
         """
         state = OrderState(line.state)
+        if state == OrderState.CARRIED:
+            if self._is_blank:
+                self._take_up(line.carried)
+            return
+        self._is_blank = False
         if state in _SWITCHES:
             self.switch = Switch(state=state, reason=line.reason)
             self.commands.add(line.reason)
@@ -202,6 +226,8 @@ class Ledger:
                 self.day_profit = self.curve = self.peak = ZERO
                 self.intents.clear()
             return
+        if state == OrderState.DUST:
+            self.dust = Decimal(line.quantity)
         if not line.client_id or state == OrderState.DUST:
             return
         order = self.orders.get(line.client_id)
@@ -211,6 +237,8 @@ class Ledger:
                 self.intents.append(line.market_ms)
                 if line.worth:
                     self.worth = Decimal(line.worth)
+                    if self.first_worth is None:
+                        self.first_worth = self.worth
         elif RANKS[state] > RANKS[order.state] or line.is_adopted:
             order.state = state
         if line.order_id:
@@ -228,7 +256,8 @@ class Ledger:
         ):
             self.refusals = 0
         if order.state in FINAL:
-            self.open.pop(order.client_id, None)
+            if self.open.pop(order.client_id, None) is not None:
+                self.ended.append(order.client_id)
         else:
             self.open[order.client_id] = order
         if line.profit:
@@ -252,6 +281,7 @@ class Ledger:
         if fill.trade_id in self.trades:
             return
         self.trades.add(fill.trade_id)
+        self.since_ms = self.since_ms or market_ms
         order.executed += fill.quantity
         order.quote += fill.quote_quantity
         quantity, money = fill.quantity, fill.quote_quantity
@@ -297,6 +327,34 @@ class Ledger:
         self.curve += profit
         self.peak = max(self.peak, self.curve)
 
+    def carried(self) -> str:
+        """Everything that a fold needs which begins behind the lines so far: what is open, what
+        ended of late, the newest order that filled, all sums. Equal folds give equal texts."""
+        filled = [order for order in self.orders.values() if order.executed and order.is_final]
+        filled.sort(key=lambda order: (order.sent_ms, order.client_id))
+        ended = [self.orders[name] for name in self.ended]
+        kept = {o.client_id: o for o in (*filled[-1:], *ended, *self.open.values())}
+        short = replace(
+            self, orders=kept, by_order_id={}, trades=set(sorted(self.trades)[-_CARRIED_TRADES:])
+        )
+        body = _adapter().dump_python(short, mode="json")
+        for name in ("trades", "commands"):
+            body[name].sort()
+        return json.dumps(body, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+    def _take_up(self, text: str) -> None:
+        """Raises: ValueError: it was not written by `carried`."""
+        found = _adapter().validate_json(text)
+        if (found.base, found.quote) != (self.base, self.quote):
+            raise ValueError(f"carried is of {found.base} and {found.quote}")
+        for one in fields(Ledger):
+            setattr(self, one.name, getattr(found, one.name))
+        self.intents = deque(found.intents, maxlen=_INTENTS)
+        self.ended = deque(found.ended, maxlen=_ENDED)
+        self.open = {name: self.orders[name] for name in found.open}
+        self.by_order_id = {o.order_id: o for o in self.orders.values() if o.order_id}
+        self._is_blank = False
+
     def _day(self, market_ms: int) -> Day:
         return self.days.setdefault(market_ms // DAY_MS, Day())
 
@@ -313,6 +371,16 @@ class Ledger:
     def unrealised(self, price: Decimal) -> Decimal:
         """Worth of what is held at `price` less its cost."""
         return self.position * price - self.cost
+
+
+@cache
+def _adapter() -> TypeAdapter[Ledger]:
+    return TypeAdapter(Ledger)
+
+
+def open_in(carried: str) -> set[str]:
+    """Names of the orders that were open where this was carried."""
+    return set(json.loads(carried)["open"])
 
 
 def _tracked(line: Order, state: OrderState) -> Tracked:

@@ -299,13 +299,18 @@ def is_foreign(entry: Entry[Any]) -> bool:
     return bool(sequence or (interval and ms % interval_ms(interval)))
 
 
+def kept_ms(step_ms: int, least_rows: int = 0) -> int:
+    """How long an entry of a candle stays on its stream."""
+    return max(_KEEP_MS, max(least_rows, _KEEP_ROWS) * step_ms)
+
+
 async def janitor(session: Session, outputs: Sequence[Source[Any]], *, least_rows: int) -> None:
     """Trims the streams that a service writes, for ever: only what every group has acknowledged
     and nobody needs to rebuild from (FAULTS R11).
 
     least_rows: candles that are kept at any rate; `_KEEP_MS` and `_KEEP_ROWS` may be fewer.
     """
-    keep_ms = max(_KEEP_MS, max(least_rows, _KEEP_ROWS) * session.settings.step_ms)
+    keep_ms = kept_ms(session.settings.step_ms, least_rows)
     while True:
         await asyncio.sleep(_JANITOR_S)
         for source in outputs:

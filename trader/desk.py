@@ -245,6 +245,13 @@ class Desk:
         """HALTED, REDUCED, FLATTENED or RESUMED."""
         self._write(self._bare(state, reason, now))
 
+    def carry(self, now: Now, others: Mapping[str, str]) -> None:
+        """What all lines so far come to, in lines behind which a fold can begin: first those of
+        other modes, given by mode."""
+        line = self._bare(OrderState.CARRIED, "", now)
+        self.core.out.lines += [replace(line, mode=m, carried=text) for m, text in others.items()]
+        self._write(replace(line, carried=self.ledger.carried()))
+
     def _bare(self, state: OrderState, reason: str, now: Now) -> Order:
         """A line about no order."""
         return Order(

@@ -175,11 +175,13 @@ class Journal:
         self.found = Found(lines=count, cut=cut, damaged=damaged)
 
     def _note(self, line: Order, offset: int) -> None:
+        places = self._places.setdefault(line.symbol, [])
         if line.journal == self.id:
             self.last = max(self.last, line.number)
-            self._places.setdefault(line.symbol, []).append((line.number, offset))
+            places.append((line.number, offset))
         else:
             self._taken_in.add((line.journal, line.number))
+            places.append((0, offset))
 
     def holds(self, line: Order) -> bool:
         """Whether a line of the bus is in here."""
@@ -187,8 +189,13 @@ class Journal:
             return line.number <= self.last
         return (line.journal, line.number) in self._taken_in
 
+    def knows(self, symbol: str) -> bool:
+        """Whether it holds a line of that symbol."""
+        return symbol in self._places
+
     def since(self, symbol: str, number: int) -> Iterator[Order]:
-        """This file's own lines of a symbol behind `number`, oldest first."""
+        """This file's own lines of a symbol behind `number`, oldest first; -1: all lines, those
+        that it took in from other files included."""
         places = [place for place in self._places.get(symbol, []) if place[0] > number]
         with self.path.open("rb") as file:
             for _, offset in places:

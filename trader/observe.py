@@ -1,7 +1,8 @@
 """The mode observe: signals in, journal lines out, no exchange. A line and the signal's
 acknowledgement are one step."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.bus import Entry, Source, Step, Write, by_key, id_order, now_us
@@ -9,7 +10,9 @@ from shared.events import Level, OrderState, Signal
 from shared.market import market_now_ms
 from shared.runtime import Session
 from shared.streams import ORDER, SIGNAL
+from trader.archive import Archivist
 from trader.decisions import MEMORY, SIDES, Decisions, Rules
+from trader.places import OBSERVE
 
 _BATCH = 256
 
@@ -33,14 +36,21 @@ async def observe(session: Session) -> None:
         await trader.rebuild(source)
         async for entries in bus.retries(await bus.own_pending(source)):
             await trader.do(entries)
-    block_ms = 1  # the first look does not wait, so that a start is ready at once
-    while True:
-        session.alive()
-        entries = await bus.read(sources, count=_BATCH, block_ms=block_ms)
-        await trader.do(entries)
-        if len(entries) < _BATCH:
-            session.health.is_ready()
-            block_ms = 1_000
+    archivist = Archivist(session, OBSERVE, carry=_nothing, still_open=lambda _: set())
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(archivist.run())
+        block_ms = 1  # the first look does not wait, so that a start is ready at once
+        while True:
+            session.alive()
+            entries = await bus.read(sources, count=_BATCH, block_ms=block_ms)
+            await trader.do(entries)
+            if len(entries) < _BATCH:
+                session.health.is_ready()
+                block_ms = 1_000
+
+
+async def _nothing(_symbol: str, _others: Mapping[str, str]) -> None:
+    """No order, no sum to carry."""
 
 
 class _Trader:

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -56,6 +56,7 @@ from shared.metrics import (
 from shared.rules import NAN, Bar
 from shared.runtime import Session
 from shared.streams import ORDER, SIGNAL, intent_key
+from trader.archive import Archivist
 from trader.candles import Candles
 from trader.clock import AccountClock
 from trader.core import Core
@@ -415,7 +416,7 @@ class Shell:
             self._tasks = tasks
             for work in (
                 self._read_signals, self._listen, self._sweep, self._keep_clock, self._keep_rules,
-                self._watch_control, self._tick,
+                self._watch_control, self._tick, self._archivist().run,
             ):  # fmt: skip
                 tasks.create_task(work(), name=work.__name__)
             while True:
@@ -615,6 +616,17 @@ class Shell:
         if switch == OrderState.HALTED or (switch != OrderState.RESUMED and not place.reduces):
             return f"halted: {self.core.why_switched}"
         return ""
+
+    def _archivist(self) -> Archivist:
+        async def carry(symbol: str, others: Mapping[str, str]) -> None:
+            await self._put(lambda: self.core.desks[symbol].carry(self.now(symbol), others))
+
+        return Archivist(
+            self._session,
+            self._exchange.mode,
+            carry=carry,
+            still_open=lambda symbol: set(self.core.desks[symbol].ledger.open),
+        )
 
     # -- the exchange -------------------------------------------------------------------------
 

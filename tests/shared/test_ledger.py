@@ -148,3 +148,41 @@ def test_profit_less_cost_is_what_the_fills_did_to_the_balance(
     assert found.position == btc
     assert found.flow == usdt
     assert found.profit - found.cost == usdt
+
+
+# An order's lines in their order; of some a fill is told behind the end.
+LIVES = (
+    ("INTENT", "ACKED", "PARTIAL fill", "FILLED"),
+    ("INTENT", "REJECTED"),
+    ("INTENT", "UNKNOWN", "CANCELED", "CANCELED fill"),
+    ("INTENT", "FILLED fill"),
+)
+
+
+@given(turns=st.lists(st.integers(0, 3), max_size=40), cut=st.integers(0, 40))
+def test_a_fold_that_begins_with_what_is_carried_comes_to_the_same(
+    turns: list[int], cut: int
+) -> None:
+    lines, begun, steps = [], [0] * 4, [0] * 4
+    for number, who in enumerate(turns):
+        life = LIVES[(who + begun[who]) % len(LIVES)]
+        state, *has_fill = life[steps[who]].split()
+        name, side = f"{who}-{begun[who]}", "BUY" if who % 2 else "SELL"
+        one = fill(number, side, str(90 + number), "1.5", "0.001", "BTC" if who % 2 else "USDT")
+        lines.append(
+            line(
+                name, state, *([one] if has_fill else []), side=side, worth=str(number),
+                order_id=1 + 4 * begun[who] + who, sent_ms=number, price=str(80 + number),
+                profit="1.5" if who == 2 and state == "FILLED" else "",
+                market_ms=number * DAY_MS // 3,
+            )
+        )  # fmt: skip
+        steps[who] += 1
+        if steps[who] == len(life):
+            begun[who], steps[who] = begun[who] + 1, 0
+    lines.insert(3, line("", "HALTED", client_id="", reason="limit: x"))
+    sum_ = line("", "CARRIED", client_id="", carried=fold(*lines[:cut]).carried())
+    whole, rest = fold(*lines), fold(sum_, *lines[cut:])
+    assert rest.carried() == whole.carried()
+    assert {n: o.state for n, o in rest.open.items()} == {n: o.state for n, o in whole.open.items()}
+    assert fold(*lines[:cut], sum_, *lines[cut:]).carried() == whole.carried()

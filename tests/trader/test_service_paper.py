@@ -219,7 +219,9 @@ async def test_a_lost_journal_file_is_rebuilt_from_the_bus_and_a_lost_bus_from_t
         # The file holds what it once took from the bus.
         await until(lambda: session.health.facts.get("positions") == {SYMBOL: str(held)})
         await market.candle(SELL)
-        await market.until(lambda found: any(o.state == "FILLED" for o in found), "the sale")
+        await market.until(
+            lambda found: any(o.state == "FILLED" and o.side == "SELL" for o in found), "the sale"
+        )
     assert (await market.balances())["BTC"] < 1e-4
 
 
