@@ -13,8 +13,8 @@ The rule (both must hold; a tie is no defeat, for the challenger knows newer can
 * score: its rank AUC between candles after which the price rose by one sigma of the horizon before
   it fell by one, and the others, must not be lower beyond chance.
 
-Beyond chance: the 95 % interval of the difference, by moving-block bootstrap with blocks of one
-horizon (neighbouring candles share most of what their labels look at), lies wholly below 0.
+Beyond chance: the 95 % interval of the difference, by moving-block bootstrap with blocks as
+`trainer.evaluate.block_rows` says, lies wholly below 0.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from shared.klines import KLINE_COLUMNS
 from shared.releases import Manifest, current_folder
 from shared.times import interval_ms, iso
 from trainer import rasters
-from trainer.evaluate import auc
+from trainer.evaluate import auc, block_rows, interval
 from trainer.labels import label, trailing_sigma
 from trainer.outcomes import first_touch
 from trainer.predict import features_of, scores
@@ -474,7 +474,7 @@ def _interval(
     """
     step = max(1, rows // _BOOTSTRAP_ROWS)
     places = np.arange(0, rows, step)
-    block = max(1, -(-horizon // step))
+    block = block_rows(horizon, step)
     if len(places) < 2 * block:
         return None, None
     random = np.random.default_rng(_SEED)
@@ -483,8 +483,4 @@ def _interval(
         starts = random.integers(0, len(places) - block + 1, -(-len(places) // block))
         drawn = (starts[:, None] + np.arange(block)).ravel()[: len(places)]
         values.append(statistic(places[drawn]))
-    known = np.array(values)[~np.isnan(values)]
-    if len(known) < RESAMPLES / 2:
-        return None, None
-    low, high = np.quantile(known, (0.025, 0.975))
-    return float(low), float(high)
+    return interval(np.array(values), len(places) / block)

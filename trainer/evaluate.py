@@ -1,7 +1,8 @@
 """How good a model is on rows that it has not seen: ranking, calibration, and how sure that is.
 
-Intervals are 95 % by moving-block bootstrap: rows are drawn in blocks of neighbours, each at least
-as long as a label looks ahead. Null bands say what would come of no knowledge at all; two kinds:
+Intervals are 95 % by moving-block bootstrap: rows are drawn in blocks of neighbours, each as long
+as `block_rows` says, and widened for how few blocks there are (`interval`). Null bands say what
+would come of no knowledge at all; two kinds:
 
 * `day_null`, for yes-or-no labels: the outcomes' whole days change places with others of their
   weekday (of less than two weeks, with any others). What time of day and week alone give an output
@@ -13,16 +14,19 @@ as long as a label looks ahead. Null bands say what would come of no knowledge a
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 V = TypeVar("V", np.float64, np.bool_)
 
 RESAMPLES = 200
+BLOCK_WINDOWS = 4
 ECE_BINS = 15
 DECILES = 10
 _BOOTSTRAP_ROWS = 8_000
@@ -30,6 +34,45 @@ _CHUNK = 25
 _DAY_MS = 86_400_000
 _TWO_WEEKS = 14
 _FEWEST_DAYS = 4
+
+
+def block_rows(window: int, stride: int = 1, symbols: int = 1, rows: int | None = None) -> int:
+    """Rows of a bootstrap's block for labels that look `window` candles ahead: four windows.
+
+    What overlapping windows share falls in a straight line, to nothing one window away. Blocks of
+    length b keep 1 - k / b of the covariance of rows k apart (Kuensch 1989, "The jackknife and the
+    bootstrap for general stationary observations", Annals of Statistics 17): of the variance, b = 1
+    window loses a third and b = 4 windows a twelfth. (Longer blocks would lose less, but be fewer.)
+
+    stride: one row is of every n-th candle; symbols: how many take turns; rows: how many there
+    are: of few the half, but a window at least.
+    """
+    one = symbols * -(-window // stride)
+    most = BLOCK_WINDOWS * one
+    return most if rows is None else min(most, max(one, rows // 2))
+
+
+def interval(
+    draws: FloatArray, blocks: float, least: float = -np.inf, most: float = np.inf
+) -> tuple[float | None, float | None]:
+    """The middle 95 % of a bootstrap's draws, as much wider as few blocks demand, within
+    [least, most]; None where most draws are NaN.
+
+    blocks: m > 1, rows / rows of a block. The variance of the draws is that of overlapping batch
+    means: too small by 1 - 1 / m, and as uncertain as one of 1.5 (m - 1) degrees of freedom
+    (Meketon and Schmeiser 1984, "Overlapping batch means: something for nothing?", Winter
+    Simulation Conference), so that Student's quantile takes the place of the normal law's.
+    """
+    low, high = _quantiles(draws)
+    if low is None or high is None:
+        return None, None
+    wider = stdtrit(1.5 * (blocks - 1), 0.975) / NormalDist().inv_cdf(0.975)
+    wider *= np.sqrt(blocks / (blocks - 1))
+    middle = float(np.nanmedian(draws))
+    return (
+        float(max(least, middle - wider * (middle - low))),
+        float(min(most, middle + wider * (high - middle))),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +121,9 @@ def measure(
 ) -> Metrics:
     """Metrics of probabilities against what happened.
 
-    y: (n,) 0 or 1, p: (n,) in [0, 1], rows in time order, at least one. block: rows whose labels
-    overlap; the bootstrap draws blocks of that many neighbours. train_base: share of positives
-    among the training rows, one for all or one per row (rows of several folds).
+    y: (n,) 0 or 1, p: (n,) in [0, 1], rows in time order, at least one. block: how many neighbours
+    the bootstrap draws at once (`block_rows`). train_base: share of positives among the training
+    rows, one for all or one per row (rows of several folds).
     """
     truth = y > 0.5
     said = p > 0.5
@@ -265,7 +308,7 @@ def _decile_bounds(
         means = 1e4 * np.concatenate(summed) / np.concatenate(rows)
     found: list[tuple[float | None, float | None]] = []
     for column in means.T:
-        found.append(_quantiles(column))
+        found.append(interval(column, len(place) / block))
     return found
 
 
@@ -328,7 +371,7 @@ def rank_interval(
         spread = (a_a - mean_a**2) * (b_b - mean_b**2)
         with np.errstate(invalid="ignore", divide="ignore"):
             found.append(np.where(spread > 0, (a_b - mean_a * mean_b) / np.sqrt(spread), np.nan))
-    return _quantiles(np.concatenate(found))
+    return interval(np.concatenate(found), len(a) / block, -1, 1)
 
 
 def _ranks(values: FloatArray) -> FloatArray:
@@ -470,7 +513,7 @@ def auc_interval(
     if len(p) < 2 * block:
         return None, None
     drawn = [_aucs(truth, p, counts) for counts in _resamples(len(p), block, seed)]
-    return _quantiles(np.concatenate(drawn))
+    return interval(np.concatenate(drawn), len(p) / block, 0, 1)
 
 
 def _resamples(rows: int, block: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -490,7 +533,7 @@ def _resamples(rows: int, block: int, seed: int) -> Iterator[npt.NDArray[np.int6
 def _quantiles(values: FloatArray) -> tuple[float | None, float | None]:
     """The middle 95 %; None where most resamples have no value."""
     known = values[~np.isnan(values)]
-    if len(known) < RESAMPLES / 2:
+    if len(known) < len(values) / 2:
         return None, None
     low, high = np.quantile(known, (0.025, 0.975))
     return float(low), float(high)

@@ -32,8 +32,8 @@ from shared.features.configured import configured, feature_names
 from shared.klines import DEPTH_COLUMNS, KLINE_COLUMNS
 from shared.times import interval_ms
 from trainer import inputs, probes, rasters
-from trainer.evaluate import auc, aucs, permuted_blocks
-from trainer.labels import is_value, spec
+from trainer.evaluate import BLOCK_WINDOWS, auc, aucs, permuted_blocks
+from trainer.labels import is_value, rows_ahead
 from trainer.models.cases import choose_labels, labels_to_compute
 from trainer.models.fit import (
     Fitted,
@@ -54,9 +54,6 @@ _DAY_MS = 86_400_000
 LEVEL = 0.01
 _PERMUTATIONS = 400
 _FEWEST_BLOCKS = 6
-# Blocks that change places, in windows of the label: where they are one window long, a third of the
-# variance of overlapping labels stands between neighbours and would be lost, of four a twelfth.
-_WINDOWS = 4
 # Half of the rows are tested: what is asked is whether there is skill, not how much.
 _TEST_SHARE = 0.5
 TOGETHER = "all models together"
@@ -382,9 +379,14 @@ def skill_of(
     labels = choose_labels(rows, base, settings).kept
     start_ms = int(rows.open_ms[base[int(len(base) * (1 - _TEST_SHARE))]])
 
+    symbols = len(np.unique(rows.symbol))
+
     def block_of(label: str) -> int:
-        window = spec(label, config.label_horizon).window or config.label_horizon
-        return -(-window // stride)
+        known = base[~np.isnan(rows.y[label][base])]
+        ahead = rows_ahead(
+            label, config.label_horizon, rows.open_ms[known], rows.t1_ms[label][known], candle_ms
+        )
+        return symbols * -(-ahead // stride)
 
     random = np.random.default_rng(seed)
     inputs_ = inputs_of(features)
@@ -411,7 +413,7 @@ def skill_of(
         job
         for job in jobs
         if job.cases >= 10
-        and len(truth[job.label][0]) >= _FEWEST_BLOCKS * _WINDOWS * block_of(job.label)
+        and len(truth[job.label][0]) >= _FEWEST_BLOCKS * BLOCK_WINDOWS * block_of(job.label)
         and 0 < truth[job.label][1].mean() < 1
     ]
     if not usable:
@@ -421,7 +423,7 @@ def skill_of(
     def measured(job: Job, model: Fitted) -> Skill:
         places, happened = truth[job.label]
         said = model.predict(fitter.x[places])
-        return skill(test, job.name, happened, said, _WINDOWS * block_of(job.label), seed)
+        return skill(test, job.name, happened, said, BLOCK_WINDOWS * block_of(job.label), seed)
 
     found = []
     for one in fitter.fit_each(usable, measured):

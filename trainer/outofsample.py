@@ -16,6 +16,7 @@ from trainer.evaluate import (
     Metrics,
     ScoreMetrics,
     auc,
+    block_rows,
     calibration_curve,
     day_null,
     measure,
@@ -23,7 +24,7 @@ from trainer.evaluate import (
     measure_values,
 )
 from trainer.folds import Fold
-from trainer.labels import is_value, side_of, spec
+from trainer.labels import is_value, rows_ahead, side_of
 from trainer.models.rows import Rows
 
 Floats = npt.NDArray[np.float64]
@@ -42,12 +43,13 @@ _ALARMS = {"fixed": 0.80, "scaled": 0.74, "direction": 0.58}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """What happened after each of the rows, (n,) each. y: label -> 0 or 1; returns, touch: see
-    `trainer.outcomes`; NaN = not known."""
+    """What happened after each of the rows, (n,) each. y: label -> 0 or 1; t1_ms: label -> when the
+    last candle opens that it looks at; returns, touch: see `trainer.outcomes`; NaN = not known."""
 
     open_ms: npt.NDArray[np.int64]
     symbol: npt.NDArray[np.int16]
     y: Mapping[str, Floats]
+    t1_ms: Mapping[str, npt.NDArray[np.int64]]
     returns: Floats
     touch: Floats
 
@@ -292,14 +294,17 @@ class Judge:
         if not keep.any():
             return {}
         y, p = y[keep], table.outputs[name][keep]
-        block = symbols * (spec(label, self.horizon).window or self.horizon)
+        at = table.positions[keep]
+        ahead = rows_ahead(
+            label, self.horizon, outcomes.open_ms[at], outcomes.t1_ms[label][at], self.candle_ms
+        )
+        block = block_rows(ahead, symbols=symbols, rows=len(y))
         if is_value(label):
             return measure_values(y, p, block, self.seed).as_dict()
         base = table.train_base[label][keep]
         found: Metrics = measure(y, p, block, self.seed, base)
         figures: dict[str, Any] = found.as_dict()
         if "." not in name:
-            at = table.positions[keep]
             low, high = day_null(
                 y, p, outcomes.open_ms[at], self.candle_ms, self.seed, outcomes.symbol[at]
             )
@@ -314,7 +319,11 @@ class Judge:
     ) -> ScoreMetrics:
         at = table.positions
         return measure_score(
-            values, outcomes.returns[at], outcomes.touch[at], self.horizon * symbols, self.seed
+            values,
+            outcomes.returns[at],
+            outcomes.touch[at],
+            block_rows(self.horizon, symbols=symbols),
+            self.seed,
         )
 
 

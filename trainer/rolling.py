@@ -52,7 +52,9 @@ from trainer.progress import Progress
 
 _DAY_MS = 86_400_000
 WORK = ".rolling"
-_INTERVALS = "95 % by moving-block bootstrap, blocks as long as a label looks ahead"
+_INTERVALS = (
+    "95 % by moving-block bootstrap, blocks of four windows of the label, widened for few blocks"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -387,7 +389,12 @@ def _outcomes(task: Task, rows: Rows) -> Outcomes:
         task.data, rows.symbol, rows.open_ms, task.settings.trainer.label_horizon
     )
     return Outcomes(
-        open_ms=rows.open_ms, symbol=rows.symbol, y=rows.y, returns=returns, touch=touch
+        open_ms=rows.open_ms,
+        symbol=rows.symbol,
+        y=rows.y,
+        t1_ms=rows.t1_ms,
+        returns=returns,
+        touch=touch,
     )
 
 

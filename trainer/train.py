@@ -22,11 +22,11 @@ from shared.releases import write_release
 from shared.score import ScoreFormula, ScoreKind, score
 from shared.times import interval_ms, iso
 from trainer import aggregates, fanout, fits, inputs, outcomes, promote, rasters
-from trainer.evaluate import Metrics, ValueMetrics, measure, measure_values
+from trainer.evaluate import Metrics, ValueMetrics, block_rows, measure, measure_values
 from trainer.export.models import TrainedModel
 from trainer.fanout import Fanout
 from trainer.fits import Finished, Piece
-from trainer.labels import side_of, spec
+from trainer.labels import rows_ahead, side_of
 from trainer.models import nn, torch_nn
 from trainer.models.cases import choose_labels, labels_to_compute
 from trainer.models.fit import (
@@ -169,9 +169,11 @@ def train(
     columns = tuple(np.flatnonzero(~rows.left_out).tolist())
     letters = inputs_of(features)
 
-    def block_of(label: str) -> int:
-        window = spec(label, config.label_horizon).window or config.label_horizon
-        return -(-window // stride)
+    def block_of(label: str, at: npt.NDArray[np.intp]) -> int:
+        ahead = rows_ahead(
+            label, config.label_horizon, rows.open_ms[at], rows.t1_ms[label][at], step_ms
+        )
+        return block_rows(ahead, stride, len(data), len(at))
 
     def pieces(jobs: Sequence[Job], *, final: bool) -> list[Piece]:
         kind = "final" if final else "measured"
@@ -198,7 +200,9 @@ def train(
         figures: Metrics | ValueMetrics | None = None
         if known.any():
             measured_by = measure_values if job.is_value else measure
-            figures = measured_by(y[known], outputs[known], block_of(job.label), config.seed)
+            figures = measured_by(
+                y[known], outputs[known], block_of(job.label, test[known]), config.seed
+            )
         return job, figures, outputs
 
     final = jobs_of(rows, plan, labels, step_ms=step_ms, stride=stride, inputs=letters)
@@ -231,7 +235,7 @@ def train(
         test,
         in_score,
         *happened,
-        block=-(-config.label_horizon // stride),
+        block=block_rows(config.label_horizon, stride, len(data)),
         seed=config.seed,
     )
     formula = _formula(settings.signaler.model.aggregate, in_score, compared)

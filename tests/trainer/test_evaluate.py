@@ -56,21 +56,45 @@ def test_the_interval_is_that_of_resampled_blocks() -> None:
         for starts in random.integers(0, 300 - block + 1, (25, 15)):
             rows = np.concatenate([np.arange(start, start + block) for start in starts])
             found.append(sk.roc_auc_score(y[rows], p[rows]))
-    assert auc_interval(truth, p, block, 11) == pytest.approx(
-        tuple(np.quantile(found, (0.025, 0.975))), abs=1e-12
+    assert auc_interval(truth, p, block, 11) == pytest.approx(widened(found, 300 / 20), abs=1e-12)
+
+
+def widened(draws: list[float], blocks: float) -> tuple[float, ...]:
+    """Draws' quantiles, as far from their median as Student's law is wider than the normal one."""
+    student = stats.t(1.5 * (blocks - 1)).ppf(0.975) / stats.norm.ppf(0.975)
+    lost = 1 - 1 / blocks  # of the variance, which is that of means of overlapping batches
+    middle = np.median(draws)
+    return tuple(
+        middle + (edge - middle) * student / np.sqrt(lost)
+        for edge in np.quantile(draws, (0.025, 0.975))
     )
 
 
-def test_blocks_of_dependent_rows_widen_the_interval() -> None:
-    random = np.random.default_rng(5)
-    # 60 independent cases, each repeated 50 times as neighbouring minutes are
-    y = np.repeat((random.random(60) < 0.4).astype(float), 50)
-    p = np.repeat(np.clip(0.4 + 0.1 * y[::50] + random.normal(0, 0.2, 60), 0, 1), 50)
-    single = auc_interval(y > 0.5, p, 1, 0)
-    blocks = auc_interval(y > 0.5, p, 50, 0)
-    assert single[0] is not None and single[1] is not None
-    assert blocks[0] is not None and blocks[1] is not None
-    assert blocks[1] - blocks[0] > 3 * (single[1] - single[0])
+def test_a_block_is_four_windows_of_all_symbols() -> None:
+    assert evaluate.block_rows(180) == 720
+    assert evaluate.block_rows(180, 10) == 72
+    assert evaluate.block_rows(35, 10, 3) == 4 * 4 * 3
+    assert [evaluate.block_rows(180, rows=n) for n in (2000, 901, 200)] == [720, 450, 180]
+
+
+def test_intervals_cover_what_is_so_though_windows_overlap() -> None:
+    """Labels and outputs of independent walks, the AUC and the rank correlation being 0.5 and 0:
+    of 95 % intervals about 95 % must say so. (Blocks of one window: 83 % of 8 and 20 windows.)"""
+    random = np.random.default_rng(8)
+    ahead, covered = 30, []
+    for windows in np.repeat([8, 20, 60], 100):
+        price, other = random.normal(0, 1, (2, ahead * (windows + 1))).cumsum(axis=1)
+        moved, said = price[ahead:] - price[:-ahead], other[ahead:] - other[:-ahead]
+        block = evaluate.block_rows(ahead)
+        low, high = auc_interval(moved > 0, said, block, 0)
+        if low is not None and high is not None:  # else most resamples have one class only
+            covered.append(low <= 0.5 <= high)
+        low, high = evaluate.rank_interval(said, moved, block, 0)
+        assert low is not None
+        assert high is not None
+        covered.append(low <= 0 <= high)
+    assert len(covered) > 580
+    assert np.mean(covered) > 0.92
 
 
 @pytest.mark.parametrize("symbols", [1, 2, 3, 4])
@@ -170,9 +194,7 @@ def test_the_interval_of_a_rank_correlation_is_that_of_resampled_ranks() -> None
         for starts in random.integers(0, 300 - 20 + 1, (25, 15)):
             rows = np.concatenate([np.arange(start, start + 20) for start in starts])
             found.append(np.corrcoef(ranks[0][rows], ranks[1][rows])[0, 1])
-    assert evaluate.rank_interval(a, b, 20, 11) == pytest.approx(
-        tuple(np.quantile(found, (0.025, 0.975))), abs=1e-9
-    )
+    assert evaluate.rank_interval(a, b, 20, 11) == pytest.approx(widened(found, 300 / 20), abs=1e-9)
 
 
 # --- the score -----------------------------------------------------------------------------------

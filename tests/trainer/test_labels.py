@@ -19,6 +19,7 @@ from trainer.labels import (
     is_value,
     known_labels,
     label,
+    rows_ahead,
     side_of,
     trailing_sigma,
 )
@@ -291,3 +292,16 @@ def test_a_label_knows_its_side_and_its_definition() -> None:
     for unknown in (side_of, is_value, definition):
         with pytest.raises(Usage, match="no label 'highw'"):
             unknown("highw")
+
+
+def test_a_label_without_bound_looks_as_far_ahead_as_it_took() -> None:
+    table = table_of(walk(3000, seed=4))
+    found = label("top2_20_05", table, 180)
+    t1_ms = table.open_time_ms[found.t1]
+    expected = math.ceil(statistics.fmean((found.t1 - np.arange(3000)).tolist()))
+    assert 10 < expected < 180
+    assert rows_ahead("top2_20_05", 10, table.open_time_ms, t1_ms, 60_000) == expected
+    assert rows_ahead("high_max_60", 180, table.open_time_ms, t1_ms, 60_000) == 60
+    assert rows_ahead("high_10", 180, table.open_time_ms, t1_ms, 60_000) == 180
+    nothing = np.empty(0, np.int64)
+    assert rows_ahead("bot2_20_05", 180, nothing, nothing, 60_000) == 180

@@ -25,7 +25,7 @@ from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
 from shared.releases import current_id, list_releases, read_release
 from shared.score import score, side
 from tests.releases import market
-from trainer import fits, labels, predict, rasters, train
+from trainer import evaluate, fits, labels, predict, rasters, train
 from trainer.models import cases
 from trainer.models import rows as training_rows
 from trainer.models.fit import Job
@@ -390,6 +390,30 @@ def test_too_little_history_is_one_line(tmp_path: Path) -> None:
     path = write(tmp_path / "TESTUSDT-1m.parquet", candles(700))
     with pytest.raises(Failure, match="longest feature window"):
         run(settings(tmp_path), "--klines", str(path))
+
+
+def test_blocks_of_intervals_are_windows_of_all_symbols(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of two symbols take turns, so that a window of 60 candles is 120 rows."""
+    files = [
+        str(write(tmp_path / f"{symbol}-1m.parquet", candles(3500, seed, symbol)))
+        for seed, symbol in enumerate(("AUSDT", "BUSDT"))
+    ]
+    blocks = []
+
+    def measured(y: Any, p: Any, block: int, seed: int) -> Any:
+        blocks.append(block)
+        return evaluate.measure(y, p, block, seed)
+
+    monkeypatch.setattr(train, "measure", measured)
+    config = settings(
+        tmp_path,
+        algorithms=["lc"],
+        trainer={"label_horizon": 60, "stride": 7, "test_share": 0.5, "threads": 1},
+    )
+    run(config, "--klines", *files)
+    assert blocks == [4 * 9 * 2] * 2  # 60 / 7 rows of each in a window
 
 
 def test_several_symbols_train_one_release(tmp_path: Path) -> None:

@@ -104,6 +104,17 @@ class Form:
     note: str = ""
 
 
+def rows_ahead(name: str, horizon: int, open_ms: Rows, t1_ms: Rows, candle_ms: int) -> int:
+    """How many candles a label looks ahead: its window; where that has no bound, the mean of what
+    the rows took that are given, (n,) when they and their t1 open."""
+    window = spec(name, horizon).window
+    if window is not None:
+        return window
+    return (
+        max(horizon, int(np.ceil(np.mean(t1_ms - open_ms) / candle_ms))) if len(t1_ms) else horizon
+    )
+
+
 def label(
     name: str, table: KlineTable, horizon: int = HORIZON, sigma: Floats | None = None
 ) -> Label:
