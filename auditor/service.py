@@ -16,6 +16,7 @@ from shared.bus import Source, by_key
 from shared.config import Settings
 from shared.explain import Explainer
 from shared.explain.explanation import plain
+from shared.metrics import PARITY_BEHIND, PARITY_LAST, PARITY_SIGNALS
 from shared.runtime import Session
 from shared.stage import janitor
 from shared.streams import DRIFT, OUTCOME, PARITY, RECORD, SIGNAL
@@ -39,9 +40,11 @@ async def serve(session: Session) -> None:
         while await recorder.step():
             session.alive()
         _tell_record(session, recorder)
-    for certifier in certifiers:
+    for certifier, recorder in zip(certifiers, recorders, strict=True):
         await certifier.rebuild()
+        oldest = await session.bus.span(certifier.source, after=None, count=1)
         _tell_parity(session, certifier)
+        _tell_behind(session, certifier, recorder, oldest[0].time_ms if oldest else None)
     drifters = [Drifter(session, source, explainer) for source in sources]
     trackers = [Tracker(session, source, explainer) for source in sources]
     for drifter, tracker in zip(drifters, trackers, strict=True):
@@ -115,6 +118,34 @@ def _tell_parity(session: Session, certifier: Certifier) -> None:
         "unequal": totals.unequal,
         "unchecked": totals.unchecked,
     }
+    metrics, symbol = session.metrics, certifier.source.symbol
+    metrics.set(PARITY_SIGNALS, totals.equal, symbol, "equal")
+    metrics.set(PARITY_SIGNALS, totals.unequal, symbol, "unequal")
+    metrics.set(PARITY_SIGNALS, totals.unchecked, symbol, "unchecked")
+    if certifier.last_ms is not None:
+        metrics.set(PARITY_LAST, certifier.last_ms / 1000, symbol)
+
+
+def _tell_behind(
+    session: Session, certifier: Certifier, recorder: Recorder, first_ms: int | None
+) -> None:
+    """Computed when somebody asks: signals are recorded at once, whatever the certifier does.
+
+    first_ms: of the oldest signal on the bus, with which a new certifier begins.
+    """
+    step_ms = session.settings.step_ms
+
+    def behind() -> float:
+        nonlocal first_ms
+        newest_ms, last_ms = recorder.after_ms, certifier.last_ms
+        if newest_ms is None:
+            return 0.0
+        if last_ms is None:
+            first_ms = newest_ms if first_ms is None else first_ms
+            last_ms = first_ms - step_ms
+        return max(0.0, (newest_ms - last_ms) / step_ms)
+
+    session.metrics.set(PARITY_BEHIND, behind, certifier.source.symbol)
 
 
 def _tell_drift(session: Session, drifter: Drifter) -> None:

@@ -96,6 +96,25 @@ PROFIT = Metric(
 EQUITY = Metric("itb_equity_quote", "gauge", "the account's worth in quote units")
 GUARD = Metric("itb_guard_active", "gauge", "1 while a guard forbids entries", ("guard",))
 CLOCK_SKEW = Metric("itb_clock_skew_seconds", "gauge", "the exchange's clock minus ours")
+# Auditor.
+PARITY_SIGNALS = Metric(
+    "itb_parity_signals_total",
+    "counter",
+    "signals computed again: equal, unequal, unchecked (could not be)",
+    ("symbol", "result"),
+)
+PARITY_LAST = Metric(
+    "itb_parity_last_candle_seconds",
+    "gauge",
+    "open time of the newest candle whose signal was computed again, seconds since 1970",
+    ("symbol",),
+)
+PARITY_BEHIND = Metric(
+    "itb_parity_behind_candles",
+    "gauge",
+    "candles between that one and the newest signal",
+    ("symbol",),
+)
 # Notifier: messages, and what it sees of everybody.
 MESSAGES = Metric(
     "itb_messages_total", "counter", "messages to people by what became of them", ("state",)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import redis
 from shared.streams import PARITY, RECORD, SIGNAL, health_key
 from tests.played import Played
 from tests.resilience.tape import SYMBOL
+from tests.valkey import free_port
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 60.0
@@ -31,13 +33,14 @@ def until(condition: Callable[[], Any], process: "subprocess.Popen[bytes]") -> A
 
 def test_it_records_and_certifies_and_tells_how_far_it_is(own: Played, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    keys = {
+    keys: dict[str, Any] = {
         "symbol": SYMBOL,
         "model_folder": str(own.models),
         "data_folder": str(tmp_path / "data"),
         "redis_url": own.server.url,
         "features_kline": list(own.settings.features_kline or ()),
         "auditor": {"pause_s": 0.1},
+        "metrics_port": free_port(),
     }
     config.write_text(json.dumps(keys))
     process = subprocess.Popen(
@@ -64,6 +67,20 @@ def test_it_records_and_certifies_and_tells_how_far_it_is(own: Played, tmp_path:
             found = beat()
             assert found["ready"] is True
             assert found["parity"][SYMBOL]["unequal"] == 0
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{keys['metrics_port']}/metrics"
+            ) as reply:
+                told = reply.read().decode()
+            own_labels = f'instance="auditor",service="auditor",symbol="{SYMBOL}"'
+            last_s = own.tape.klines[-1].open_time_ms / 1000
+            for name, labels, value in (
+                ("itb_parity_signals_total", 'instance="auditor",result="equal"', rows),
+                ("itb_parity_signals_total", 'instance="auditor",result="unequal"', 0),
+                ("itb_parity_behind_candles", own_labels, 0),
+                ("itb_parity_last_candle_seconds", own_labels, last_s),
+            ):
+                found_ = [v for v in told.splitlines() if v.startswith(f"{name}{{{labels}")]
+                assert [float(v.split()[-1]) for v in found_] == [value], (name, labels)
             newest: Any = client.xrevrange(RECORD.key(SYMBOL, "1m"), count=1)
             assert found["record"][SYMBOL]["hash"] == newest[0][1][b"hash"].decode()
             assert client.xlen(RECORD.key(SYMBOL, "1m")) == rows
