@@ -318,15 +318,16 @@ class Desk:
         if not self.decisions.is_done(signal) and signal.open_time_ms > self.decided_ms:
             refusal = self.decisions.refusal(signal, now.market_ms)
             is_candle = rules.is_candle(bar)
-            if not is_candle:
-                refusal = refusal or "its candle is not on the bus"
+            is_old = signal.open_time_ms + self.rule.step_ms < self.ready_ms
+            if not is_candle:  # those of before this start are not read
+                refusal = refusal or ("" if is_old else "its candle is not on the bus")
             elif not refusal and not math.isclose(signal.close, bar.close, rel_tol=1e-6):
                 refusal = f"invalid: close {signal.close:g} is not its candle's, {bar.close:g}"
             if refusal and not (signal.invalid and is_candle):
                 self._drop(signal, refusal, now)
             elif self._may_have_been_traded(signal):
                 self.expect(signal, now)
-            elif signal.open_time_ms + self.rule.step_ms < self.ready_ms:
+            elif is_old:
                 self._drop(signal, "older than this start: it is not acted upon any more", now)
             elif not self.ready:
                 self._drop(signal, "not reconciled with the exchange yet", now)
@@ -434,6 +435,12 @@ class Desk:
     def settled(self) -> bool:
         """Nothing is on its way that a decision waits for."""
         return not self.asking or all(what == _POLL for what, _ in self.asking)
+
+    def waits(self, signal: Signal | None) -> bool:
+        """Whether it is still to be acted upon, and no line of the journal says so."""
+        if self.goal is None or signal is None or self.goal.signal.id != signal.id:
+            return False
+        return not self.decisions.is_done(signal)
 
     @property
     def unknown(self) -> Tracked | None:

@@ -11,7 +11,8 @@ brought out in this order, and whatever breaks in between leaves nothing undecid
     5. requests
 
 A signal is acknowledged once nothing that it led to is on its way, so that a replay at full speed
-waits for its orders.
+waits for its orders, and once the journal or nobody needs to know of it: one that waits behind
+an order of unknown fate is read again after a crash.
 """
 
 import asyncio
@@ -250,7 +251,7 @@ class Shell:
         )
         self._queue: asyncio.Queue[Callable[[], None]] = asyncio.Queue(maxsize=10_000)
         self._signals: dict[str, deque[Entry[Signal]]] = {s: deque() for s in settings.symbols}
-        self._held: dict[str, Entry[Signal]] = {}
+        self._decided: dict[str, list[Entry[Signal]]] = {s: [] for s in settings.symbols}
         self._steps: list[Step] = []
         self._room = asyncio.Event()
         self._room.set()
@@ -260,7 +261,6 @@ class Shell:
         self._counts: dict[str, int] = {}
         self._quiet, self._trouble = Quiet(60.0), trouble
         self._day: int | None = None
-        self._reconciled: set[str] = set()
 
     # -- clocks -------------------------------------------------------------------------------
 
@@ -334,16 +334,12 @@ class Shell:
                 self.core.halt(why, now)
 
     async def _reconcile(self) -> None:
-        """Rules, orders, fills and balances of every symbol; of many symbols, which ask for more
-        than a minute's request weight, those that were not reached before.
+        """Rules, orders, fills and balances of every symbol.
 
         Raises:
             Unavailable, Denied: the exchange does not say; nothing is sent until it does.
         """
         for symbol, desk in self.core.desks.items():
-            if symbol in self._reconciled:
-                continue
-            self._session.alive()
             desk.filters = await self._account.rules(symbol)
             await self._check_account(symbol, desk)
             asked_ms = self._clock.now_ms
@@ -354,7 +350,6 @@ class Shell:
             reports = await self._account.orders_since(symbol, min(oldest_ms, asked_ms - back_ms))
             reports += await self._account.open_orders(symbol)
             desk.swept(await self._with_fills(symbol, desk, reports), self.now(symbol))
-            self._reconciled.add(symbol)
         await self._fetch_balances()
         await self._drain()
 
@@ -479,14 +474,14 @@ class Shell:
     def _feed(self) -> None:
         """Gives each desk its next signals, as long as it has nothing on its way."""
         for symbol, waiting in self._signals.items():
-            desk = self.core.desks[symbol]
+            desk, decided = self.core.desks[symbol], self._decided[symbol]
             while True:
-                held = self._held.get(symbol)
-                if held is not None:
+                if decided:
                     if not desk.settled:
                         break
-                    del self._held[symbol]
-                    self._done(held)
+                    for entry in [one for one in decided if not desk.waits(one.event)]:
+                        decided.remove(entry)
+                        self._done(entry)
                 if not waiting:
                     break
                 entry = waiting.popleft()
@@ -495,7 +490,7 @@ class Shell:
                     self._poison(entry, problem)
                     continue
                 self._decide(desk, symbol, entry.event)
-                self._held[symbol] = entry
+                decided.append(entry)
         self._make_room()
         self._ready_when_done()
 
@@ -734,8 +729,6 @@ class Shell:
                 async with asyncio.timeout(_SWEEP_S):
                     await self._look.wait()
             self._look.clear()
-            with contextlib.suppress(Unavailable, Denied):  # the next sweep asks again
-                await self._fetch_balances()
             for symbol, desk in self.core.desks.items():
                 since_ms = self._clock.now_ms - _LOOK_BACK_MS
                 oldest_ms = min(
@@ -744,6 +737,7 @@ class Shell:
                 try:
                     reports = await self._account.orders_since(symbol, min(since_ms, oldest_ms))
                     reports += await self._account.open_orders(symbol)
+                    await self._fetch_balances()
                 except (Unavailable, Denied) as error:
                     if (held := self._quiet.allows("sweep")) is not None:
                         log.warning("the account was not looked at: %s", error,
@@ -775,8 +769,8 @@ class Shell:
 
     async def _keep_rules(self) -> None:
         while True:
+            await asyncio.sleep(_RULES_S)
             for symbol, desk in self.core.desks.items():
-                await asyncio.sleep(_RULES_S / len(self.core.desks))
                 with contextlib.suppress(Unavailable, Denied):  # those of before hold on
                     found = await self._account.rules(symbol)
                     if desk.filters is not None and found.status != desk.filters.status:

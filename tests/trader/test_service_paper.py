@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 
 import trader.service
-from shared.account import BinanceAccount
 from shared.bus import Bus
 from shared.config import load
 from shared.control import CONTROL_FILE, CONTROL_KEY
 from shared.errors import Failure, Unavailable, Usage
 from shared.events import Order
-from shared.exchange import OrderReport
 from shared.runtime import Health, Session
 from shared.streams import intent_key
 from tests.simulator.client import Client
@@ -106,6 +104,37 @@ async def test_an_answer_that_is_lost_is_asked_for_and_nothing_is_sent_again(
         [line.state for line in lines] == ["INTENT", "ACKED", "FILLED"]
     )
     assert [o["status"] for o in await orders(market)] == ["FILLED"]
+
+
+async def test_a_signal_that_waits_behind_an_unknown_order_is_not_forgotten_by_a_restart(
+    market: Floor, tmp_path: Path
+) -> None:
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+        await market.ex.break_with("status", status=503, path="order", method="POST", count=1)
+        await market.candle(SELL)
+        await market.until_state("UNKNOWN")
+        second = await market.candle(SELL)
+        with contextlib.suppress(TimeoutError):  # a trader that forgets it is done with it by then
+            async with asyncio.timeout(3):
+                while await market.desk.pending("trader"):  # noqa: ASYNC110  # as it says
+                    await asyncio.sleep(0.02)
+        assert not any(line.signal_id == second.id for line in await market.lines())
+    async with at_work(market, tmp_path):
+        assert "older than this start" in await reason(market, second.id)
+
+
+async def test_a_signal_from_before_the_start_is_dropped_for_that_reason(
+    market: Floor, tmp_path: Path
+) -> None:
+    async with at_work(market, tmp_path, max_age_s=1e6):
+        await market.candle(HOLD)
+    missed = await market.candle(BUY)
+    for _ in range(3):
+        await market.candle(HOLD)
+    async with at_work(market, tmp_path, max_age_s=1e6):
+        assert "older than this start" in await reason(market, missed.id)
 
 
 async def test_refused_orders_halt_until_an_operator_resumes_and_no_restart_changes_that(
@@ -393,24 +422,3 @@ def test_addresses_follow_each_other() -> None:
     )
     assert (given.rest_url, given.ws_url) == ("http://h:1", "ws://h:2/ws-api/v3")
     assert "key" not in repr(given)
-
-
-async def test_symbols_that_are_reconciled_are_not_asked_about_again_because_of_others(
-    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a hundred symbols one look at the account takes more than a minute's request weight."""
-    asked: list[str] = []
-    real = BinanceAccount.open_orders
-
-    async def open_orders(self: BinanceAccount, symbol: str) -> list[OrderReport]:
-        asked.append(symbol)
-        if symbol == "ETHUSDT" and asked.count(symbol) < 4:
-            raise Unavailable("no request weight left")
-        return await real(self, symbol)
-
-    monkeypatch.setattr(BinanceAccount, "open_orders", open_orders)
-    async with floor(valkey.url, "--symbol", SYMBOL, "ETHUSDT") as market:
-        await market.candle(HOLD)
-        many = trading(tmp_path, market.ex).model_copy(update={"symbols": (SYMBOL, "ETHUSDT")})
-        async with trades(market.desk.url, many):
-            assert asked[:5] == [SYMBOL, *["ETHUSDT"] * 4]
