@@ -261,6 +261,7 @@ class Shell:
         self._counts: dict[str, int] = {}
         self._quiet, self._trouble = Quiet(60.0), trouble
         self._day: int | None = None
+        self._reconciled: set[str] = set()
 
     # -- clocks -------------------------------------------------------------------------------
 
@@ -334,12 +335,16 @@ class Shell:
                 self.core.halt(why, now)
 
     async def _reconcile(self) -> None:
-        """Rules, orders, fills and balances of every symbol.
+        """Rules, orders, fills and balances of every symbol; of many symbols, which ask for more
+        than a minute's request weight, those that were not reached before.
 
         Raises:
             Unavailable, Denied: the exchange does not say; nothing is sent until it does.
         """
         for symbol, desk in self.core.desks.items():
+            if symbol in self._reconciled:
+                continue
+            self._session.alive()
             desk.filters = await self._account.rules(symbol)
             await self._check_account(symbol, desk)
             asked_ms = self._clock.now_ms
@@ -350,6 +355,7 @@ class Shell:
             reports = await self._account.orders_since(symbol, min(oldest_ms, asked_ms - back_ms))
             reports += await self._account.open_orders(symbol)
             desk.swept(await self._with_fills(symbol, desk, reports), self.now(symbol))
+            self._reconciled.add(symbol)
         await self._fetch_balances()
         await self._drain()
 
@@ -729,6 +735,8 @@ class Shell:
                 async with asyncio.timeout(_SWEEP_S):
                     await self._look.wait()
             self._look.clear()
+            with contextlib.suppress(Unavailable, Denied):  # the next sweep asks again
+                await self._fetch_balances()
             for symbol, desk in self.core.desks.items():
                 since_ms = self._clock.now_ms - _LOOK_BACK_MS
                 oldest_ms = min(
@@ -737,7 +745,6 @@ class Shell:
                 try:
                     reports = await self._account.orders_since(symbol, min(since_ms, oldest_ms))
                     reports += await self._account.open_orders(symbol)
-                    await self._fetch_balances()
                 except (Unavailable, Denied) as error:
                     if (held := self._quiet.allows("sweep")) is not None:
                         log.warning("the account was not looked at: %s", error,
@@ -769,8 +776,8 @@ class Shell:
 
     async def _keep_rules(self) -> None:
         while True:
-            await asyncio.sleep(_RULES_S)
             for symbol, desk in self.core.desks.items():
+                await asyncio.sleep(_RULES_S / len(self.core.desks))
                 with contextlib.suppress(Unavailable, Denied):  # those of before hold on
                     found = await self._account.rules(symbol)
                     if desk.filters is not None and found.status != desk.filters.status:

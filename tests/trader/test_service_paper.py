@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 import trader.service
+from shared.account import BinanceAccount
 from shared.bus import Bus
 from shared.config import load
 from shared.control import CONTROL_FILE, CONTROL_KEY
 from shared.errors import Failure, Unavailable, Usage
 from shared.events import Order
+from shared.exchange import OrderReport
 from shared.runtime import Health, Session
 from shared.streams import intent_key
 from tests.simulator.client import Client
@@ -422,3 +424,24 @@ def test_addresses_follow_each_other() -> None:
     )
     assert (given.rest_url, given.ws_url) == ("http://h:1", "ws://h:2/ws-api/v3")
     assert "key" not in repr(given)
+
+
+async def test_symbols_that_are_reconciled_are_not_asked_about_again_because_of_others(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a hundred symbols one look at the account takes more than a minute's request weight."""
+    asked: list[str] = []
+    real = BinanceAccount.open_orders
+
+    async def open_orders(self: BinanceAccount, symbol: str) -> list[OrderReport]:
+        asked.append(symbol)
+        if symbol == "ETHUSDT" and asked.count(symbol) < 4:
+            raise Unavailable("no request weight left")
+        return await real(self, symbol)
+
+    monkeypatch.setattr(BinanceAccount, "open_orders", open_orders)
+    async with floor(valkey.url, "--symbol", SYMBOL, "ETHUSDT") as market:
+        await market.candle(HOLD)
+        many = trading(tmp_path, market.ex).model_copy(update={"symbols": (SYMBOL, "ETHUSDT")})
+        async with trades(market.desk.url, many):
+            assert asked[:5] == [SYMBOL, *["ETHUSDT"] * 4]
