@@ -75,6 +75,12 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    if text.isdecimal() and 0 < int(text) <= 10_000:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a count from 1 to 10000")
+
+
 def balance(text: str) -> tuple[str, int]:
     """(asset, units) of `ASSET=AMOUNT`."""
     asset, _, amount = text.partition("=")
@@ -115,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     add("--history", type=int, metavar="ROWS", help="candles that are past at the start")
     add("--start-at", type=int, metavar="MS", help="market time at the start")
     add("--updates", type=int, metavar="N", help="open-candle updates per candle")
+    add("--ahead", type=_count, default=1, metavar="N", help="candles per wait at --speed max")
     add("--seed", type=int, default=0)
     add("--workdir", type=Path, metavar="DIR", help="keeps the market's position over restarts")
     add("--key", default="demo")
@@ -234,6 +241,7 @@ def build(options: argparse.Namespace) -> Simulator:
         played_ms=saved,
         more=more,
         position_file=position_file,
+        ahead=options.ahead,
     )
 
 
@@ -241,7 +249,7 @@ def build_mirror(options: argparse.Namespace) -> Mirror:
     """The paper exchange on the live market that the config names."""
     plain = parser()
     for name in ("data", "futures_data", "funding_data", "exchange_info", "interval", "speed",
-                 "history", "start_at", "updates", "seed"):  # fmt: skip
+                 "history", "start_at", "updates", "ahead", "seed"):  # fmt: skip
         if getattr(options, name) != plain.get_default(name):
             option = name.replace("_", "-")
             raise Usage(f"--{option} does not go with --mirror: the market is the live one")

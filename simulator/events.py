@@ -5,9 +5,9 @@ Pure functions of the market and two instants: everything after `prev_ms`, up to
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from shared.times import INTERVALS_MS
 from simulator.book import book_at, changes
@@ -127,16 +127,20 @@ class Mark:
     next_ms: int
 
 
-def messages(topic: Topic, scene: Scene) -> list[Message]:
-    """The events of one stream for the scene's step, in order."""
-    speak = _KINDS.get(topic.kind)
+def messages(topic: Topic, scenes: Sequence[Scene]) -> list[list[Message]]:
+    """The events of one stream in order, for each of a market's scenes, which follow each other."""
     if not topic.symbol:
         together = _TOGETHER.get(topic.kind)
-        return [] if together is None else [_array(topic, scene, together)]
-    series = scene.market.series.get(topic.symbol)
-    if series is None or speak is None:
-        return []
-    return speak(topic, series, scene)
+        return [[] if together is None else [_array(topic, s, together)] for s in scenes]
+    series = scenes[0].market.series.get(topic.symbol)
+    if series is None:
+        return [[] for _ in scenes]
+    if topic.kind == "kline":
+        return _klines(topic, series, scenes)
+    if topic.kind == "continuousKline":
+        return _continuous(topic, series, scenes)
+    speak = _KINDS.get(topic.kind)
+    return [[] if speak is None else speak(topic, series, scene) for scene in scenes]
 
 
 def event_ms(symbol: str, closes_ms: int) -> int:
@@ -155,19 +159,25 @@ def kline_message(topic: Topic, candle: Candle, *, closed: bool, now_ms: int) ->
     return Message(topic, render, candle, closed)
 
 
-def _klines(topic: Topic, series: Series, scene: Scene) -> list[Message]:
+def _klines(topic: Topic, series: Series, scenes: Sequence[Scene]) -> list[list[Message]]:
     if not series.serves(topic.interval):
-        return []
-    now_ms = scene.now_ms
+        return [[] for _ in scenes]
     level = series.level(topic.interval, topic.offset_ms)
-    before, done = level.closed(scene.prev_ms), level.closed(now_ms)
-    if before < done:
-        return [
-            kline_message(topic, level.candle(index), closed=True, now_ms=now_ms)
-            for index in range(before, done)
-        ]
-    opened = series.open_candle(topic.interval, now_ms, topic.offset_ms)
-    return [] if opened is None else [kline_message(topic, opened, closed=False, now_ms=now_ms)]
+    found: list[list[Message]] = []
+    done = level.closed(scenes[0].prev_ms)
+    for scene in scenes:
+        now_ms = scene.now_ms
+        before, done = done, level.closed(now_ms)
+        if before < done:
+            closed = (level.candle(index) for index in range(before, done))
+            found.append([kline_message(topic, c, closed=True, now_ms=now_ms) for c in closed])
+            continue
+        opened = series.open_candle(topic.interval, now_ms, topic.offset_ms)
+        if opened is None:
+            found.append([])
+        else:
+            found.append([kline_message(topic, opened, closed=False, now_ms=now_ms)])
+    return found
 
 
 def _text_message(topic: Topic, write: Callable[[int], str]) -> Message:
@@ -336,7 +346,7 @@ def _average(topic: Topic, series: Series, scene: Scene) -> list[Message]:
     ]
 
 
-def _continuous(topic: Topic, series: Series, scene: Scene) -> list[Message]:
+def _continuous(topic: Topic, series: Series, scenes: Sequence[Scene]) -> list[list[Message]]:
     """Perpetual klines under their pair's name."""
 
     def event(message: Message, unit: int) -> bytes:
@@ -353,10 +363,10 @@ def _continuous(topic: Topic, series: Series, scene: Scene) -> list[Message]:
             separators=(",", ":"),
         ).encode()
 
-    return [
-        Message(topic, lambda unit, m=m: event(m, unit), m.candle, m.closed)  # type: ignore[misc]
-        for m in _klines(topic, series, scene)
-    ]
+    def as_continuous(message: Message) -> Message:
+        return Message(topic, partial(event, message), message.candle, message.closed)
+
+    return [[as_continuous(m) for m in step] for step in _klines(topic, series, scenes)]
 
 
 def _bool(value: bool) -> str:
@@ -369,8 +379,6 @@ _TOGETHER: dict[str, _One] = {
     "markPrice": _mark_price,
 }
 _KINDS: dict[str, Callable[[Topic, Series, Scene], list[Message]]] = {
-    "kline": _klines,
-    "continuousKline": _continuous,
     "aggTrade": _agg_trades,
     "trade": _trades,
     "bookTicker": _book_ticker,

@@ -8,7 +8,7 @@ that the data does not have does not exist, neither here nor in any larger inter
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,15 @@ import numpy.typing as npt
 from shared.errors import BadInput
 from shared.klines import KlineTable
 from shared.times import INTERVALS_MS, floor_ms
-from simulator.trades import SLOTS, Paths, count_trades, make_paths
+from simulator.trades import SLOTS, Paths, Rows, count_trades, make_paths, running_sums
 from simulator.wire import Candle
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-_CHUNK = 32  # candles whose paths are made together; fixed, so a path never depends on who asked
-_KEPT_CHUNKS = 2
+_CHUNK = 32  # candles of one symbol whose paths are made together
+_TOGETHER = 16  # chunks, of any symbols, that one NumPy call makes
 _PLAIN_MOST = 9e7  # below it a double times 1e8 is an exact integer
 
 
@@ -94,11 +94,18 @@ class Level:
         )
 
 
-class _Tape(NamedTuple):
-    """One candle's trades as running sums: position i = after the i-th order.
+class _Chunk(NamedTuple):
+    """The trades of consecutive candles, and their running sums: position i = after the i-th order.
 
-    sums: (orders, 8) float64: high, low, price, lots, quote, trades, taker, taker_quote.
+    sums: (candles, SLOTS, 8) float64: high, low, price, volume, quote, trades, taker, taker quote.
     """
+
+    paths: Paths
+    sums: Floats
+
+
+class _Tape(NamedTuple):
+    """One candle out of a chunk; sums: (SLOTS, 8) as there, time_ms: of its orders."""
 
     at: int
     time_ms: list[int]
@@ -115,8 +122,8 @@ class Series:
         self.step_ms = table.step_ms
         self.seed = _symbol_seed(seed, table.symbol)
         self._levels: dict[tuple[int, int], Level] = {}
-        self._paths: dict[int, Paths] = {}
-        self._sums: dict[int, Floats] = {}
+        self.kept_chunks = 2
+        self._chunks: dict[int, _Chunk] = {}
         self._newest: _Tape | None = None
         self._load(table)
 
@@ -134,14 +141,14 @@ class Series:
             raise BadInput(f"{table.symbol}-{table.interval}: there is no candle in the data")
         self.table = table
         self.price_digits = _digits(table.values[:, :4], 9e6)
-        self.lot_digits = _lot_digits(table.values[:, 4])
+        self.lot_digits = _lot_digits(table.values, self.price_digits)
         lots = np.rint(np.nan_to_num(table.values[:, 4]) * 10.0**self.lot_digits).astype(np.int64)
-        self._trades = count_trades(self.seed, table.open_time_ms, lots, table.values[:, 6])
-        after = np.cumsum(self._trades)
-        first = after - self._trades + 1
+        self.trade_counts = count_trades(self.seed, table.open_time_ms, lots, table.values[:, 6])
+        after = np.cumsum(self.trade_counts)
+        first = after - self.trade_counts + 1
         self._first_trade = first
         self.typical_lots = max(1.0, float(np.mean(lots[:10_000]))) * 60_000 / self.step_ms
-        none = self._trades == 0
+        none = self.trade_counts == 0
         rows = np.arange(len(table), dtype=np.int64)
         self.base = Level(
             self.step_ms,
@@ -158,7 +165,6 @@ class Series:
     def extend(self, table: KlineTable) -> None:
         """Append later candles (the synthetic market grows as time passes)."""
         old = self.table
-        kept = self._paths, self._sums
         self._load(
             KlineTable(
                 symbol=old.symbol,
@@ -169,7 +175,7 @@ class Series:
         )
         self._newest = None
         last = len(old) // _CHUNK
-        self._paths, self._sums = ({k: v for k, v in d.items() if k < last} for d in kept)  # type: ignore[assignment]
+        self._chunks = {k: chunk for k, chunk in self._chunks.items() if k < last}
 
     def serves(self, interval: str) -> bool:
         """Whether candles of this interval can be made from the data: a multiple of its own."""
@@ -201,7 +207,7 @@ class Series:
         folded[:, 3] = values[end, 3]
         folded[:, 4:] = np.round(np.add.reduceat(values[:, 4:], start, axis=0), 8)
         before = self._first_trade[start] - 1
-        after = self._first_trade[end] + self._trades[end] - 1
+        after = self._first_trade[end] + self.trade_counts[end] - 1
         none = after == before
         return Level(
             step,
@@ -215,43 +221,35 @@ class Series:
 
     # trades
 
-    def _chunk(self, index: int) -> tuple[Paths, Floats]:
-        """The paths of the candles around `index`, and (candles, SLOTS, 8) sums of _Tape."""
+    def _chunk(self, index: int) -> _Chunk:
+        """The trades of the candles around `index`."""
         number = index // _CHUNK
-        paths = self._paths.get(number)
-        if paths is None:
-            rows = slice(number * _CHUNK, min((number + 1) * _CHUNK, len(self.table)))
-            paths = make_paths(
-                self.seed,
-                self.base.open_time_ms[rows],
-                self.step_ms,
-                self.base.values[rows],
-                self._trades[rows],
-                self.price_digits,
-                self.lot_digits,
-            )
-            while len(self._paths) >= _KEPT_CHUNKS:
-                oldest = next(iter(self._paths))
-                del self._paths[oldest], self._sums[oldest]
-            bought = np.where(paths.buy, paths.lots, 0)
-            low = paths.price[:, :1]
-            lot, tick = 10.0**-self.lot_digits, 10.0**-self.price_digits
-            lots, taker = np.cumsum(paths.lots, axis=1), np.cumsum(bought, axis=1)
-            # sums relative to the first price stay exact integers
-            quote = np.cumsum((paths.price - low) * paths.lots, axis=1)
-            taker_quote = np.cumsum((paths.price - low) * bought, axis=1)
-            self._paths[number] = paths
-            sums = np.empty((*paths.price.shape, 8))
-            sums[..., 0] = np.maximum.accumulate(paths.price, axis=1) / 10.0**self.price_digits
-            sums[..., 1] = np.minimum.accumulate(paths.price, axis=1) / 10.0**self.price_digits
-            sums[..., 2] = paths.price / 10.0**self.price_digits
-            sums[..., 3] = lots / 10.0**self.lot_digits
-            sums[..., 4] = np.round(low * tick * (lots * lot) + quote * (tick * lot), 8)
-            sums[..., 5] = paths.before + paths.trades
-            sums[..., 6] = taker / 10.0**self.lot_digits
-            sums[..., 7] = np.round(low * tick * (taker * lot) + taker_quote * (tick * lot), 8)
-            self._sums[number] = sums
-        return paths, self._sums[number]
+        if number not in self._chunks:
+            _make_chunks([(self, number)])
+        return self._chunks[number]
+
+    def rows(self, number: int) -> slice:
+        """The base candles of one chunk."""
+        return slice(number * _CHUNK, min((number + 1) * _CHUNK, len(self.table)))
+
+    def foresee(self, from_ms: int, to_ms: int, chunks: int) -> list[int]:
+        """Numbers of chunks to be made, if one from from_ms to to_ms is missing: from it on, at
+        least `chunks` of them."""
+        base, made = self.base, self._chunks
+        last = base.closed(to_ms) // _CHUNK
+        first = base.closed(from_ms) // _CHUNK
+        while first in made and first < last:
+            first += 1
+        if first in made:
+            return []
+        end = (len(self.table) - 1) // _CHUNK
+        return list(range(first, min(max(last, first + chunks - 1), end) + 1))
+
+    def keep(self, number: int, chunk: _Chunk) -> None:
+        self._chunks.pop(number, None)
+        while len(self._chunks) >= self.kept_chunks:
+            del self._chunks[next(iter(self._chunks))]
+        self._chunks[number] = chunk
 
     def _tape(self, index: int) -> "_Tape":
         """The running sums of candle `index`; the newest one is kept."""
@@ -360,7 +358,7 @@ class Series:
 
     def candle_trades(self, index: int) -> list[AggTrade]:
         """Every taker order of base candle `index`."""
-        paths, _ = self._chunk(index)
+        paths = self._chunk(index).paths
         i = index % _CHUNK
         first = int(self._first_trade[index])
         tick, lot = 10.0**self.price_digits, 10.0**self.lot_digits
@@ -392,7 +390,7 @@ class Series:
         """Id of the first trade in the candle that contains the time, or in the next one."""
         index = int(np.searchsorted(self.base.open_time_ms + self.step_ms, time_ms, side="right"))
         if index == len(self.base):
-            return int(self._first_trade[-1] + self._trades[-1])
+            return int(self._first_trade[-1] + self.trade_counts[-1])
         return int(self._first_trade[index])
 
     def newest_trades(self, now_ms: int, count: int, orders: int | None = None) -> list[AggTrade]:
@@ -429,7 +427,7 @@ class Series:
 
     def candle_of_trade(self, trade_id: int) -> int:
         """Index of the base candle that holds the trade, or of the next one with a trade."""
-        after = self._first_trade + self._trades - 1
+        after = self._first_trade + self.trade_counts - 1
         return int(np.searchsorted(after, trade_id))
 
     def last_price(self, now_ms: int) -> tuple[float, bool]:
@@ -438,7 +436,7 @@ class Series:
         index = int(np.searchsorted(base.open_time_ms, now_ms, side="right")) - 1
         if index < 0:
             return float(base.values[0, 0]), True
-        paths, _ = self._chunk(index)
+        paths = self._chunk(index).paths
         i = index % _CHUNK
         orders = int(paths.orders[i])
         last = int(np.searchsorted(paths.time_ms[i, :orders], now_ms, side="right")) - 1
@@ -452,12 +450,41 @@ class Series:
         index = int(np.searchsorted(self.base.open_time_ms, now_ms, side="right")) - 1
         if index < 0:
             return 0
-        paths, _ = self._chunk(index)
+        paths = self._chunk(index).paths
         i = index % _CHUNK
         orders = int(paths.orders[i])
         done = int(np.searchsorted(paths.time_ms[i, :orders], now_ms, side="right"))
         within = int(paths.before[i, done - 1] + paths.trades[i, done - 1]) if done else 0
         return int(self._first_trade[index]) - 1 + within
+
+
+def _make_chunks(wanted: Sequence[tuple[Series, int]]) -> None:
+    """Make chunks (series, number) in one go, and give them to their series to keep."""
+    slices = [series.rows(number) for series, number in wanted]
+    sizes = [rows.stop - rows.start for rows in slices]
+
+    def each(values: Iterable[int], dtype: type = np.int64) -> npt.NDArray[Any]:
+        return np.repeat(np.fromiter(values, dtype, len(sizes)), sizes)
+
+    def joined(parts: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.concatenate([part[rows] for part, rows in zip(parts, slices, strict=True)])
+
+    of = Rows(
+        seed=each((series.seed for series, _ in wanted), np.uint64),
+        open_time_ms=joined(series.base.open_time_ms for series, _ in wanted),
+        step_ms=each(series.step_ms for series, _ in wanted),
+        values=joined(series.base.values for series, _ in wanted),
+        trades=joined(series.trade_counts for series, _ in wanted),
+        price_digits=each(series.price_digits for series, _ in wanted),
+        lot_digits=each(series.lot_digits for series, _ in wanted),
+    )
+    paths = make_paths(of)
+    sums = running_sums(of, paths)
+    start = 0
+    for (series, number), size in zip(wanted, sizes, strict=True):
+        stop = start + size
+        series.keep(number, _Chunk(paths.part(start, stop), sums[start:stop]))
+        start = stop
 
 
 class Market:
@@ -468,6 +495,9 @@ class Market:
         self.series: dict[str, Series] = {}
         for table in sorted(tables, key=lambda t: t.step_ms):
             self.series.setdefault(table.symbol, Series(table, seed))
+        self._ahead = max(1, _TOGETHER // max(1, len(self.series)))
+        for series in self.series.values():
+            series.kept_chunks = 1 + self._ahead
         self.closes_ms = _union(self.series.values())
 
     @property
@@ -479,6 +509,13 @@ class Market:
         for table in tables:
             self.series[table.symbol].extend(table)
         self.closes_ms = _union(self.series.values())
+
+    def foresee(self, followed: Iterable[Series], from_ms: int, to_ms: int) -> None:
+        """Make the paths that these series need in that time, many in one go; they would come by
+        themselves, but one by one."""
+        wanted = [(s, n) for s in followed for n in s.foresee(from_ms, to_ms, self._ahead)]
+        for start in range(0, len(wanted), _TOGETHER):
+            _make_chunks(wanted[start : start + _TOGETHER])
 
     def next_close(self, after_ms: int) -> int | None:
         """When the next candle of any symbol closes; None at the end of the data."""
@@ -565,10 +602,13 @@ def _are_plain(values: Floats) -> Bools:
     return plain
 
 
-def _lot_digits(volume: Floats) -> int:
-    """The most decimals, up to eight, that keep every volume an exact integer of lots."""
+def _lot_digits(values: Floats, price_digits: int) -> int:
+    """The most decimals, up to eight, that keep every volume an exact integer of lots; but no more
+    than are needed where lots times ticks would leave the integers otherwise."""
+    volume = values[:, 4]
     largest = max(float(np.nanmax(volume, initial=0.0)), 1e-8)
-    for digits in range(8, 0, -1):
-        if largest * 10.0**digits < 2.0**52:
-            return digits
-    return 0
+    most = next((digits for digits in range(8, 0, -1) if largest * 10.0**digits < 2.0**52), 0)
+    ticks = np.nan_to_num((values[:, 1] - values[:, 2]) * volume) * 10.0**price_digits
+    if float(ticks.max()) * 10.0**most < 2.0**63:
+        return most
+    return min(most, _digits(np.nan_to_num(volume), 9e6))

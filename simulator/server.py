@@ -8,8 +8,10 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,16 @@ from simulator.clock import MANUAL, AccountClock, Clock
 from simulator.control import Control
 from simulator.desk import Desk, Terms
 from simulator.endpoints import FUTURES, SPOT, Venue, symbol_info
-from simulator.events import Message, Scene
+from simulator.events import Message, Scene, Topic
 from simulator.exchange.orders import Key
 from simulator.exchange.symbols import Symbol
 from simulator.faults import Faults
 from simulator.journal import Journal
 from simulator.limits import Budget
+from simulator.market import Market, Series
 from simulator.quotes import Board
 from simulator.rest import Rest, wall_ms
-from simulator.streams import Hub, Rules, asked_for, names_of
+from simulator.streams import Hub, Mail, Rules, asked_for, names_of
 from simulator.wsapi import WsApi
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,16 @@ class PositionFile:
 
 
 _REPEAT_S = 1.0
+_MOST_CANDLES, _MOST_MESSAGES = 32, 8_192  # written together
+
+
+@dataclass(slots=True)
+class _Script:
+    """What one candle's instants say, to the subscriptions of one version of the hub."""
+
+    close_ms: int
+    version: int
+    steps: list[tuple[int, Mail]]
 
 
 @dataclass(kw_only=True)
@@ -74,7 +87,8 @@ class Simulator:
     """Everything that runs. venues: SPOT and FUTURES. more: makes later candles (synthetic).
 
     keys, balances (units): the first account, opened unless the journal knows it. infos: the
-    exchangeInfo objects of symbols that do not have the default filters. played_ms: market
+    exchangeInfo objects of symbols that do not have the default filters. ahead: candles that
+    speed max sends before it waits for their consumers. played_ms: market
     time up to which the journal's orders have met the market; None = the clock's position.
     """
 
@@ -91,6 +105,7 @@ class Simulator:
     played_ms: int | None = None
     more: More | None = None
     position_file: PositionFile | None = None
+    ahead: int = 1
     hub: Hub = field(default_factory=Hub)
 
     def __post_init__(self) -> None:
@@ -119,6 +134,8 @@ class Simulator:
         self._moved = asyncio.Event()
         self._steps_done = 0
         self._next_instant: int | None = None
+        self._scripts: deque[_Script] = deque()
+        self._followed: tuple[int, list[tuple[Market, list[Series]]]] = (-1, [])
         self._steps_wanted = 0
         self._wake = self.hub.changed
 
@@ -129,14 +146,13 @@ class Simulator:
         position = self.clock.position_ms
         return self.clock.now_ms(wall_ms(), self._next_instant), position
 
-    def _next_close(self) -> int | None:
-        position = self.clock.position_ms
-        close = self._close_after(position)
+    def _next_close(self, position_ms: int) -> int | None:
+        close = self._close_after(position_ms)
         if close is None and self.more is not None:
-            tables = self.more(position)
+            tables = self.more(position_ms)
             for venue in self.venues.values():
                 venue.extend(tables)
-            close = self._close_after(position)
+            close = self._close_after(position_ms)
         return close
 
     def _close_after(self, position_ms: int) -> int | None:
@@ -144,24 +160,60 @@ class Simulator:
         closes = [venue.market.next_close(position_ms) for venue in made]
         return min((close for close in closes if close is not None), default=None)
 
-    def _messages(self, prev_ms: int, now_ms: int) -> list[tuple[str, Message]]:
-        found: list[tuple[str, Message]] = []
-        scenes: dict[str, Scene] = {}
+    def _foresee(self, from_ms: int, to_ms: int) -> None:
+        """Have the trade paths of everything that is heard made together."""
+        version, followed = self._followed
+        if version != self.hub.version:
+            heard: dict[str, dict[str, None]] = {}
+            for name, topic in self.hub.topics:
+                heard.setdefault(name, {})[topic.symbol] = None
+            followed = []
+            for name, symbols in heard.items():
+                market = self.venues[name].market
+                followed.append((market, [market.series[s] for s in symbols if s in market.series]))
+            self._followed = self.hub.version, followed
+        for market, series in followed:
+            market.foresee(series, from_ms, to_ms)
+
+    def _said(
+        self, prev_ms: int, instants: list[int]
+    ) -> Iterator[tuple[str, Topic, list[list[Message]]]]:
+        """(venue, stream, what it says at each of these instants, which follow prev_ms)."""
+        self._foresee(prev_ms, instants[-1])
+        scenes: dict[str, list[Scene]] = {}
         for name, topic in list(self.hub.topics):
-            scene = scenes.get(name)
-            if scene is None:
+            own = scenes.get(name)
+            if own is None:
                 venue = self.venues[name]
                 marks = None if venue.funding is None else venue.funding.mark
-                scene = scenes[name] = Scene(venue.market, prev_ms, now_ms, name == FUTURES, marks)
-            found += ((name, message) for message in events.messages(topic, scene))
+                own = scenes[name] = [
+                    Scene(venue.market, before, now, name == FUTURES, marks)
+                    for before, now in pairwise([prev_ms, *instants])
+                ]
+            yield name, topic, events.messages(topic, own)
+
+    def _messages(self, prev_ms: int, instants: list[int]) -> list[list[tuple[str, Message]]]:
+        """What all streams say at each of these instants; the frames are ready."""
+        found: list[list[tuple[str, Message]]] = [[] for _ in instants]
+        for name, topic, said in self._said(prev_ms, instants):
+            for step, messages in zip(found, said, strict=True):
+                step += [(name, message) for message in messages]
+                self.hub.prepare(name, topic, messages)
         return found
+
+    def _mail(self, prev_ms: int, instants: list[int]) -> list[Mail]:
+        """The same as frames for each connection: messages would burden the garbage collector."""
+        mails = [Mail() for _ in instants]
+        for name, topic, said in self._said(prev_ms, instants):
+            self.hub.address(name, topic, said, mails)
+        return mails
 
     async def play(self) -> None:
         """Move the market, for ever; at the end of the data it stands still."""
         self.clock.start(wall_ms())
         self.desk.move(self.clock.position_ms)
         while True:
-            close = self._next_close()
+            close = self._next_close(self.clock.position_ms)
             if close is None:
                 if not self.at_end:
                     log.info("end of the data: the market stands still")
@@ -171,43 +223,94 @@ class Simulator:
                 self._repeat()
                 continue
             self.at_end = False
-            instants = self.clock.instants(self.venues[SPOT].market, close)
             if self.clock.is_paced:
-                for instant in instants:
+                for instant in self.clock.instants(self.venues[SPOT].market, close):
                     await self._paced(instant)
                 self._steps_wanted = max(0, self._steps_wanted - 1)
                 self._arrived()
             else:
-                await self._unpaced(instants, close)
+                await self._unpaced(close)
 
-    async def _unpaced(self, instants: list[int], close: int) -> None:
-        """A whole candle at once, as soon as every consumer has taken the one before."""
-        self._next_instant = instants[0]
+    async def _unpaced(self, close: int) -> None:
+        """Whole candles at once, `ahead` of them as soon as every consumer has taken those before;
+        what the next ones say is made while they read."""
+        self._next_instant = self.clock.instants(self.venues[SPOT].market, close)[0]
+        wait = await self._may_go()
+        played = 0
+        following: int | None = close
+        while following is not None and played < (self.ahead if wait else 1):
+            self._play_candle(following)
+            played += 1
+            following = self._next_close(following)
+        self.hub.flush()
+        if wait:
+            self.hub.ask()
+            await asyncio.sleep(0)  # what was put goes out before more is made
+            if not self._scripts and not self.faults.active and following is not None:
+                self._write(following, self._in_one_go())
+            await self.hub.taken()
+        for _ in range(played):
+            self._arrived()
+
+    async def _may_go(self) -> bool:
+        """Until there is something to play; whether consumers are then waited for."""
         while True:
             if self._steps_wanted:  # by hand: nobody is waited for
                 self._steps_wanted -= 1
-                wait = False
-                break
+                return False
             waits = self.clock.speed == MANUAL or self.clock.is_paused
             if not waits and self.hub.consumers():
-                wait = True
-                break
+                return True
             await self._woken()
-        for instant in instants:
-            self.desk.move(instant)
-            self._send(self._messages(self.clock.position_ms, instant), instant)
-            self.clock.position_ms = instant
-        self._save(close)
-        self.hub.flush()
-        if wait:
-            await self.hub.taken()
-        self._arrived()
+
+    def _in_one_go(self) -> int:
+        """Candles that are written together: a stream's are near each other in memory."""
+        each = max(1, len(self.hub.topics)) * (self.clock.updates + 1)
+        return max(1, min(_MOST_CANDLES, _MOST_MESSAGES // each))
+
+    def _play_candle(self, close_ms: int) -> None:
+        if self.faults.active:  # each message is looked at when it goes out
+            self._scripts.clear()
+            instants = self.clock.instants(self.venues[SPOT].market, close_ms)
+            told = self._messages(self.clock.position_ms, instants)
+            for instant, messages in zip(instants, told, strict=True):
+                self.desk.move(instant)
+                self._send(messages, instant)
+                self.clock.position_ms = instant
+        else:
+            for instant, mail in self._script_to(close_ms).steps:
+                self.desk.move(instant)
+                self.hub.post(mail)
+                self.clock.position_ms = instant
+        self._save(close_ms)
+
+    def _script_to(self, close_ms: int) -> _Script:
+        """The next candle's, which closes at close_ms, written now unless it was before."""
+        script = self._scripts.popleft() if self._scripts else None
+        if script is None or (script.close_ms, script.version) != (close_ms, self.hub.version):
+            self._scripts.clear()
+            self._write(close_ms, 1)
+            script = self._scripts.popleft()
+        return script
+
+    def _write(self, close_ms: int, candles: int) -> None:
+        """Scripts from where the market stands: of the candle that closes at close_ms and after."""
+        closes: list[int] = []
+        instants: list[list[int]] = []
+        following: int | None = close_ms
+        while following is not None and len(closes) < candles:
+            closes.append(following)
+            instants.append(self.clock.instants(self.venues[SPOT].market, following))
+            following = self._next_close(following)
+        steps = [instant for candle in instants for instant in candle]
+        said = iter(zip(steps, self._mail(self.clock.position_ms, steps), strict=True))
+        for close, candle in zip(closes, instants, strict=True):
+            self._scripts.append(_Script(close, self.hub.version, list(islice(said, len(candle)))))
 
     async def _paced(self, instant: int) -> None:
         self._next_instant = instant
         version = self.hub.version
-        messages = self._messages(self.clock.position_ms, instant)
-        self.hub.prepare(messages)
+        (messages,) = self._messages(self.clock.position_ms, [instant])
         while True:
             if self.clock.is_paused:
                 if self._steps_wanted:
@@ -219,7 +322,7 @@ class Simulator:
                 break
             await self._woken(wait / 1000)
         if self.hub.version != version:
-            messages = self._messages(self.clock.position_ms, instant)
+            (messages,) = self._messages(self.clock.position_ms, [instant])
         self.desk.move(instant)
         self._save(instant)
         self.clock.position_ms = instant
@@ -231,7 +334,8 @@ class Simulator:
         """At the end of the data nothing later will ever show that the last candles are closed:
         say it again, for who was not there when they closed."""
         position = self.clock.position_ms
-        closing = [m for m in self._messages(position - 1, position) if m[1].closed]
+        (messages,) = self._messages(position - 1, [position])
+        closing = [(name, message) for name, message in messages if message.closed]
         self._send(closing, position)
         self.hub.flush()
 

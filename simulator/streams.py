@@ -2,13 +2,13 @@
 
 Frames are made once per stream and form and written to each socket in one piece per step, so that
 hundreds of candles that close together leave within milliseconds. A ping after them, answered,
-proves that the client has read that far: `taken()` waits for it.
+proves that the client has read that far: `ask()` sends it, `taken()` waits for the answers.
 """
 
 import asyncio
 import json
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +64,9 @@ class Connection:
     def put(self, data: bytes) -> None:
         self._outbox.append(data)
 
+    def put_all(self, frames: list[bytes]) -> None:
+        self._outbox += frames
+
     def flush(self) -> None:
         """Write what was put, in one piece."""
         if not self._outbox:
@@ -105,6 +108,14 @@ class Connection:
         while self._received_s[0] <= now_s - 1.0:
             self._received_s.popleft()
         return len(self._received_s) > most
+
+
+@dataclass(slots=True)
+class Mail:
+    """The frames of one step of market time for each connection, and how many show a close."""
+
+    frames: defaultdict[Connection, list[bytes]] = field(default_factory=lambda: defaultdict(list))
+    closed_count: int = 0
 
 
 def is_served(connection: Connection, topic: Topic) -> bool:
@@ -285,10 +296,11 @@ class Hub:
 
     # sending
 
-    def prepare(self, messages: Iterable[tuple[str, Message]]) -> None:
-        """Make the frames ahead of time."""
-        for venue, message in messages:
-            for connection in self.topics.get((venue, message.topic), ()):
+    def prepare(self, venue: str, topic: Topic, messages: Iterable[Message]) -> None:
+        """Make the frames of one stream ahead of time."""
+        hearers = self.topics.get((venue, topic), ())
+        for message in messages:
+            for connection in hearers:
                 _frame_for(message, connection)
 
     def send(self, messages: Iterable[tuple[str, Message]]) -> None:
@@ -302,6 +314,23 @@ class Hub:
             if message.closed:
                 self.closed_count += 1
 
+    def address(
+        self, venue: str, topic: Topic, said: list[list[Message]], mails: list[Mail]
+    ) -> None:
+        """Add what one stream says in some steps to the mail of each step."""
+        hearers = self.topics.get((venue, topic), ())
+        for messages, mail in zip(said, mails, strict=True):
+            for message in messages:
+                mail.closed_count += message.closed
+                for connection in hearers:
+                    mail.frames[connection].append(_frame_for(message, connection))
+
+    def post(self, mail: Mail) -> None:
+        """Put it to everyone it is for; `flush` writes."""
+        for connection, frames in mail.frames.items():
+            connection.put_all(frames)
+        self.closed_count += mail.closed_count
+
     def flush(self) -> None:
         for connection in self.connections:
             connection.flush()
@@ -310,13 +339,16 @@ class Hub:
         """Connections that hear at least one stream of a market."""
         return [c for c in self.connections if any(c.topics.values())]
 
-    async def taken(self) -> None:
-        """Until every consumer has read all that was sent, or is gone."""
+    def ask(self) -> None:
+        """Ask every consumer to say when it has read all that was sent."""
         now = asyncio.get_running_loop().time()
         for connection in self.consumers():
             connection.waiting = True
             connection.ping(now, _PACE)
             connection.flush()
+
+    async def taken(self) -> None:
+        """Until every consumer that was asked has said so, or is gone."""
         while any(connection.waiting for connection in self.connections):
             self._taken.clear()
             await self._taken.wait()

@@ -10,8 +10,7 @@ A candle has up to SLOTS taker orders, each at one price (Binance's aggregate tr
 of one or more trades. All are integers: prices in 10**-price_digits, amounts in 10**-lot_digits.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,32 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Words = npt.NDArray[np.uint64]
 
 SLOTS = 48
 _SHAPED = 10  # orders needed for a path that meets both quote volumes exactly
+_POWERS = np.array([10.0**digits for digits in range(17)])
+_PARTS = np.array([10.0**-digits for digits in range(17)])
+_WHOLE = 10 ** np.arange(17, dtype=np.int64)
+_EXACT = 2.0**53  # up to here a double holds every integer
+_ROOM = 2.0**62  # up to here an int64 holds sums and differences of two
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Candles of any symbols whose paths are made together; no row knows of another.
+
+    seed: (n,) uint64; open_time_ms, step_ms, trades (as count_trades gives them), price_digits,
+    lot_digits: (n,) int64; values: (n, 9) float64 in KLINE_COLUMNS order.
+    """
+
+    seed: Words
+    open_time_ms: Ints
+    step_ms: Ints
+    values: Floats
+    trades: Ints
+    price_digits: Ints
+    lot_digits: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +62,34 @@ class Paths:
     trades: Ints
     before: Ints
 
+    def part(self, start: int, stop: int) -> "Paths":
+        """The candles of these rows."""
+        return Paths(*(getattr(self, one.name)[start:stop] for one in fields(self)))
 
-def uniform(seed: int, keys: Ints, lane: int, width: int = SLOTS) -> Floats:
-    """(len(keys), width) float64 in [0, 1), a pure function of its arguments (splitmix64)."""
+
+def uniform(seed: int | Words, keys: Ints, lane: int, width: int = SLOTS) -> Floats:
+    """(len(keys), width) float64 in [0, 1), a pure function of its arguments (splitmix64).
+
+    seed: one, or (len(keys),).
+    """
     mask = (1 << 64) - 1
+    seeds = np.uint64(seed & mask) if isinstance(seed, int) else seed
     with np.errstate(over="ignore"):
-        start = keys.astype(np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
-        salt = np.uint64((seed + lane * 0xD1B54A32D192ED03) & mask)
-        x = start + salt + np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    drawn: Floats = (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        salt = seeds + np.uint64(lane * 0xD1B54A32D192ED03 & mask)
+        start = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + salt
+        places = np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
+        x = start[:, None] + places
+        y = x >> np.uint64(30)
+        x ^= y
+        x *= np.uint64(0xBF58476D1CE4E5B9)
+        np.right_shift(x, np.uint64(27), out=y)
+        x ^= y
+        x *= np.uint64(0x94D049BB133111EB)
+        np.right_shift(x, np.uint64(31), out=y)
+        x ^= y
+        x >>= np.uint64(11)
+    drawn: Floats = x.astype(np.float64)
+    drawn *= 2.0**-53
     return drawn
 
 
@@ -73,66 +111,129 @@ def count_trades(seed: int, open_time_ms: Ints, volume_lots: Ints, trades: Float
     return np.where(volume_lots > 0, np.maximum(np.minimum(count, volume_lots), 1), 0)
 
 
-def make_paths(
-    seed: int,
-    open_time_ms: Ints,
-    step_ms: int,
-    values: Floats,
-    trades: Ints,
-    price_digits: int,
-    lot_digits: int,
-) -> Paths:
-    """The trade paths of some candles; `trades` as count_trades gives them."""
-    rows = np.arange(len(open_time_ms))
-    unit = 10.0**price_digits
+def make_paths(of: Rows) -> Paths:
+    """The trade paths of some candles."""
+    values, trades = of.values, of.trades
+    rows = np.arange(len(trades))
+    unit = _POWERS[of.price_digits]
     first, high, low, last = (np.rint(values[:, i] * unit).astype(np.int64) for i in range(4))
-    volume = _lots(values[:, 4], lot_digits)
+    volume = _lots(values[:, 4], of.lot_digits)
     orders = np.minimum(trades, SLOTS)
     valid = np.arange(SLOTS) < orders[:, None]
-    u = [uniform(seed, open_time_ms, lane) for lane in range(6)]
+    u = [uniform(of.seed, of.open_time_ms, lane) for lane in range(6)]
 
     price, shaped, low_at, high_at = _prices(first, high, low, last, orders, u[0], u[1])
     buy, taker, regular = _sides(
-        values[:, 7], volume, orders, shaped, low_at, high_at, u[2], u[1][:, 5], lot_digits
+        _lots(values[:, 7], of.lot_digits),
+        np.isnan(values[:, 7]),
+        volume,
+        orders,
+        shaped,
+        low_at,
+        high_at,
+        u[2],
+        u[1][:, 5],
     )
     height = price - low[:, None]
-    weight = -np.log1p(-u[3]) + 0.05
+    weight = _pauses(u[3])
+    weight += 0.05
     fine = shaped & regular & (high > low)
-    scale = price_digits + lot_digits
-    bought = [_units(x, scale) for x in values[:, 8]]
-    sold = [
-        None if both is None or part is None else both - part
-        for both, part in zip((_units(x, scale) for x in values[:, 5]), bought, strict=True)
-    ]
-    lots = _side_lots(buy & valid, taker, bought, weight, height, low, fine, low_at)
-    lots += _side_lots(~buy & valid, volume - taker, sold, weight, height, low, fine, low_at + 2)
+    scale = of.price_digits + of.lot_digits
+    nothing = np.zeros(len(rows))
+    bought = _targets(values[:, 8], nothing, scale, low, taker)
+    sold = _targets(values[:, 5], values[:, 8], scale, low, volume - taker)
+    lots = _side_lots(buy & valid, taker, bought, weight, height, fine, low_at)
+    lots += _side_lots(~buy & valid, volume - taker, sold, weight, height, fine, low_at + 2)
 
     extra = np.maximum(trades - orders, 0)
-    spread = np.where(valid, -np.log1p(-u[4]), 0.0)
+    spread = np.where(valid, _pauses(u[4]), 0.0)
     spread_sum = np.maximum(spread.sum(axis=1), 1e-300)
     per_order = np.floor(spread * (extra / spread_sum)[:, None]).astype(np.int64)
     per_order[rows, np.argmax(spread, axis=1)] += extra - per_order.sum(axis=1)
-    per_order = np.where(valid, per_order + 1, 0)
+    per_order += 1
+    per_order *= valid
 
-    pause = np.where(valid, -np.log1p(-u[5]) + 1e-3, 0.0)
-    so_far = np.cumsum(pause, axis=1)
-    part = (so_far - pause[:, :1]) / np.maximum(so_far[:, -1:], 1e-300)
-    time_ms = open_time_ms[:, None] + np.minimum((part * step_ms).astype(np.int64), step_ms - 1)
+    pause = _pauses(u[5])
+    pause += 1e-3
+    pause *= valid
+    part = np.cumsum(pause, axis=1)
+    whole = np.maximum(part[:, -1:], 1e-300)
+    part -= pause[:, :1]
+    part /= whole
+    step = of.step_ms[:, None]
+    part *= step
+    time_ms = np.minimum(part.astype(np.int64), step - 1)
+    time_ms += of.open_time_ms[:, None]
     before = np.cumsum(per_order, axis=1) - per_order
     return Paths(orders, time_ms, price, lots, buy, per_order, before)
 
 
-def _lots(amount: Floats, digits: int) -> Ints:
-    return np.rint(np.nan_to_num(amount) * 10.0**digits).astype(np.int64)
+def running_sums(of: Rows, paths: Paths) -> Floats:
+    """(n, SLOTS, 8) float64, position i = after the i-th order of a candle: high, low, price,
+    volume, quote volume, trades, taker volume, taker quote volume."""
+    height = paths.price - paths.price[:, :1]
+    low = paths.price[:, :1]
+    tick_unit, lot_unit = _POWERS[of.price_digits][:, None], _POWERS[of.lot_digits][:, None]
+    tick, lot = _PARTS[of.price_digits][:, None], _PARTS[of.lot_digits][:, None]
+    both = tick * lot
+    sums = np.empty((*paths.price.shape, 8))
+    sums[..., 0] = np.maximum.accumulate(paths.price, axis=1) / tick_unit
+    sums[..., 1] = np.minimum.accumulate(paths.price, axis=1) / tick_unit
+    sums[..., 2] = paths.price / tick_unit
+    sums[..., 5] = paths.before + paths.trades
+    for amounts, volume, quote in ((paths.lots, 3, 4), (paths.lots * paths.buy, 6, 7)):
+        lots = np.cumsum(amounts, axis=1)
+        sums[..., volume] = lots / lot_unit
+        # sums relative to the first price stay exact integers
+        above = np.cumsum(height * amounts, axis=1)
+        sums[..., quote] = np.round(low * tick * (lots * lot) + above * both, 8)
+    return sums
 
 
-def _units(quote: float, scale: int) -> int | None:
-    """A quote amount as an exact integer of 10**-scale; None when the source has none."""
-    if math.isnan(quote):
-        return None
+def _pauses(u: Floats) -> Floats:
+    """Exponential draws from uniform ones."""
+    return -np.log1p(-u)
+
+
+def _lots(amount: Floats, digits: Ints) -> Ints:
+    lots: Ints = np.rint(np.nan_to_num(amount) * _POWERS[digits]).astype(np.int64)
+    return lots
+
+
+def _units(quote: float, scale: int) -> int:
+    """A quote amount as an exact integer of 10**-scale."""
     if scale >= 8:
         return round(quote * 1e8) * int(10 ** (scale - 8))
     return round(quote * 10.0**scale)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What one side's orders pay above the lowest price: lots times ticks.
+
+    known: (n,) whether the source says; mean: over the side's volume.
+    """
+
+    known: Bools
+    amount: Ints
+    mean: Floats
+
+
+def _targets(quote: Floats, less: Floats, scale: Ints, low: Ints, total: Ints) -> _Target:
+    """quote - less in units of 10**-scale, above `low` for each of `total` lots, exactly."""
+    known = ~(np.isnan(quote) | np.isnan(less))
+    factor, more = _POWERS[np.minimum(scale, 8)], np.maximum(scale - 8, 0)
+    parts = [np.rint(np.where(known, amount, 0.0) * factor) for amount in (quote, less)]
+    largest = np.maximum(*parts) * _POWERS[more]
+    is_small = (largest < _ROOM) & (low * total.astype(np.float64) < _ROOM)
+    units = [np.where(is_small, part, 0.0).astype(np.int64) for part in parts]
+    amount = (units[0] - units[1]) * _WHOLE[more] - np.where(is_small, low * total, 0)
+    mean = amount / np.maximum(total, 1)
+    for i in np.flatnonzero(known & (~is_small | (np.abs(amount) >= _EXACT))).tolist():
+        exact = _units(quote.item(i), scale.item(i)) - _units(less.item(i), scale.item(i))
+        exact -= low.item(i) * total.item(i)
+        amount[i], mean[i] = exact, exact / max(total.item(i), 1)
+    return _Target(known, amount, mean)
 
 
 def _prices(
@@ -192,7 +293,8 @@ def _prices(
 
 
 def _sides(
-    taker_base: Floats,
+    known: Ints,
+    unknown: Bools,
     volume: Ints,
     orders: Ints,
     shaped: Bools,
@@ -200,17 +302,17 @@ def _sides(
     high_at: Ints,
     draw: Floats,
     lean: Floats,
-    lot_digits: int,
 ) -> tuple[Bools, Ints, Bools]:
     """Which orders bought, how many lots buyers took, and which rows are not too small.
+
+    known: lots that buyers took, as the source says, but for the unknown.
 
     A side that took anything has an order, one that took nothing has none, and no side has more
     orders than lots.
     """
     rows = np.arange(len(volume))
-    unknown = np.isnan(taker_base)
     guess = np.rint(volume * (0.35 + 0.3 * lean)).astype(np.int64)
-    taker = np.where(unknown, guess, np.clip(_lots(taker_base, lot_digits), 0, volume))
+    taker = np.where(unknown, guess, np.clip(known, 0, volume))
     tiny = (volume < 4 * SLOTS) | (orders == 1)  # too little for two sides
     taker = np.where(tiny, np.where(2 * taker >= volume, volume, 0), taker)
     other = volume - taker
@@ -239,14 +341,13 @@ def _sides(
 def _side_lots(
     on: Bools,
     total: Ints,
-    wanted: list[int | None],
+    wanted: _Target,
     weight: Floats,
     height: Ints,
-    low: Ints,
     fine: Bools,
     low_at: Ints,
 ) -> Ints:
-    """Amounts of one side's orders: they sum to `total`, and price * amount to `wanted`.
+    """Amounts of one side's orders: they sum to `total`, and height * amount to `wanted`.
 
     Random weights, mixed with as much of the highest (or lowest) order as the average price needs,
     rounded down to lots; what is left is moved between orders of known price difference.
@@ -258,16 +359,7 @@ def _side_lots(
     bottom = np.argmin(np.where(on, height, np.iinfo(np.int64).max), axis=1)
     peak, floor = height[rows, top], height[rows, bottom]
     mean = (share * height).sum(axis=1)
-    target = [
-        None if w is None else w - int(base) * int(t)
-        for w, base, t in zip(wanted, low, total, strict=True)
-    ]
-    goal = np.array(
-        [
-            m if t is None else t / max(int(v), 1)
-            for m, t, v in zip(mean, target, total, strict=True)
-        ]
-    )
+    goal = np.where(wanted.known, wanted.mean, mean)
     with np.errstate(divide="ignore", invalid="ignore"):
         rise = np.where(goal > mean, (goal - mean) / (peak - mean), 0.0)
         fall = np.where(goal < mean, (mean - goal) / (mean - floor), 0.0)
@@ -282,11 +374,9 @@ def _side_lots(
     largest = np.argmax(lots, axis=1)
     lots[rows[used], largest[used]] += (total - lots.sum(axis=1))[used]
 
-    know = np.array([t is not None for t in target]) & used & (peak > floor)
+    know = wanted.known & used & (peak > floor)
     have = (lots * height).sum(axis=1)
-    rest = np.array(
-        [0 if t is None else t - int(h) for t, h in zip(target, have, strict=True)], dtype=np.int64
-    )
+    rest = np.where(know, wanted.amount - have, 0)
     gap = np.maximum(peak - floor, 1)
     move = rest // gap
     move = np.clip(move, 1 - lots[rows, top], lots[rows, bottom] - 1)

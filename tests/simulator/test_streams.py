@@ -245,6 +245,59 @@ async def test_at_full_speed_the_market_waits_for_its_slowest_consumer() -> None
             assert (await ex.state())["steps_done"] > held
 
 
+async def test_at_full_speed_some_candles_may_go_ahead() -> None:
+    async with (
+        exchange("--speed", "max", "--ahead", "3") as ex,
+        ex.http.ws_connect("/ws/btcusdt@kline_1m") as ws,
+    ):
+        await until_closed(ws)
+        for _ in range(20):
+            assert (await ex.state())["steps_done"] == 63
+        for _ in range(3):  # the ping stands behind the third
+            await until_closed(ws)
+        assert (await ex.state())["steps_done"] == 66
+
+
+@pytest.mark.parametrize("path", ["/stream", "/ws", "/stream?timeUnit=MICROSECOND"])
+async def test_what_is_written_ahead_is_what_is_written_when_it_goes_out(path: str) -> None:
+    """A fault makes every message be looked at singly; this one strikes nothing."""
+    names = [f"{s}usdt@{kind}" for kind in ("kline_1m", "kline_5m", "aggTrade") for s in "ab"]
+    heard: list[list[str]] = []
+    for speed, is_watched in (("max", False), ("manual", False), ("manual", True)):
+        async with (
+            exchange("--symbol", "AUSDT", "BUSDT", "--speed", speed) as ex,
+            ex.http.ws_connect(path) as ws,
+        ):
+            if is_watched:
+                await ex.break_with("drop", symbol="AUSDT", interval="1h")
+            await ws.send_json({"method": "SUBSCRIBE", "params": names, "id": 1})
+            assert "result" in await ws.receive_json(timeout=30)
+            if speed == "manual":
+                await ex.advance(70)
+            heard.append([await ws.receive_str(timeout=30) for _ in range(5_000)])
+    assert heard[0] == heard[1] == heard[2]
+
+
+async def test_a_subscription_between_two_candles_is_heard_from_the_next_one_on() -> None:
+    async with (
+        exchange("--speed", "max", "--symbol", "AUSDT", "BUSDT") as ex,
+        ex.http.ws_connect("/stream?streams=ausdt@kline_1m") as ws,
+    ):
+        for _ in range(3):
+            while not (await ws.receive_json(timeout=30))["data"]["k"]["x"]:
+                pass
+        await ws.send_json({"method": "SUBSCRIBE", "params": ["busdt@kline_1m"], "id": 1})
+        while "result" not in (await ws.receive_json(timeout=30)):
+            pass
+        opens: dict[str, list[int]] = {"AUSDT": [], "BUSDT": []}
+        while len(opens["BUSDT"]) < 40:
+            kline = (await ws.receive_json(timeout=30))["data"]["k"]
+            if kline["x"]:
+                opens[kline["s"]].append(kline["t"])
+        for times in opens.values():
+            assert times == list(range(times[0], times[-1] + 1, MINUTE))
+
+
 async def test_a_client_that_never_answers_pings_is_dropped() -> None:
     async with exchange("--speed", "max") as ex:
         await ex.control("limits", ping_s=0.1, pong_s=0.3)

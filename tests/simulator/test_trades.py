@@ -81,6 +81,33 @@ def test_the_path_does_not_depend_on_who_asked_first() -> None:
     assert forward == backward[::-1]
 
 
+def test_paths_made_together_are_those_made_alone() -> None:
+    names = [f"S{i}USDT" for i in range(5)]
+    tables = [generate(name, "1m", START, START + 200 * MINUTE) for name in names]
+    tables.append(generate("BTCUSDT", "5m", START, START + 200 * MINUTE))
+    together = Market(tables, seed=3)
+    together.foresee(together.series.values(), START, START + 199 * MINUTE)
+    for table in tables:
+        one, other = together.series[table.symbol], Market([table], seed=3).series[table.symbol]
+        for index in range(len(table)):
+            assert one.candle_trades(index) == other.candle_trades(index)
+            for now_ms in range(
+                table.open_time_ms[index], table.open_time_ms[index] + MINUTE, 7001
+            ):
+                assert one.partial(index, now_ms) == other.partial(index, now_ms)
+
+
+def test_a_candle_of_much_value_has_a_path_that_folds_back() -> None:
+    table = generate("BTCUSDT", "1d", START, START + 60 * 1440 * MINUTE)
+    market = Market([table]).series["BTCUSDT"]
+    for index in range(60):
+        got = fold(market.candle_trades(index))
+        expected = [Decimal(repr(float(x))) for x in table.values[index]]
+        assert got[:5] + got[6:8] == expected[:5] + expected[6:8]
+        for column in (5, 8):
+            assert got[column] == pytest.approx(expected[column], rel=Decimal("1e-12"))
+
+
 @given(now=st.integers(START, START + 96 * MINUTE), interval=st.sampled_from(["1m", "5m", "1h"]))
 @settings(max_examples=60, deadline=None)
 def test_the_open_candle_is_the_fold_of_its_trades_so_far(now: int, interval: str) -> None:
