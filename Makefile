@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A full environment serves every target; otherwise the smallest that does.
 DEMO_READY := $(if $(wildcard $(STAMPS)/dev),$(STAMPS)/dev,$(STAMPS)/demo)
 
-.PHONY: help setup demo docker-test audit sbom test test-slow test-browser chaos test-clients check format bench lock docs site vendor \
+.PHONY: help setup demo explore docker-test audit sbom test test-slow test-browser chaos test-clients check format bench lock docs site vendor \
 	clean
 .DELETE_ON_ERROR:
 
@@ -32,6 +32,7 @@ help:
 	@echo "                       make test-browser: pages in headless Chromium;"
 	@echo "                       make test-clients: other people's Binance clients against the"
 	@echo "                       simulator, each in its own environment"
+	@echo "make explore           the property tests, with examples that no run has drawn before"
 	@echo "make chaos             CHAOS_MINUTES (10) of random faults, compared with a batch run; then"
 	@echo "                       CHAOS_SIGNALS (1000) to a trader that is killed every 20 s"
 	@echo "make docker-test       the containers' demo on a Docker engine, killed and counted"
@@ -55,6 +56,10 @@ test: $(STAMPS)/dev
 
 test-slow: $(STAMPS)/dev
 	@$(BIN)/python -m pytest -m slow $(SLOW_ARGS)
+
+# The property tests with examples that no run has drawn before.
+explore: $(STAMPS)/dev
+	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -m "hypothesis and not slow" $(PYTEST_ARGS)
 
 # Everything that can break does, at random. CHAOS_SEED=... (and CHAOS_ROUND=...) plays it again;
 # CHAOS_MINUTES=480 before a release.

@@ -68,7 +68,7 @@ class Desk:
         found: list[Any] = []
         last: Any = "0"
         while len(found) < count:
-            reply: Any = await self.raw.xread({stream: last}, block=30_000)
+            reply: Any = await self.raw.xread({stream: last}, block=90_000)
             assert reply, f"{stream} has {len(found)} entries, not {count}"
             found += reply[0][1]
             last = found[-1][0]
