@@ -29,6 +29,7 @@ from yarl import URL
 from shared.binance import Attempts, Busy, Weights, read_body, retry_after_s, weight_limit_in
 from shared.errors import BadInput, Unavailable, Unknown, Usage
 from shared.exchange import (
+    CANCEL_SUFFIX,
     Balance,
     BalancesChanged,
     Commission,
@@ -66,6 +67,7 @@ _PAGE = 1000
 _NEAR_DAYS = 30
 _DAY_MS = 86_400_000
 _BACKOFF_S = (0.25, 30.0)
+_LONGEST_ID = 36
 _ORDERS_WAIT_S = 10.0  # -1015 without a time: the shorter of the two windows of orders
 
 # Nobody knows what came of it (binance.md section 11), whatever the HTTP status.
@@ -229,6 +231,9 @@ class BinanceAccount:
 
     async def cancel(self, symbol: str, client_id: str) -> OrderReport | None:
         query = f"symbol={quote(symbol)}&origClientOrderId={client_id}"
+        if len(client_id) + len(CANCEL_SUFFIX) <= _LONGEST_ID:
+            # A cancelled order goes by its cancel's name: so that it can be told whose it was.
+            query += f"&newClientOrderId={client_id}{CANCEL_SUFFIX}"
         try:
             reply = await self._write("DELETE", self._order_url, query, self.now_ms())
         except Denied as error:
@@ -401,6 +406,19 @@ class BinanceAccount:
         body = await self._read("/api/v3/avgPrice", query, 2, signed=False)
         with _Shaped("avgPrice"):
             return _positive(_object(body), "price")
+
+    async def candle_ms(self, symbol: str, interval: str) -> int | None:
+        body = await self._read(
+            "/api/v3/klines", f"symbol={quote(symbol)}&interval={interval}&limit=1", 2, signed=False
+        )
+        with _Shaped("klines"):
+            rows = _items(body)
+            if not rows:
+                return None
+            row = rows[-1]
+            if not isinstance(row, list) or not row or type(row[0]) is not int or row[0] < 0:
+                raise BadInput("a candle without a time")
+            return row[0]
 
     async def clock_skew_ms(self) -> float:
         """Asked on a connection of orders, which this opens and keeps open."""

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from shared.filters import SymbolRules
 
 
+# Behind an order's name, the name of its cancel, by which exchanges call it from then on.
+CANCEL_SUFFIX = "-c"
+
+
 class Denied(Rejected):
     """The exchange refused, definitely. code, text: its own (-2010, "Account has ...")."""
 
@@ -277,6 +281,11 @@ class Account(Protocol):
 
     async def reference_price(self, symbol: str) -> Decimal:
         """What the exchange measures notionals and price bands by, now."""
+        ...
+
+    async def candle_ms(self, symbol: str, interval: str) -> int | None:
+        """Open time of the candle that its market is in now, by the market's clock; None where it
+        has none yet."""
         ...
 
     async def clock_skew_ms(self) -> float:

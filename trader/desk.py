@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from shared import filters, rules
 from shared.events import FINAL, Leg, Level, Order, OrderState, Signal
 from shared.exchange import (
+    CANCEL_SUFFIX,
     Fill,
     NewOco,
     NewOrder,
@@ -47,7 +48,7 @@ from trader.messages import (
     Request,
     Unsure,
 )
-from trader.orders import client_id, is_ours, list_id, text, why_ended
+from trader.orders import PREFIX, client_id, is_ours, list_id, text, why_ended
 
 if TYPE_CHECKING:
     from trader.core import Core
@@ -80,6 +81,12 @@ _OPEN_QUESTION = (OrderState.INTENT, OrderState.UNKNOWN)
 _NOWHERE = (OrderState.NOT_PLACED, OrderState.REJECTED, OrderState.DROPPED)
 _STOOD = (*_WORKING, OrderState.CANCELED)
 _RESTING = (Leg.STOP, Leg.TARGET)
+# What a sale is for, of which nothing is known but its type.
+_LEGS = {
+    OrderType.STOP_LOSS: Leg.STOP,
+    OrderType.STOP_LOSS_LIMIT: Leg.STOP,
+    OrderType.LIMIT_MAKER: Leg.TARGET,
+}
 _PLACE, _CANCEL, _QUERY, _FILLS, _POLL = "place", "cancel", "query", "fills", "poll"
 _FREE = Costs(0.0, 0.0, True)  # only shorts look at costs here
 _PLACES = Decimal("1e-10")
@@ -158,6 +165,8 @@ class Desk:
         self.alarmed: set[str] = set()
         self.pause_ms = 0  # account clock: no step before
         self.foreign: set[int] = set()
+        self.is_rebuilding = False
+        self.knows_orders = False  # the journal has told of one, ever
         self.suspect = False  # the journal may have lost what a former life did
 
     # -- the journal --------------------------------------------------------------------------
@@ -166,11 +175,16 @@ class Desk:
         """A line that stands in the journal already."""
         self.decisions.load(line)
         if line.mode == self.core.mode:
-            self.ledger.add(line)
+            self._add(line)
+
+    def _add(self, line: Order) -> None:
+        self.ledger.add(line)
+        if line.client_id or line.state == OrderState.CARRIED:
+            self.knows_orders = True
 
     def _write(self, line: Order) -> None:
         self.decisions.load(line)
-        self.ledger.add(line)
+        self._add(line)
         self.core.out.lines.append(line)
 
     def _about(
@@ -545,7 +559,9 @@ class Desk:
         problem = self._problem(order, close)
         if problem:
             self._drop(signal, problem, now)
-        elif order.client_id not in self.ledger.orders:
+        elif order.client_id in self.ledger.orders:
+            self._drop(signal, f"its order {order.client_id} was sent before", now)
+        else:
             worth = text(self.core.worth().quantize(_CENTS))
             self._send(signal, [(Leg.ENTRY, order)], order, now, reference=close, worth=worth)
 
@@ -945,15 +961,18 @@ class Desk:
         self.advance(now)
 
     def _report(self, report: OrderReport, now: Now) -> None:
-        order = self.ledger.orders.get(report.client_id)
         state = _STATES[report.status]
-        if order is None:  # once cancelled it goes by the name of the cancel
+        name = report.client_id.removesuffix(CANCEL_SUFFIX)
+        order = self.ledger.orders.get(name)
+        is_other = order is not None and order.order_id not in (0, report.order_id)
+        if order is None or (is_other and name != report.client_id):
+            # Once cancelled it goes by the name of the cancel, a pair by that of one of both.
             order = self.ledger.by_order_id.get(report.order_id)
         if order is None:
             if not is_ours(report.client_id):
                 self._foreign(report)
                 return
-            order = self._adopt(report, now)
+            order = self._adopt(report, name, now)
         elif order.state in _NOWHERE and state != OrderState.REJECTED:
             what = f"order {order.client_id} is {report.status}, though it was {order.state}"
             order.order_id = report.order_id
@@ -1080,11 +1099,32 @@ class Desk:
             for memory in (self.misses, self.ask_ms):
                 memory.pop(name, None)
 
-    def _adopt(self, report: OrderReport, now: Now) -> Tracked:
+    def rebuild(self, reports: Sequence[OrderReport], now: Now) -> None:
+        """The journal knows of no order. What the account has by our prefix, oldest first, is taken
+        in: a journal was lost, and only an operator says that trading goes on (FAULTS V4)."""
+        told = len(self.core.out.news)
+        self.is_rebuilding = True
+        for report in reports:
+            at = replace(now, market_ms=min(now.market_ms, report.time_ms))
+            self._report(report, at)
+        self.is_rebuilding = False
+        ours = [order.client_id for order in self.ledger.orders.values()]
+        if ours:
+            del self.core.out.news[told:]
+            what = (
+                f"the journal knew of no order, the account has {len(ours)} of ours "
+                f"({', '.join(ours[-3:])}): they are taken in, {text(self.ledger.position)} "
+                f"{self.ledger.base} is held"
+            )
+            self._raise_alarm("rebuilt", what, now)
+
+    def _adopt(self, report: OrderReport, name: str, now: Now) -> Tracked:
         """An order with our prefix that the journal does not know."""
-        leg = Leg.ENTRY if report.side is Side.BUY else Leg.EXIT
+        leg = _LEGS.get(report.type, Leg.EXIT) if report.side is Side.SELL else Leg.ENTRY
+        if name in self.ledger.orders:
+            name = f"{PREFIX}{report.order_id}"
         order = Tracked(
-            client_id=report.client_id,
+            client_id=name,
             signal_id=f"{self.symbol}-adopted-{report.order_id}",
             open_time_ms=floor_ms(now.market_ms, self.rule.step_ms),
             leg=leg,
@@ -1094,15 +1134,16 @@ class Desk:
             quantity=report.quantity,
             price=report.price or None,
             stop_price=report.stop_price or None,
-            list_id="",
+            list_id="" if report.list_id is None else str(report.list_id),
             sent_ms=report.time_ms,
             state=OrderState.ACKED,
             order_id=report.order_id,
         )
-        what = f"the journal does not know order {report.client_id} ({report.side} {report.status})"
+        what = f"the journal does not know order {name} ({report.side} {report.status})"
         self._write(self._about(order, OrderState.ACKED, now, reason=what, adopted=True))
-        self._raise_alarm("adopted", f"{what}: it is taken in", now)
-        return self.ledger.orders[report.client_id]
+        if not self.is_rebuilding:
+            self._raise_alarm("adopted", f"{what}: it is taken in", now)
+        return self.ledger.orders[name]
 
     def _raise_alarm(self, code: str, what: str, now: Now) -> None:
         self._news(Level.ALERT, code, what)

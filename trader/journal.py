@@ -16,6 +16,7 @@ import json
 import math
 import os
 import secrets
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -54,6 +55,7 @@ class Journal:
     """Use as `with Journal.open(path) as journal`; read it to its end before the first append.
 
     id: of this file, in every line that it was the first to hold. last: number of its newest.
+    begun_ms: when it was made, our clock; 0 in one that an older version has made.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class Journal:
     last: int = 0
     found: Found = Found()
     is_new: bool = False
+    begun_ms: int = 0
     _fd: int = -1
     _size: int = 0
     _places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
@@ -117,7 +120,9 @@ class Journal:
             os.ftruncate(self._fd, 0)
             self._size, self.is_new = 0, True
             self.id = secrets.token_hex(8)
-            self._append(_record({"journal": self.id, "version": VERSION}))
+            self.begun_ms = time.time_ns() // 1_000_000
+            head = {"journal": self.id, "version": VERSION, "begun_ms": self.begun_ms}
+            self._append(_record(head))
             os.fsync(self._fd)
             with contextlib.suppress(OSError):  # the name must last, too, where the system can
                 folder = os.open(self.path.parent, os.O_RDONLY)
@@ -129,6 +134,7 @@ class Journal:
         if head.get("version") != VERSION:
             raise Failure(f"{self.path} is a journal of another version: {head.get('version')!r}")
         self.id = str(head["journal"])
+        self.begun_ms = int(head.get("begun_ms", 0))
 
     def _is_cut_head(self) -> bool:
         """Nothing but an unfinished first record."""

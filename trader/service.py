@@ -18,6 +18,7 @@ an order of unknown fate is read again after a crash.
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,7 @@ from shared.exchange import (
     Balance,
     BalancesChanged,
     Denied,
+    Fill,
     KeyDenied,
     NewOco,
     OrderReport,
@@ -61,7 +63,7 @@ from trader.archive import Archivist
 from trader.candles import Candles
 from trader.clock import AccountClock
 from trader.core import Core
-from trader.desk import Desk
+from trader.desk import SETTLE_MS, Desk
 from trader.journal import Journal, Taken
 from trader.merge import merge
 from trader.messages import (
@@ -100,9 +102,12 @@ _SWEEP_S = 60.0
 _CLOCK_S = 10.0
 _RULES_S = 300.0
 _LOOK_BACK_MS = 600_000
-_FIRST_LOOK_MS = 86_400_000
 _DURABLE_S = 2.0
 _LAG_MS = 5_000
+# Requests of a life that no journal tells of: what is older is not executed any more.
+_SETTLE_MS = SETTLE_MS
+_SETTLE_S = 1.0
+_YOUNG_SWEEP_S = 5.0
 _CLAIM_MS = 2 * 86_400_000
 _RECONCILE_S = (0.25, 1.0)
 _LASTING = frozenset(
@@ -262,6 +267,8 @@ class Shell:
         self._quiet, self._trouble = Quiet(60.0), trouble
         self._day: int | None = None
         self._reconciled: set[str] = set()
+        self._opened: dict[str, int] = {}  # the candle in which the exchange's market was at start
+        self._untimed: set[str] = set()  # of symbols without a candle on the bus then
 
     # -- clocks -------------------------------------------------------------------------------
 
@@ -303,12 +310,18 @@ class Shell:
             why = f"a line of the journal cannot be read: {merged.unread[0]}"
             self.core.halt(why, self._any_now())
         await self._drain()
-        delay_s = _RECONCILE_S[0]
+        await self._until_reconciled()
+        await self._settle()
+        await self._read_control()
+        await self._make_ready()
+
+    async def _until_reconciled(self) -> None:
+        health, delay_s = self._session.health, _RECONCILE_S[0]
         while True:
             self._session.alive()
             try:
                 await self._reconcile()
-                break
+                return
             except (Unavailable, Denied) as error:
                 if isinstance(error, KeyDenied):
                     raise Failure(f"{self._exchange.host} refuses the key: {error}") from None
@@ -319,8 +332,72 @@ class Shell:
                     await self._session.notice(Level.WARNING, "not_reconciled", text)
                 await asyncio.sleep(delay_s)
                 delay_s = min(_RECONCILE_S[1], 2 * delay_s)
-        await self._read_control()
-        await self._make_ready()
+
+    async def _settle(self) -> None:
+        """A journal that was just begun may be the first ever, or come after one that was lost with
+        the bus, whose last order may be under way still, seen by nobody (FAULTS V4).
+
+        Either it is certain which candles closed before this start, because bus and exchange tell
+        the same time: no order of a lost journal can be about a younger one. Or all is waited out
+        that may be under way, and looked at again.
+        """
+        left_ms = self._journal.begun_ms + _SETTLE_MS - now_us() // 1000
+        until_s = time.monotonic() + min(left_ms, _SETTLE_MS) / 1000
+        has_waited = False
+        while (left_s := until_s - time.monotonic()) > 0 and not await self._knows_time():
+            self._session.alive()
+            has_waited = True
+            self._session.health.not_ready(
+                f"HALT: the journal is new: for {left_s:.0f} s more an order of a lost one may come"
+            )
+            await asyncio.sleep(min(left_s, _SETTLE_S))
+        if has_waited:
+            self._reconciled.clear()
+            await self._until_reconciled()
+
+    async def _knows_time(self) -> bool:
+        """Whether bus and exchange agree on the candle in which every market is."""
+        for symbol in self.core.desks:
+            await self._candles[symbol].refresh()
+            if not (await self._ask_time(symbol) and self._agree(symbol)):
+                return False
+        return True
+
+    async def _ask_time(self, symbol: str) -> bool:
+        opened_ms = None
+        with contextlib.suppress(Unavailable, Denied):
+            opened_ms = await self._account.candle_ms(symbol, self.core.interval)
+        if opened_ms is not None:
+            self._opened[symbol] = opened_ms
+        return opened_ms is not None
+
+    def _agree(self, symbol: str) -> bool:
+        market_ms, opened_ms = self._candles[symbol].market_ms, self._opened.get(symbol)
+        if market_ms is None or opened_ms is None:
+            return False
+        return abs(market_ms - opened_ms) <= 2 * self.core.rule.step_ms
+
+    def _begin_trading(self, symbol: str) -> None:
+        """Signals of candles that had closed by now are not traded."""
+        desk, market_ms = self.core.desks[symbol], self._candles[symbol].market_ms
+        opened_ms = self._opened.get(symbol)
+        if market_ms is None:
+            self._untimed.add(symbol)
+            desk.ready_ms = 0 if opened_ms is None else opened_ms + 1
+        elif self._agree(symbol) and opened_ms is not None:
+            desk.ready_ms = max(market_ms, opened_ms + 1)
+        else:
+            desk.ready_ms = market_ms
+
+    def _see_time(self, symbol: str) -> None:
+        """The bus had no candle at the start and has one now: which signals are older than it? By
+        the exchange's market; where that tells another time, or none, all there are by now."""
+        market_ms = self._candles[symbol].market_ms
+        if market_ms is not None and symbol in self._untimed:
+            self._untimed.discard(symbol)
+            desk = self.core.desks[symbol]
+            desk.ready_ms = self._opened[symbol] if self._agree(symbol) else market_ms
+            desk.ready_ms += 1
 
     async def _tell_found(self) -> None:
         found, path = self._journal.found, self._journal.path
@@ -351,13 +428,30 @@ class Shell:
             oldest_ms = min(
                 (order.sent_ms for order in desk.ledger.open.values()), default=asked_ms
             )
-            back_ms = _LOOK_BACK_MS if desk.ledger.orders else _FIRST_LOOK_MS
-            reports = await self._account.orders_since(symbol, min(oldest_ms, asked_ms - back_ms))
-            reports += await self._account.open_orders(symbol)
-            desk.swept(await self._with_fills(symbol, desk, reports), self.now(symbol))
+            if not desk.knows_orders:
+                await self._rebuild(symbol, desk)
+            else:
+                since_ms = min(oldest_ms, asked_ms - _LOOK_BACK_MS)
+                reports = await self._account.orders_since(symbol, since_ms)
+                reports += await self._account.open_orders(symbol)
+                desk.swept(await self._with_fills(symbol, desk, reports), self.now(symbol))
             self._reconciled.add(symbol)
         await self._fetch_balances()
         await self._drain()
+
+    async def _rebuild(self, symbol: str, desk: Desk) -> None:
+        """The journal knows of no order: all that the account ever had, which may be ours."""
+        reports = {r.order_id: r for r in await self._account.orders_since(symbol, 0)}
+        reports |= {r.order_id: r for r in await self._account.open_orders(symbol)}
+        fills: dict[int, list[Fill]] = {}
+        if any(is_ours(r.client_id) and r.executed for r in reports.values()):
+            for fill in await self._account.fills(symbol):
+                fills.setdefault(fill.order_id, []).append(fill)
+        found = [
+            replace(reports[order_id], fills=tuple(fills.get(order_id, ())))
+            for order_id in sorted(reports)
+        ]
+        desk.rebuild(found, self.now(symbol))
 
     async def _check_account(self, symbol: str, desk: Desk) -> None:
         """The newest order that filled must be known there: else it is another account, or one
@@ -381,7 +475,7 @@ class Shell:
         """Orders of ours with the fills that the journal lacks; the others as they are."""
         found = []
         for report in reports:
-            known = desk.ledger.orders.get(report.client_id)
+            known = desk.ledger.by_order_id.get(report.order_id)
             executed = known.executed if known is not None else ZERO
             if is_ours(report.client_id) and report.executed > executed:
                 fills = await self._account.fills(symbol, order_id=report.order_id)
@@ -395,9 +489,11 @@ class Shell:
             await self._candles[symbol].refresh()
             for bar in self._candles[symbol].bars(desk.seen_ms):
                 desk.extend(bar)
+            if self._candles[symbol].market_ms is None:
+                await self._ask_time(symbol)
+            self._begin_trading(symbol)
+            desk.ready = True
             now = self.now(symbol)
-            # Where no candle tells the market's time there was no signal before this start, either.
-            desk.ready, desk.ready_ms = True, self._candles[symbol].market_ms or 0
             desk.compare(now)
             desk.advance(now)
         held = [
@@ -454,6 +550,9 @@ class Shell:
             if entries:
                 await self._take(entries)
                 await self._put(_nothing)
+            for symbol in tuple(self._untimed):
+                await self._candles[symbol].refresh()
+                await self._put(partial(self._see_time, symbol))
             if len(entries) < _BATCH:
                 self._caught_up = True
                 self._ready_when_done()
@@ -501,6 +600,7 @@ class Shell:
         self._ready_when_done()
 
     def _decide(self, desk: Desk, symbol: str, signal: Signal) -> None:
+        self._see_time(symbol)
         candles, now = self._candles[symbol], self.now(symbol)
         for bar in candles.bars(desk.seen_ms, signal.open_time_ms - 1):
             desk.extend(bar)
@@ -728,11 +828,16 @@ class Shell:
         elif isinstance(event, StreamGap):
             self._look.set()
 
+    def _sweep_s(self) -> float:
+        """Behind a journal that was just begun an order may come that nothing tells of."""
+        is_young = now_us() // 1000 < self._journal.begun_ms + 2 * _SETTLE_MS
+        return min(_YOUNG_SWEEP_S, _SWEEP_S) if is_young else _SWEEP_S
+
     async def _sweep(self) -> None:
         """Everything once a minute, and after each gap: nothing rests on the user stream alone."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SWEEP_S):
+                async with asyncio.timeout(self._sweep_s()):
                     await self._look.wait()
             self._look.clear()
             with contextlib.suppress(Unavailable, Denied):  # the next sweep asks again

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,104 @@ async def test_a_lost_journal_file_is_rebuilt_from_the_bus_and_a_lost_bus_from_t
             lambda found: any(o.state == "FILLED" and o.side == "SELL" for o in found), "the sale"
         )
     assert (await market.balances())["BTC"] < 1e-4
+
+
+@pytest.mark.parametrize("bus_has", ["nothing", "candles"])
+async def test_with_both_journals_lost_no_signal_is_traded_twice_however_late_its_order_is(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bus_has: str
+) -> None:
+    """FAULTS V4: the account's first order is under way while everything that told of it goes."""
+    monkeypatch.setattr(trader.service, "_SETTLE_MS", 4_000)
+    monkeypatch.setattr(trader.service, "_YOUNG_SWEEP_S", 0.5)
+    # No answer, and carried out three seconds later; the books show it a second after that.
+    await market.ex.break_with(
+        "timeout", ms=200, engine_ms=3_000, path="order", method="POST", count=1
+    )
+    async with at_work(market, tmp_path):
+        first = await market.candle(BUY)
+        await market.until_state("UNKNOWN")
+        await market.ex.break_with("lag", ms=1_000)
+    kept = [
+        (key, entry_id, fields)
+        for key in ("kline:{BTCUSDT}:1m", "signal:{BTCUSDT}:1m")
+        for entry_id, fields in await market.desk.raw.xrange(key)
+    ]
+    await market.desk.raw.flushall()
+    shutil.rmtree(tmp_path / "journal")
+    market.desk.bus._known.clear()
+
+    async def again(what: str) -> None:
+        for key, entry_id, fields in kept:
+            if key.startswith(what):
+                await market.desk.raw.xadd(key, fields, id=entry_id)
+
+    if bus_has == "candles":
+        await again("kline")
+    async with at_work(market, tmp_path) as session:
+        if bus_has == "nothing":
+            await again("kline")
+        await again("signal")
+        assert "older than this start" in await reason(market, first.id)
+        await until_told(market, "halted")
+        (only,) = await orders(market)
+        assert only["status"] == "FILLED"
+        await market.until_state("FILLED")
+        assert (await market.ledger()).position == (await market.balances())["BTC"]
+        second = await market.candle(SELL)
+        assert "halted" in await reason(market, second.id)
+        await session.bus.put(CONTROL_KEY, "RESUME 1 somebody")
+        await market.until_state("RESUMED")
+        await market.candle(SELL)
+        await market.until_state("FILLED", count=2)
+    assert len(await orders(market)) == 2
+    assert (await market.balances())["BTC"] < 1e-4
+
+
+async def test_all_orders_of_a_lost_journal_are_taken_in_and_only_an_operator_goes_on(
+    market: Floor, tmp_path: Path
+) -> None:
+    rules = {"stop_loss": 0.05, "take_profit": 0.05}
+    async with at_work(market, tmp_path, rules=rules):
+        for score, filled in ((BUY, 1), (SELL, 2), (BUY, 3)):
+            await market.candle(score)
+            await market.until_state("FILLED", count=filled)
+        await market.until(
+            lambda lines: sum(o.state == "ACKED" and o.leg == "stop" for o in lines) == 2, "a stop"
+        )
+    before, placed = await market.ledger(), await orders(market)
+    await market.desk.raw.flushall()
+    shutil.rmtree(tmp_path / "journal")
+    market.desk.bus._known.clear()
+    await market.candle(HOLD)
+    async with at_work(market, tmp_path, rules=rules) as session:
+        after = await market.ledger()
+        assert (after.position, after.flow, after.cost) == (
+            before.position, before.flow, before.cost,
+        )  # fmt: skip
+        assert after.switch.state == "HALTED"
+        # Of a cancelled pair both go by the name of the one cancel.
+        assert sorted(after.by_order_id) == sorted(before.by_order_id)
+        assert sorted(after.open) == sorted(before.open)
+        told = [n.text for n in await market.desk.notices("trader") if n.code == "rebuilt"]
+        assert len(told) == 1
+        assert f"the account has {len(placed)} of ours" in told[0]
+        dropped = await market.candle(SELL)
+        assert "halted" in await reason(market, dropped.id)
+        assert len(await orders(market)) == len(placed)
+        await session.bus.put(CONTROL_KEY, "RESUME 1 somebody")
+        await market.until_state("RESUMED")
+        await market.candle(SELL)
+        await market.until(_sold, "the exit")
+    assert (await market.ledger()).position == (await market.balances())["BTC"]
+
+
+async def test_the_first_start_ever_trades_by_itself_also_where_no_candle_was_there_before(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trader.service, "_SETTLE_MS", 2_000)
+    async with floor(valkey.url) as market, at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED")
 
 
 async def test_coins_that_are_gone_stop_entries_and_foreign_orders_are_left_alone(
