@@ -12,6 +12,9 @@ FEATURES = (
     "close_trend_15", "close_trend_60", "close_area_60",
 )  # fmt: skip
 
+# About the middle of the scores that the release gives on a tape, so that both sides come often.
+BUY_ABOVE, SELL_BELOW = 0.38, 0.28
+
 # Taken out of the environment: the config refuses ITB_ variables that it does not know.
 _SEED = os.environ.pop("ITB_KILL_SEED", None)
 _KILLS = os.environ.pop("ITB_KILLS", None)
@@ -31,5 +34,6 @@ def kill_count(default: int) -> int:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with a promoted release over FEATURES."""
     folder = tmp_path_factory.mktemp("release")
-    releases.train(folder, features_kline=FEATURES)
+    thresholds = {"buy_threshold": BUY_ABOVE, "sell_threshold": SELL_BELOW}
+    releases.train(folder, features_kline=FEATURES, signaler={"model": thresholds})
     return folder / "models"

@@ -1,7 +1,8 @@
 """The whole system as processes: Valkey, the simulated exchange and the five services.
 
-A service that ends is started again at once, whoever ended it. A shell in the same process group
-ends everything when this process is gone, however that happened.
+A service that ends is started again at once, whoever ended it; the exchange keeps its orders and
+its place in the market in a folder of its own, so that it can be ended, too. A shell in the same
+process group ends everything when this process is gone, however that happened.
 """
 
 import asyncio
@@ -13,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ import aiohttp
 import redis
 
 from deploy.valkey import repair
-from shared.streams import SIGNAL, health_key
+from shared.streams import KLINE, SIGNAL, health_key
 from tests.resilience.proxy import Proxy
 from tests.resilience.tape import SYMBOL, M, Tape
 from tests.valkey import Server, free_port
 
+ROOT = Path(__file__).parents[2]
 SERVICES = ("collector", "featurizer", "predictor", "notifier", "trader")
 VALKEY = "valkey"
+EXCHANGE = "simulator"
 HOST = "127.0.0.1"
 _LOOK_S = 0.02
 _GUARD = "trap '' HUP INT TERM; read -r _; kill -KILL 0"
@@ -40,11 +44,22 @@ class Stalled(AssertionError):
     """Nothing moves any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Life:
+    """A start of a service. began_ms: our clock. kline_ms: the newest candle on the bus then, None
+    where that is not known."""
+
+    began_ms: int
+    kline_ms: int | None
+
+
 class System:
     """Use as `async with System.running(...)`.
 
     kills: how often each part was ended by us. surprises: ends that nobody asked for.
-    played: candles since the market opened, by `advance`.
+    played: candles since the market opened, by `advance`. lives: starts of each service. lost_ms:
+    when the server was ended (our clock). deposits: what the account held
+    before anybody traded.
     """
 
     def __init__(
@@ -64,6 +79,11 @@ class System:
         self.repairs: list[str] = []
         self.played = 0
         self.signals_ms = 0  # the newest signal's candle
+        self.lives: defaultdict[str, list[Life]] = defaultdict(list)
+        self.lost_ms: list[int] = []
+        self.deposits: dict[str, Any] = {}
+        self._kline_ms: int | None = None
+        self._exchange_is_up = asyncio.Event()
         self._port = free_port()
         self._speed = speed
         self.config = folder / "config.json"
@@ -89,13 +109,14 @@ class System:
         lock_step: bool = False,
         collector: dict[str, Any] | None = None,
         proxied: bool = False,
+        trader: dict[str, Any] | None = None,
         environments: Mapping[str, Mapping[str, str]] | None = None,
     ) -> AsyncIterator["System"]:
         """Starts everything; at the end nothing of it is left.
 
         lock_step: the market waits for every consumer; else it moves when `advance` says so.
-        proxied: every service reaches Valkey through a proxy of its own. environments: further
-        variables of a service.
+        proxied: every service reaches Valkey through a proxy of its own. trader: its settings; it
+        only journals decisions unless they say more. environments: further variables of a service.
         """
         config = {
             "symbol": SYMBOL,
@@ -108,7 +129,7 @@ class System:
             "signaler": {"notification_threshold": 0},
             # Nothing may be dropped for its age or for lack of room, however long somebody is down.
             "notifier": {"max_age_s": 1e9, "queue": 100_000},
-            "trader": {"max_age_s": 1e9, "mode": "observe"},
+            "trader": {"max_age_s": 1e9, "mode": "observe"} | (trader or {}),
         }
         system = cls(folder, tape, config, "max" if lock_step else "manual", proxied=proxied)
         for name, variables in (environments or {}).items():
@@ -166,6 +187,8 @@ class System:
         behind the cut, as a file system may leave them.
         """
         self._valkey_is_up = False
+        self._kline_ms = None
+        self.lost_ms.append(_wall_ms())
         await asyncio.to_thread(self.server.kill9)
         self.kills[VALKEY] += 1
         if lose is not None:
@@ -173,7 +196,19 @@ class System:
         await asyncio.sleep(down_s)
         await asyncio.to_thread(repair, self.server.dir, self.repairs.append)
         await asyncio.to_thread(self.server.start)
+        self.lost_ms.append(_wall_ms())
         self._valkey_is_up = True
+
+    async def kill_exchange(self, *, down_s: float = 0.0) -> None:
+        """SIGKILL of the simulator and a new start: it goes on where it stood."""
+        self._exchange_is_up.clear()
+        self._held.add(EXCHANGE)
+        self._processes[EXCHANGE].kill()
+        self._processes[EXCHANGE].wait()
+        self.kills[EXCHANGE] += 1
+        await asyncio.sleep(down_s)
+        self.start(EXCHANGE)
+        await self._until_exchange()
 
     async def fail_over(self, replica: Server) -> None:
         """The server is gone; every proxy leads to the replica now."""
@@ -208,6 +243,32 @@ class System:
         beat = self._beats.get(name, {})
         return bool(beat.get("ready")) and beat.get("pid") == self._processes[name].pid
 
+    def is_at_work(self, name: str) -> bool:
+        """Whether it is past its start: ready, or on the way to the newest candle."""
+        beat = self._beats.get(name, {})
+        is_behind = str(beat.get("reason", "")).endswith("candles behind")
+        is_there = bool(beat.get("ready")) or is_behind
+        return is_there and beat.get("pid") == self._processes[name].pid
+
+    async def time_starts(self) -> dict[str, float]:
+        """Seconds from a SIGKILL until it is ready again, while all else stands: each service, and
+        with the server until the last service is, too."""
+        began_s, began_ms = time.monotonic(), _wall_ms()
+        await self.kill_valkey(lose=None)
+        await self.until(
+            lambda: all(
+                self.is_ready(name) and self._beats[name]["time_ms"] > began_ms for name in SERVICES
+            ),
+            "all to be ready",
+        )
+        took = {VALKEY: time.monotonic() - began_s}
+        for name in SERVICES:
+            began_s = time.monotonic()
+            self.kill(name)
+            await self.until(lambda: self.is_ready(name), f"the {name} to be ready")  # noqa: B023  # awaited here
+            took[name] = time.monotonic() - began_s
+        return took
+
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Waits; fails when nothing of the system moves for a minute."""
         while not condition():
@@ -232,8 +293,21 @@ class System:
             return answer
 
     async def advance(self, candles: int) -> None:
-        """The market goes on by so many candles."""
-        self.played += int((await self.control("advance", candles=candles))["played"])
+        """The market goes on by so many candles, or by fewer where the exchange is ended."""
+        try:
+            state = await self.control("advance", candles=candles)
+        except aiohttp.ClientError:
+            await self._exchange_is_up.wait()
+            state = await self.ask("")
+        self.played = int(state["steps_done"]) - self.tape.history
+
+    async def ask(self, what: str) -> dict[str, Any]:
+        """What the exchange itself knows: "" about the market, "/account" about the account."""
+        assert self._http is not None
+        async with self._http.get(f"/control{what}") as reply:
+            answer: dict[str, Any] = await reply.json()
+            assert reply.status == 200, answer
+            return answer
 
     async def end_exchange_faults(self) -> None:
         assert self._http is not None
@@ -289,34 +363,42 @@ class System:
                 self.proxies[name] = await Proxy(self.server.port).__aenter__()
                 own = self.environments.setdefault(name, {})
                 own["ITB_REDIS_URL"] = self.proxies[name].url
-        self._spawn("simulator")
+        self._spawn(EXCHANGE)
         self._http = aiohttp.ClientSession(
             f"http://{HOST}:{self._port}", timeout=aiohttp.ClientTimeout(total=60)
         )
+        await self._until_exchange()
+        self.deposits = await self.ask("/account")
+        for name in SERVICES:
+            self._spawn(name)
+
+    async def _until_exchange(self) -> None:
         deadline = time.monotonic() + 30
         while True:
             try:
-                await self.control("limits", connections_per_5m=100_000, spot_weight=1_000_000)
+                await self.control(
+                    "limits", connections_per_5m=100_000, spot_weight=1_000_000, orders_10s=100_000
+                )
                 await self.control("pause")  # nobody listens yet: it stands
                 break
             except aiohttp.ClientConnectionError:
-                if time.monotonic() > deadline or self._processes["simulator"].poll() is not None:
+                if time.monotonic() > deadline or self._processes[EXCHANGE].poll() is not None:
                     raise Stalled(f"the simulator does not start\n{self.tails()}") from None
                 await asyncio.sleep(_LOOK_S)
-        for name in SERVICES:
-            self._spawn(name)
+        self._exchange_is_up.set()
 
     def _places(self) -> dict[str, str]:
         return {
             "redis_url": self.server.unix_url,
             "binance_rest_url": f"http://{HOST}:{self._port}",
             "binance_ws_url": f"ws://{HOST}:{self._port}",
+            "binance_ws_api_url": f"ws://{HOST}:{self._port}/ws-api/v3",
         }
 
     def environment(self, name: str) -> dict[str, str]:
         """What a process is started with."""
         own = {k: v for k, v in os.environ.items() if not k.startswith("ITB_")}
-        return own | self.environments.get(name, {})
+        return own | {"PYTHONPATH": str(ROOT)} | self.environments.get(name, {})
 
     def beat(self, name: str) -> dict[str, Any]:
         """The last heartbeat that was seen."""
@@ -324,11 +406,13 @@ class System:
 
     def _spawn(self, name: str) -> None:
         arguments = ["-c", str(self.config)]
-        if name == "simulator":
+        if name == EXCHANGE:
             arguments = ["--port", str(self._port), "--data", str(self.tape.path)]
             arguments += ["--history", str(self.tape.history), "--speed", self._speed]
+            arguments += ["--workdir", str(self.folder / "exchange")]
         assert self._guard is not None
         environment = self.environment(name)
+        self.lives[name].append(Life(_wall_ms(), self._kline_ms))
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", name, *arguments],
@@ -364,7 +448,7 @@ class System:
     async def _watch(self) -> None:
         """Heartbeats, the newest signal, the AOF's growth; restarts what ended by itself."""
         server, client = self.server, self.client
-        signals = SIGNAL.key(SYMBOL, "1m")
+        signals, klines = SIGNAL.key(SYMBOL, "1m"), KLINE.key(SYMBOL, "1m")
         keys = [health_key(name, name) for name in SERVICES]
         try:
             while True:
@@ -373,7 +457,8 @@ class System:
                     if process.poll() is not None:
                         self._surprise(name, process)
                         self._spawn(name)
-                assert self._processes["simulator"].poll() is None, self.tails()
+                if EXCHANGE not in self._held:
+                    assert self._processes[EXCHANGE].poll() is None, self.tails()
                 self._sample_aof()
                 if server is not self.server:
                     client.close()
@@ -382,7 +467,9 @@ class System:
                     with contextlib.suppress(redis.RedisError):
                         beats: Any = client.mget(keys)
                         newest: Any = client.xrevrange(signals, count=1)
+                        candle: Any = client.xrevrange(klines, count=1)
                         self._note(beats, newest)
+                        self._kline_ms = _time_ms(candle) if self._valkey_is_up else None
                 await asyncio.sleep(_LOOK_S)
         finally:
             client.close()
@@ -391,7 +478,7 @@ class System:
         before = [b.get("last_ids") for b in self._beats.values()], self.signals_ms
         for name, beat in zip(SERVICES, beats, strict=True):
             self._beats[name] = json.loads(beat) if beat else {}
-        self.signals_ms = int(newest[0][0].split(b"-")[0]) if newest else 0
+        self.signals_ms = _time_ms(newest)
         if before != ([b.get("last_ids") for b in self._beats.values()], self.signals_ms):
             self._moved_s = time.monotonic()
 
@@ -413,6 +500,15 @@ class System:
         if zeros:
             with path.open("ab") as file:
                 file.write(bytes(zeros))
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _time_ms(newest: list[Any]) -> int:
+    """Time of a stream's newest entry; 0 = there is none."""
+    return int(newest[0][0].split(b"-")[0]) if newest else 0
 
 
 async def strike(

@@ -1,4 +1,5 @@
-"""`make chaos`: CHAOS_MINUTES (10) of faults, at least two a second, over all processes at once.
+"""`make chaos`: CHAOS_MINUTES (10) of faults, at least two a second, over all processes at once,
+the exchange and a trader that trades there among them.
 
 CHAOS_SEED (drawn and printed if not given) and CHAOS_ROUND play a round again, as far as a
 machine's timing is the same twice.
@@ -30,3 +31,4 @@ async def test_whatever_breaks_whenever_nothing_is_lost_doubled_or_wrong(
     assert report.problems.none(), f"CHAOS_SEED={seed}: {report.problems}"
     assert report.faults.total() / report.storm_s >= 2, "too few faults to say anything"
     assert report.entries > 0
+    assert report.traded.counts["entries"] > 0, "nothing was traded"

@@ -9,19 +9,31 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from shared.events import FINAL, Leg, Order, OrderState
-from shared.ledger import Ledger, ledger_of
+from shared.ledger import ZERO, Ledger, ledger_of
 from tests.simulator.exchange import HOST, Exchange
 from tests.trader.rig import BUY, HOLD, SELL, Floor
 from trader.journal import Journal
 
 ROOT = Path(__file__).parents[2]
+_RESTS = frozenset((OrderState.ACKED, OrderState.PARTIAL))
+_THERE = _RESTS | {OrderState.FILLED, OrderState.CANCELED}
+# What the journal must say of an order that the exchange has.
+FATES = {
+    "PENDING_NEW": _RESTS,
+    "NEW": _RESTS,
+    "PARTIALLY_FILLED": frozenset((OrderState.PARTIAL,)),
+    "FILLED": frozenset((OrderState.FILLED,)),
+    "CANCELED": frozenset((OrderState.CANCELED,)),
+    "EXPIRED": frozenset((OrderState.CANCELED,)),
+    "EXPIRED_IN_MATCH": frozenset((OrderState.CANCELED,)),
+}
 
 
 @dataclass(slots=True)
@@ -133,45 +145,89 @@ async def until_final(market: Floor, *, limit_s: float = 120) -> list[Order]:
 async def problems(
     market: Floor, lines: Sequence[Order], folder: Path, before: dict[str, Decimal]
 ) -> list[str]:
-    """What is not as it must be (I4 to I7)."""
-    found = []
+    """What is not as it must be (I4 to I7), once the trader has ended."""
     state = await market.ex.get("/control/account")
-    ledger = ledger_of(lines, "BTC", "USDT", "paper")
-    placed = Counter(order["clientOrderId"] for order in state["orders"])
-    found += [f"{name} is at the exchange {n} times" for name, n in placed.items() if n > 1]
+    with Journal.open(folder / "journal" / "paper.journal") as journal:
+        own = list(journal.lines())
+    return differences(state, lines, own, before, base="BTC", quote="USDT")
+
+
+def differences(
+    state: Mapping[str, Any],
+    lines: Sequence[Order],
+    own: Sequence[Order],
+    before: Mapping[str, Decimal],
+    *,
+    base: str,
+    quote: str,
+) -> list[str]:
+    """The exchange's books against ours. state: the account as its engine knows it. lines: of the
+    journal on the bus, own: of the file. before: what the account held before the first order."""
+    found = []
+    ledger = ledger_of(lines, base, quote, "paper")
+    placed = {order["clientOrderId"]: order for order in state["orders"]}
+    times = Counter(order["clientOrderId"] for order in state["orders"])
+    found += [f"{name} is at the exchange {n} times" for name, n in times.items() if n > 1]
     found += [f"the journal does not know {name}" for name in placed if name not in ledger.orders]
-    entries = Counter(
-        order.signal_id for name in placed if (order := ledger.orders[name]).leg == Leg.ENTRY
-    )
-    found += [f"{n} entries for {signal_id}" for signal_id, n in entries.items() if n > 1]
-    for order in state["orders"]:
-        known = ledger.orders[order["clientOrderId"]]
+    most = per_signal(placed, ledger, Leg.ENTRY)
+    found += [f"{n} entries for {signal_id}" for signal_id, n in most.items() if n > 1]
+    for name, order in placed.items():
+        if (known := ledger.orders.get(name)) is None:
+            continue
         if known.executed != Decimal(order["executedQty"]):
-            found.append(f"{known.client_id}: {known.executed} of {order['executedQty']} known")
-    for order in ledger.orders.values():
-        if order.state == OrderState.FILLED and order.client_id not in placed:
-            found.append(f"phantom {order.client_id}")
+            found.append(f"{name}: {known.executed} of {order['executedQty']} known")
+        if known.state not in FATES[order["status"]]:
+            found.append(f"{name} is {order['status']}, the journal says {known.state}")
+    for known in ledger.orders.values():
+        if known.state in _THERE and known.client_id not in placed:
+            found.append(f"phantom {known.client_id}: {known.state}")
+    if (trades := {trade["id"] for trade in state["trades"]}) != ledger.trades:
+        found.append(f"trades of which one side knows nothing: {sorted(trades ^ ledger.trades)}")
     found += _open_ends(lines, ledger)
-    after = await market.balances()
-    position = after.get("BTC", Decimal(0)) - before.get("BTC", Decimal(0))
+    after = totals(state)
+    position = after.get(base, ZERO) - before.get(base, ZERO)
     if ledger.position != position:
         found.append(f"position {ledger.position}, the exchange has {position}")
-    if ledger.flow != after["USDT"] - before["USDT"]:
-        found.append(f"flow {ledger.flow}, the exchange's {after['USDT'] - before['USDT']}")
+    if ledger.flow != after[quote] - before[quote]:
+        found.append(f"flow {ledger.flow}, the exchange's {after[quote] - before[quote]}")
     if ledger.profit - ledger.cost != ledger.flow:
         found.append(f"profit {ledger.profit} less cost {ledger.cost} is not {ledger.flow}")
-    with Journal.open(folder / "journal" / "paper.journal") as journal:
-        own = ledger_of(journal.lines(), "BTC", "USDT", "paper")
-    if (own.position, own.flow) != (ledger.position, ledger.flow):
-        found.append(f"file: {own.position} {own.flow}, bus: {ledger.position} {ledger.flow}")
+    mine = [(line.journal, line.number) for line in own]
+    theirs = [(line.journal, line.number) for line in lines]
+    if sorted(set(theirs)) != sorted(theirs):
+        found.append("the bus has lines of the journal twice")
+    if lacking := sorted(set(mine) - set(theirs)):
+        found.append(f"the bus lacks {len(lacking)} lines of the file: {lacking[:3]}")
+    if more := sorted(set(theirs) - set(mine)):
+        found.append(f"the file lacks {len(more)} lines of the bus: {more[:3]}")
+    file = ledger_of(own, base, quote, "paper")
+    if (file.position, file.flow) != (ledger.position, ledger.flow):
+        found.append(f"file: {file.position} {file.flow}, bus: {ledger.position} {ledger.flow}")
     return found
 
 
+def totals(state: Mapping[str, Any]) -> dict[str, Decimal]:
+    """What an account holds of each asset, locked or not."""
+    return {
+        one["asset"]: Decimal(one["free"]) + Decimal(one["locked"]) for one in state["balances"]
+    }
+
+
+def per_signal(placed: Iterable[str], ledger: Ledger, leg: Leg) -> Counter[str]:
+    """Orders at the exchange for each signal, of that leg."""
+    orders = [ledger.orders[name] for name in placed if name in ledger.orders]
+    return Counter(order.signal_id for order in orders if order.leg == leg)
+
+
 def _open_ends(lines: Sequence[Order], ledger: Ledger) -> list[str]:
-    """Signals whose last line is not a final one, signals without any."""
+    """Orders and signals without a final line. Only stop and target may rest on at the exchange."""
     last: dict[str, Order] = {line.signal_id: line for line in lines if line.signal_id}
     final = FINAL | {OrderState.DUST}
     return [
+        f"{order.client_id} ends as {order.state} ({order.leg})"
+        for order in ledger.open.values()
+        if order.leg not in (Leg.STOP, Leg.TARGET) or order.state not in _RESTS
+    ] + [
         f"{signal_id} ends as {line.state} ({line.leg})"
         for signal_id, line in last.items()
         if line.state not in final and line.leg not in (Leg.STOP, Leg.TARGET)
