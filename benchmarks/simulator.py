@@ -107,10 +107,12 @@ def frames_per_second(address: str, path: str, seconds: float, started: Started)
             waiting = waiting[at:]
 
 
-def update_rate(symbols: list[str], seconds: float) -> tuple[float, float]:
+def update_rate(count: int, seconds: float, *more: str) -> tuple[float, float]:
     """(kline updates, open and closed, per second at --speed max; server's CPU µs for each)."""
+    symbols = [f"S{i}USDT" for i in range(count)]
     path = "/stream?streams=" + "/".join(f"{s.lower()}@kline_1m" for s in symbols)
-    with simulator("--speed", "max", "--history", "100", "--symbol", *symbols) as address:
+    options = ("--speed", "max", "--history", "100", *more, "--symbol", *symbols)
+    with simulator(*options) as address:
         server = next(p for p in psutil.Process().children() if "simulator" in p.cmdline())
         before: list[float] = []
         rate = frames_per_second(
@@ -270,11 +272,12 @@ def market_rates(seconds: float) -> dict[str, object]:
     """Kline updates per second, and how close together 600 candles close."""
     result: dict[str, object] = {}
     rates = []
-    for count in (1, 20, 200):
-        rate, cpu_us = update_rate([f"S{i}USDT" for i in range(count)], seconds)
+    for count, ahead in ((1, 1), (1, 32), (20, 1), (200, 1)):
+        rate, cpu_us = update_rate(count, seconds, "--ahead", str(ahead))
         rates.append(rate)
-        result[f"updates_per_s_{count}_symbols"] = round(rate)
-        result[f"update_cpu_us_{count}_symbols"] = round(cpu_us, 1)
+        name = f"{count}_symbols" if ahead == 1 else f"{count}_symbols_{ahead}_ahead"
+        result[f"updates_per_s_{name}"] = round(rate)
+        result[f"update_cpu_us_{name}"] = round(cpu_us, 1)
     symbols = [f"S{i}USDT" for i in range(600)]
     options_ = ("--speed", "60", "--history", "30", "--updates", "1", "--symbol", *symbols)
     with simulator(*options_) as address:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from shared.times import INTERVALS_MS
 from simulator.book import book_at, changes
@@ -103,8 +104,7 @@ def _parse_all(name: str, rest: str) -> Topic | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(NamedTuple):
     """What a step is seen in: the market, the step (prev_ms, now_ms], and the venue's dialect.
 
     marks: mark prices and funding of futures, None on spot.

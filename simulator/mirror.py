@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -37,7 +38,7 @@ from simulator.faults import Faults
 from simulator.journal import Journal
 from simulator.live import LiveBoard, LiveSymbol
 from simulator.rest import Rest, time_unit
-from simulator.server import PositionFile
+from simulator.server import PositionFile, at_work
 from simulator.streams import Hub
 from simulator.wsapi import WsApi
 
@@ -448,35 +449,13 @@ async def _pump(
 async def mirroring(
     mirror: Mirror, host: str, port: int
 ) -> AsyncIterator[tuple[int, asyncio.Future[Any]]]:
-    """The mirror at work on host:port (0 = any free one); ends with the block.
-
-    Gives the port and its work, which is done only when it died: leave the block then, and its
-    error is raised.
+    """The mirror at work on host:port, as `at_work` says.
 
     Raises:
         Failure: the port cannot be had.
     """
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http:
-        runner = web.AppRunner(mirror.app(http), access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        try:
-            try:
-                await web.TCPSite(runner, host, port, backlog=1024).start()
-            except OSError as error:
-                raise Failure(
-                    f"cannot listen on {host}:{port} ({error.strerror}): is another simulator "
-                    "running? Choose another --port"
-                ) from error
-            work = asyncio.gather(mirror.follow(http), mirror.hub.watch())
-            try:
-                yield runner.addresses[0][1], work
-            finally:
-                work.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await work
-        finally:
-            mirror.hub.hang_up()
-            await runner.cleanup()
-            mirror.desk.close()
-            if mirror.position_file is not None:
-                mirror.position_file.close()
+    async with (
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
+        at_work(mirror, mirror.app(http), partial(mirror.follow, http), host, port) as given,
+    ):
+        yield given

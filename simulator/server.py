@@ -9,11 +9,11 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -242,9 +242,10 @@ class Simulator:
             self._play_candle(following)
             played += 1
             following = self._next_close(following)
-        self.hub.flush()
         if wait:
             self.hub.ask()
+        self.hub.flush()
+        if wait:
             await asyncio.sleep(0)  # what was put goes out before more is made
             if not self._scripts and not self.faults.active and following is not None:
                 self._write(following, self._in_one_go())
@@ -458,11 +459,37 @@ class Simulator:
         )
 
 
+class Exchange(Protocol):
+    """What the simulator and the mirror have in common once they run."""
+
+    hub: Hub
+    desk: Desk
+    position_file: PositionFile | None
+
+
 @contextlib.asynccontextmanager
 async def serving(
     simulator: Simulator, host: str, port: int
 ) -> AsyncIterator[tuple[int, asyncio.Future[Any]]]:
-    """The simulator at work on host:port (0 = any free one); ends with the block.
+    """The simulator at work on host:port, as `at_work` says.
+
+    Raises:
+        Failure: the port cannot be had.
+    """
+    async with at_work(simulator, simulator.app(), simulator.play, host, port) as given:
+        yield given
+
+
+@contextlib.asynccontextmanager
+async def at_work(
+    exchange: Exchange,
+    app: web.Application,
+    play: Callable[[], Coroutine[Any, Any, None]],
+    host: str,
+    port: int,
+) -> AsyncIterator[tuple[int, asyncio.Future[Any]]]:
+    """An exchange that serves on host:port (0 = any free one) while `play` moves its market; ends
+    with the block.
 
     Gives the port and its work, which is done only when it died: leave the block then, and its
     error is raised.
@@ -470,7 +497,7 @@ async def serving(
     Raises:
         Failure: the port cannot be had.
     """
-    runner = web.AppRunner(simulator.app(), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         try:
@@ -480,7 +507,7 @@ async def serving(
                 f"cannot listen on {host}:{port} ({error.strerror}): is another simulator "
                 "running? Choose another --port"
             ) from error
-        work = asyncio.gather(simulator.play(), simulator.hub.watch())
+        work = asyncio.gather(play(), exchange.hub.watch())
         try:
             yield runner.addresses[0][1], work
         finally:
@@ -488,8 +515,8 @@ async def serving(
             with contextlib.suppress(asyncio.CancelledError):
                 await work
     finally:
-        simulator.hub.hang_up()
+        exchange.hub.hang_up()
         await runner.cleanup()
-        simulator.desk.close()
-        if simulator.position_file is not None:
-            simulator.position_file.close()
+        exchange.desk.close()
+        if exchange.position_file is not None:
+            exchange.position_file.close()

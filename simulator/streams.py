@@ -340,12 +340,11 @@ class Hub:
         return [c for c in self.connections if any(c.topics.values())]
 
     def ask(self) -> None:
-        """Ask every consumer to say when it has read all that was sent."""
+        """Ask every consumer to say when it has read all that was put so far; `flush` writes."""
         now = asyncio.get_running_loop().time()
         for connection in self.consumers():
             connection.waiting = True
             connection.ping(now, _PACE)
-            connection.flush()
 
     async def taken(self) -> None:
         """Until every consumer that was asked has said so, or is gone."""
