@@ -181,6 +181,7 @@ class Bus:
         # On a cluster: a connection per stream, and the read that waits on it.
         self._readers: dict[str, Link] = {}
         self._reads: dict[str, asyncio.Task[Any]] = {}
+        self._server_ids: list[str] = []
         self._known: set[str] = set()  # data streams that were there: not to be made anew
 
     @classmethod
@@ -263,8 +264,19 @@ class Bus:
         own = [*self._link.nodes, *self._durable.nodes, self._blocking, *self._readers.values()]
         return sum(link.is_open for link in own)
 
+    def must_exist(self, source: Source[Any]) -> None:
+        """The stream was there: if it is gone at the next write (OutOfSync), none is begun anew."""
+        self._known.add(source.key)
+
+    @property
+    def server_id(self) -> str:
+        """Of the server's (on a cluster: all masters') present life. One that starts again, and may
+        have lost its last second, has another."""
+        return " ".join(sorted(self._server_ids))
+
     async def _check_server(self, node: Link) -> None:
         info = _info(await node.one("INFO", "server"))
+        self._server_ids.append(info.get("run_id", ""))
         valkey = info.get("valkey_version")
         version = _version(valkey or info.get("redis_version", "0"))
         if version < ((9, 1, 2) if valkey else (7, 2, 0)):

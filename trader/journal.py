@@ -18,7 +18,7 @@ import os
 import secrets
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -51,6 +51,19 @@ class Found:
 
 
 @dataclass(slots=True)
+class OnBus:
+    """What the bus was known to have: numbers of this file's newest lines, by symbol.
+
+    acked: the server had taken them, told by `server`, its id. lasting: it had had them for so long
+    that they are on its disk, too.
+    """
+
+    acked: dict[str, int] = field(default_factory=dict)
+    lasting: dict[str, int] = field(default_factory=dict)
+    server: str = ""
+
+
+@dataclass(slots=True)
 class Journal:
     """Use as `with Journal.open(path) as journal`; read it to its end before the first append.
 
@@ -64,6 +77,7 @@ class Journal:
     found: Found = Found()
     is_new: bool = False
     begun_ms: int = 0
+    on_bus: OnBus = field(default_factory=OnBus)
     _fd: int = -1
     _size: int = 0
     _places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
@@ -155,6 +169,7 @@ class Journal:
         self._places.clear()
         self._taken_in.clear()
         self.last = 0
+        self.on_bus = OnBus()
         offset = whole = count = damaged = pending = 0
         with self.path.open("rb") as file:
             for number, record in enumerate(file):
@@ -166,6 +181,9 @@ class Journal:
                 damaged += pending
                 pending, whole = 0, offset
                 if number == 0:
+                    continue
+                if "on_bus" in body:
+                    self._note_on_bus(body)
                     continue
                 line = _line(body)
                 if line is None:
@@ -188,6 +206,14 @@ class Journal:
         else:
             self._taken_in.add((line.journal, line.number))
             places.append((0, offset))
+
+    def _note_on_bus(self, body: dict[str, Any]) -> None:
+        found = {str(symbol): int(number) for symbol, number in body["on_bus"].items()}
+        if body.get("lasting"):
+            self.on_bus.lasting |= found
+        else:
+            self.on_bus.acked |= found
+            self.on_bus.server = str(body.get("server", ""))
 
     def holds(self, line: Order) -> bool:
         """Whether a line of the bus is in here."""
@@ -241,6 +267,15 @@ class Journal:
                 os.ftruncate(self._fd, self._size)
             raise Unavailable(f"{self.path} cannot be written: {error.strerror}") from None
         self._size += len(data)
+
+    def bus_has(self, newest: Mapping[str, int], server: str, *, lasting: bool = False) -> None:
+        """Notes what of this file's lines the bus has. Where that cannot be written, it is not
+        known after a restart, and a bus that loses them is not told from one that never had them.
+        """
+        body = {"on_bus": dict(newest), "server": server, "lasting": lasting}
+        self._note_on_bus(body)
+        with contextlib.suppress(Unavailable):
+            self._append(_record(body))
 
     def sync(self) -> None:
         """Brings everything to the disk. Blocks.

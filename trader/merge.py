@@ -6,7 +6,7 @@ itself is new. A bus that begins with a CARRIED line has no more of what came be
 holds a part of that, and not the line, cannot be brought up to date.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shared.bus import Bus, Source, Step, Write
@@ -28,16 +28,31 @@ class Merged:
     unread: list[str]
 
 
-async def merge(bus: Bus, journal: Journal, symbols: Sequence[str], mode: str) -> Merged:
+async def merge(
+    bus: Bus,
+    journal: Journal,
+    symbols: Sequence[str],
+    mode: str,
+    lost: Callable[[str], None] = lambda _why: None,
+) -> Merged:
     """Reads the journal's streams back to the file's own newest line there.
+
+    lost: is told before anything is written that the bus lacks more than a crash takes; it may
+    append to the file what the bus then gets with the rest.
 
     Raises:
         Failure: the file is older than what is left on the bus.
     """
     merged = Merged(taken=[], unread=[])
+    found = {}
     for symbol in symbols:
         source = Source(ORDER, symbol)
-        there, lacking = await _behind(bus, journal, source, mode, merged.unread)
+        found[symbol] = await _behind(bus, journal, source, mode, merged.unread)
+    losses = [what for s, (there, _) in found.items() if (what := _loss(bus, journal, s, there))]
+    if losses:
+        lost("; ".join(losses))
+    for symbol, (there, lacking) in found.items():
+        source = Source(ORDER, symbol)
         missing = list(journal.since(symbol, there))
         merged.taken.extend(journal.append(lacking))
         for start in range(0, len(missing), _BATCH):
@@ -45,7 +60,24 @@ async def merge(bus: Bus, journal: Journal, symbols: Sequence[str], mode: str) -
             await bus.commit(
                 [Step(input=None, writes=[Write(source=source, event=line)]) for line in some]
             )
+        newest = max((line.number for line in missing if line.journal == journal.id), default=0)
+        if newest:
+            journal.bus_has({symbol: newest}, bus.server_id)
     return merged
+
+
+def _loss(bus: Bus, journal: Journal, symbol: str, there: int) -> str:
+    """What the bus had and lacks, though no crash of its server explains it (FAULTS V4); "" =
+    nothing. A server that starts again may lack its last second: what it had acknowledged before
+    that is on its disk. One that still has a part of it is a replica that was behind (V8)."""
+    key, known = Source(ORDER, symbol).key, journal.on_bus
+    acked, lasting = known.acked.get(symbol, 0), known.lasting.get(symbol, 0)
+    if acked > there and known.server == bus.server_id:
+        what = "is gone" if there < 0 else "has lost its end"
+        return f"{key} {what}, though the server has not been away"
+    if lasting and there < 0:
+        return f"{key} is gone"
+    return ""
 
 
 async def _behind(

@@ -107,6 +107,7 @@ _LAG_MS = 5_000
 # Requests of a life that no journal tells of: what is older is not executed any more.
 _SETTLE_MS = SETTLE_MS
 _SETTLE_S = 1.0
+_LASTING_S = 2.5  # appendfsync everysec may lose two
 _YOUNG_SWEEP_S = 5.0
 _CLAIM_MS = 2 * 86_400_000
 _RECONCILE_S = (0.25, 1.0)
@@ -268,6 +269,7 @@ class Shell:
         self._day: int | None = None
         self._reconciled: set[str] = set()
         self._opened: dict[str, int] = {}  # the candle in which the exchange's market was at start
+        self._fresh: deque[tuple[float, dict[str, int]]] = deque()  # on the bus, when
         self._untimed: set[str] = set()  # of symbols without a candle on the bus then
 
     # -- clocks -------------------------------------------------------------------------------
@@ -295,8 +297,13 @@ class Shell:
             self._session.alive()
             since_ms = desk.ledger.entry_ms if desk.ledger.position > 0 else None
             await self._candles[symbol].begin(since_ms)
-        merged = await merge(self._bus, self._journal, list(self.core.desks), self._exchange.mode)
+        merged = await merge(
+            self._bus, self._journal, list(self.core.desks), self._exchange.mode, self._lost
+        )
         self.core.load(merged.taken)
+        for symbol in self.core.desks:
+            if self._journal.knows(symbol):
+                self._bus.must_exist(Source(ORDER, symbol))
         await self._measure()
         for symbol, desk in self.core.desks.items():
             for bar in self._candles[symbol].bars(-1):
@@ -314,6 +321,16 @@ class Shell:
         await self._settle()
         await self._read_control()
         await self._make_ready()
+
+    def _lost(self, what: str) -> None:
+        """Somebody emptied the bus. The file is whole, but a person must look (FAULTS V4)."""
+        why = (
+            f"{what}: it gets the lines of {self._journal.path} again, and the exchange is asked; "
+            "look whether both are right"
+        )
+        self.core.halt(why, self._any_now())
+        lines, self.core.out.lines = self.core.out.lines, []
+        self._journal.append(lines)
 
     async def _until_reconciled(self) -> None:
         health, delay_s = self._session.health, _RECONCILE_S[0]
@@ -662,6 +679,7 @@ class Shell:
                 await self._do(symbol, request)
                 while not self._queue.empty():
                     self._queue.get_nowait()()
+        self._published(lines)
         if steps:
             self._session.metrics.done([s.input for s in steps if s.input is not None])
         return True
@@ -707,6 +725,23 @@ class Shell:
             written.append(Step(input=None, writes=[notice]))
         if written or steps:
             await self._bus.commit([*written, *steps])
+
+    def _published(self, lines: Sequence[Order]) -> None:
+        """The bus has them now: if it ever lacks them, it was not because they never came."""
+        newest = {line.symbol: line.number for line in lines if line.journal == self._journal.id}
+        if newest:
+            self._journal.bus_has(newest, self._bus.server_id)
+            self._fresh.append((time.monotonic(), newest))
+            for symbol in newest:
+                self._bus.must_exist(Source(ORDER, symbol))
+
+    def _bus_answers(self) -> None:
+        """What it acknowledged some seconds ago is on its disk: a crash does not take it."""
+        lasting: dict[str, int] = {}
+        while self._fresh and time.monotonic() - self._fresh[0][0] > _LASTING_S:
+            lasting |= self._fresh.popleft()[1]
+        if lasting:
+            self._journal.bus_has(lasting, self._bus.server_id, lasting=True)
 
     def _not_sent(self, requests: Sequence[tuple[str, Request]], why: str) -> None:
         """Before it could be sent, something broke: that stands in the file at least (T8)."""
@@ -896,6 +931,7 @@ class Shell:
         while True:
             await asyncio.sleep(_CONTROL_S)
             command = command_of(await self._bus.get(CONTROL_KEY))
+            self._bus_answers()
             file = read_file(self._folder)
             if (command is not None and self.core.is_new(command)) or file != self.core.file:
                 await self._put(partial(self._control, command, file))

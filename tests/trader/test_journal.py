@@ -141,3 +141,18 @@ def test_nothing_is_durable_in_a_journal_that_was_deleted_under_the_trader(tmp_p
             journal.sync()
         with pytest.raises(Failure, match="was deleted while in use"):
             list(journal.lines())
+
+
+def test_what_the_bus_had_is_known_after_a_restart_and_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with Journal.open(path) as journal:
+        list(journal.lines())
+        journal.append([line(1), line(2)])
+        journal.bus_has({"BTCUSDT": 1}, "one")
+        journal.bus_has({"BTCUSDT": 1}, "one", lasting=True)
+        journal.bus_has({"BTCUSDT": 2}, "two")
+    found, journal = read(path)
+    assert len(found) == 2
+    assert (journal.found.cut, journal.found.damaged) == (0, 0)
+    assert (journal.on_bus.acked, journal.on_bus.lasting) == ({"BTCUSDT": 2}, {"BTCUSDT": 1})
+    assert journal.on_bus.server == "two"

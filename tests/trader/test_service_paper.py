@@ -237,26 +237,83 @@ async def test_what_is_not_durable_is_not_sent(
     assert await orders(market) == []
 
 
-async def test_a_lost_journal_file_is_rebuilt_from_the_bus_and_a_lost_bus_from_the_file(
-    market: Floor, tmp_path: Path
-) -> None:
+async def test_a_lost_journal_file_is_rebuilt_from_the_bus(market: Floor, tmp_path: Path) -> None:
     async with at_work(market, tmp_path):
         await market.candle(BUY)
         await market.until_state("FILLED")
     held, lines = (await market.ledger()).position, await market.lines()
     (tmp_path / "journal" / "paper.journal").unlink()
-    async with at_work(market, tmp_path):
-        pass
-    assert await market.lines() == lines
-    await market.desk.raw.delete("order:{BTCUSDT}")
     async with at_work(market, tmp_path) as session:
-        # The file holds what it once took from the bus.
         await until(lambda: session.health.facts.get("positions") == {SYMBOL: str(held)})
+    assert await market.lines() == lines
+
+
+@pytest.mark.parametrize("life", ["before it starts", "under its hands"])
+async def test_a_bus_that_was_emptied_halts_gets_the_file_s_lines_and_an_operator_resumes(
+    market: Floor, tmp_path: Path, life: str
+) -> None:
+    """FAULTS V4."""
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+    held, lines = (await market.ledger()).position, await market.lines()
+    if life == "under its hands":
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with at_work(market, tmp_path), asyncio.timeout(60):
+                await market.desk.raw.delete("order:{BTCUSDT}")
+                await market.candle(SELL)
+                await asyncio.Event().wait()
+        assert "somebody deleted it" in str(_first(caught.value))
+    else:
+        await market.desk.raw.delete("order:{BTCUSDT}")
+    async with at_work(market, tmp_path) as session:
+        assert (await market.lines())[: len(lines)] == lines
+        assert (await market.ledger()).switch.state == "HALTED"
+        assert "order:{BTCUSDT} is gone, though" in (await market.ledger()).switch.reason
+        await until(lambda: session.health.facts.get("switch") == "HALTED")
+        sale = await market.candle(SELL)
+        assert "is gone" in await reason(market, sale.id)
+        assert (await market.ledger()).position == held
+        await session.bus.put(CONTROL_KEY, "RESUME 1 somebody")
+        await market.until_state("RESUMED")
         await market.candle(SELL)
-        await market.until(
-            lambda found: any(o.state == "FILLED" and o.side == "SELL" for o in found), "the sale"
-        )
+        await market.until_state("FILLED", count=2)
     assert (await market.balances())["BTC"] < 1e-4
+    async with at_work(market, tmp_path):
+        assert (await market.ledger()).switch.state == "RESUMED"
+
+
+@pytest.mark.parametrize(
+    ("gone", "is_lasting", "halts"),
+    [("end", False, False), ("end", True, False), ("all", False, False), ("all", True, True)],
+)
+async def test_a_server_that_lost_its_last_second_does_not_halt_and_one_without_a_past_does(
+    market: Floor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gone: str,
+    is_lasting: bool,
+    halts: bool,
+) -> None:
+    """FAULTS V1, V4, V8: of a server that starts again, only what it had taken long before is to be
+    there; a stale replica has a part of it."""
+    monkeypatch.setattr(trader.service, "_LASTING_S", 0.0 if is_lasting else 60.0)
+    monkeypatch.setattr(trader.service, "_CONTROL_S", 0.05)
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+        path = tmp_path / "journal" / "paper.journal"
+        await until(lambda: not is_lasting or b'"lasting":true' in path.read_bytes())
+    lines = await market.lines()
+    if gone == "all":
+        await market.desk.raw.delete("order:{BTCUSDT}")
+    else:
+        newest = await market.desk.raw.xrevrange("order:{BTCUSDT}", count=1)
+        await market.desk.raw.xdel("order:{BTCUSDT}", newest[0][0])
+    monkeypatch.setattr(Bus, "server_id", "another life")
+    async with at_work(market, tmp_path):
+        assert (await market.lines())[: len(lines)] == lines
+        assert ((await market.ledger()).switch.state == "HALTED") == halts
 
 
 @pytest.mark.parametrize("bus_has", ["nothing", "candles"])
