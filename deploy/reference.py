@@ -90,6 +90,7 @@ _EXAMPLES: dict[str, Any] = {
     "trader.releases": ["20261122T120000Z-1a2b3c4d"],
     "trader.journal_folder": "/var/lib/itb/journal",
     "trader.limits.max_notional": 500,
+    "trader.limits.open_orders": 40,
     "trader.limits.open_positions": 3,
     "trader.limits.orders_per_minute": 10,
     "trader.limits.daily_loss": 0.03,

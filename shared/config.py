@@ -370,12 +370,17 @@ class TradingRules(_Section):
 
 
 class TradingLimits(_Section):
-    """What the trader never exceeds; 0 switches a limit off. Each but `max_notional` and
-    `open_positions` halts trading when it is reached, until `itb resume`. Losses count from the
-    last resume on; days are the market's, UTC."""
+    """What the trader never exceeds; 0 switches a limit off. Each but `open_positions` halts
+    trading when it is reached, until `itb resume`. Losses count from the last resume on; days are
+    the market's, UTC."""
 
     max_notional: float = Field(
-        default=0.0, ge=0, description="quote units of one entry; a larger one is cut down to it"
+        default=0.0,
+        ge=0,
+        description="quote units of one entry, which is cut down to it; halts if one has cost more",
+    )
+    open_orders: int = Field(
+        default=0, ge=0, description="of all symbols, at the exchange at once; a further one halts"
     )
     open_positions: int = Field(
         default=0, ge=0, description="symbols that may be held at once; further entries are dropped"

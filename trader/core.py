@@ -11,13 +11,14 @@ from decimal import Decimal
 
 from shared import rules
 from shared.control import Command, Word
-from shared.events import Level, Order, OrderState, Signal
+from shared.events import Leg, Level, Order, OrderState, Signal
 from shared.exchange import Fill, Side
-from shared.ledger import DAY_MS, ZERO, Ledger, Switch
+from shared.ledger import DAY_MS, ZERO, Ledger, Switch, Tracked
 from trader.decisions import Decisions
 from trader.decisions import Rules as Gates
-from trader.desk import Desk
+from trader.desk import RESERVE, Desk
 from trader.messages import Balances, News, Now, Output, Request
+from trader.orders import text
 
 TRADING = "TRADING"
 _MINUTE_MS = 60_000
@@ -40,11 +41,13 @@ class Limits:
     """What is not exceeded. None or 0: no such limit.
 
     max_notional: quote units of one entry. daily_loss, drawdown: shares of the account's worth.
-    orders_per_minute: of market time. releases: those that may trade, none named = all.
+    open_orders: of ours, at the exchange. orders_per_minute: of market time. releases: those that
+    may trade, none named = all.
     """
 
     max_age_ms: float
     max_notional: Decimal | None = None
+    open_orders: int | None = None
     open_positions: int | None = None
     orders_per_minute: int | None = None
     daily_loss: Decimal | None = None
@@ -279,7 +282,22 @@ class Core:
             why = f"{sent} orders within a minute, trader.limits.orders_per_minute is {most}"
             self.halt(why, now)
             return why
+        standing = sum(len(desk.ledger.open) for desk in self.desks.values())
+        if self.limits.open_orders and standing >= self.limits.open_orders:
+            why = f"{standing} orders are open, trader.limits.open_orders allows no more"
+            self.halt(why, now)
+            return why
         return ""
+
+    def spent(self, order: Tracked, now: Now) -> None:
+        """An entry is sized to the limit at the price that decided it; the market may have gone
+        further than what is left to it (`RESERVE`)."""
+        most = self.limits.max_notional
+        if most and order.leg == Leg.ENTRY and order.quote > most * (1 + RESERVE):
+            self.halt(
+                f"entry {order.client_id} cost {text(order.quote)}, "
+                f"trader.limits.max_notional is {text(most)}", now,
+            )  # fmt: skip
 
     def refusals(self) -> int:
         """Orders that the exchange refused in a row, on the worst symbol."""

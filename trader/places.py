@@ -120,6 +120,7 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(
         max_age_ms=settings.trader.max_age_s * 1000,
         max_notional=Decimal(repr(named.max_notional)) if named.max_notional else None,
+        open_orders=named.open_orders,
         open_positions=named.open_positions,
         orders_per_minute=named.orders_per_minute,
         daily_loss=daily,
@@ -170,6 +171,7 @@ def what_it_may(place: Place, settings: Settings, limits: Limits) -> str:
             ("losses in a row:", limits.losses),
             ("orders a minute:", limits.orders_per_minute),
             ("refused orders in a row:", limits.refusals),
+            ("open orders:", limits.open_orders),
         )
         if value
     ]

@@ -8,7 +8,7 @@ import pytest
 
 from shared.control import Command, Word
 from shared.events import Order
-from shared.exchange import Fill, Side
+from shared.exchange import Fill, OrderReport, OrderType, Side, Status
 from shared.ledger import DAY_MS, packed
 from shared.rules import Bar
 from tests.trader.world import BUY, FILTERS, MINUTE, RULES, SELL, START, SYMBOL, bar, signal
@@ -78,6 +78,51 @@ def test_an_entry_is_sent_when_no_limit_forbids_it() -> None:
 
 def test_an_entry_is_cut_down_to_the_largest_notional() -> None:
     assert decide(core(max_notional=D(500)), 0, BUY).quantity == "5"
+
+
+def bought(made: Core, number: int, price: str) -> Order:
+    """An entry that is filled at another price than the close of 100; its last line."""
+    line = decide(made, number, BUY)
+    place = next(r for _, r in made.take().requests if isinstance(r, Place))
+    quantity = D(line.quantity)
+    fill = Fill(
+        symbol=SYMBOL, trade_id=1, order_id=1, side=Side.BUY, price=D(price), quantity=quantity,
+        quote_quantity=quantity * D(price), fee=D(0), fee_asset="BTC", time_ms=1, is_maker=False,
+    )  # fmt: skip
+    report = OrderReport(
+        symbol=SYMBOL, order_id=1, list_id=None, client_id=line.client_id, side=Side.BUY,
+        type=OrderType.MARKET, status=Status.FILLED, quantity=quantity, price=D(0),
+        stop_price=D(0), executed=quantity, executed_quote=quantity * D(price), time_ms=1,
+        update_ms=1, fills=(fill,),
+    )  # fmt: skip
+    made.desks[SYMBOL].placed(place.client_ids, [report], now(number))
+    return next(one for one in made.out.lines if one.state == "FILLED")
+
+
+def test_an_entry_that_has_cost_more_than_the_largest_notional_halts() -> None:
+    """FAULTS T17. The market may move by the 0.2 % that a market order is given."""
+    made = core(max_notional=D(500))
+    bought(made, 0, "100.2")
+    assert not halted(made)
+    made = core(max_notional=D(500))
+    filled = bought(made, 0, "100.3")
+    assert halted(made)
+    assert "cost 501.5, trader.limits.max_notional is 500" in made.why_switched
+    again = core(filled, *made.out.lines, max_notional=D(500))
+    assert halted(again)
+    assert "cost 501.5" in decide(again, 1, BUY, symbol="ETHUSDT").reason
+
+
+def test_one_open_order_too_many_halts_until_an_operator_resumes() -> None:
+    """FAULTS T17: of all symbols together, whatever they are for."""
+    made = core(open_orders=1)
+    assert decide(made, 0, BUY, symbol="ETHUSDT").state == "INTENT"
+    line = decide(made, 0, BUY)
+    assert (line.state, halted(made)) == ("DROPPED", True)
+    assert "1 orders are open, trader.limits.open_orders allows no more" in line.reason
+    again = core(*made.out.lines, open_orders=1)
+    assert halted(again)
+    assert decide(core(open_orders=2), 0, BUY).state == "INTENT"
 
 
 def test_all_of_the_account_leaves_room_for_a_price_that_moves() -> None:
