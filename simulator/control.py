@@ -217,7 +217,7 @@ class Control:
         body = Advance.model_validate_json(await request.read() or b"{}")
         played = await self._simulator.advance(body.candles)
         if body.taken:
-            await self._simulator.hub.taken()
+            await self._simulator.hub.all_taken()
         return {"played": played, **await self.state(request)}
 
     async def cut(self, request: web.Request) -> dict[str, object]:

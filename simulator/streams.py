@@ -339,6 +339,12 @@ class Hub:
         """Connections that hear at least one stream of a market."""
         return [c for c in self.connections if any(c.topics.values())]
 
+    async def all_taken(self) -> None:
+        """Until every consumer has read all that was sent, or is gone."""
+        self.ask()
+        self.flush()
+        await self.taken()
+
     def ask(self) -> None:
         """Ask every consumer to say when it has read all that was put so far; `flush` writes."""
         now = asyncio.get_running_loop().time()

@@ -245,6 +245,21 @@ async def test_at_full_speed_the_market_waits_for_its_slowest_consumer() -> None
             assert (await ex.state())["steps_done"] > held
 
 
+async def test_an_advance_waits_for_its_readers_when_it_is_told_to() -> None:
+    async with exchange() as ex, ex.http.ws_connect("/ws/btcusdt@kline_1m") as ws:
+        advancing = asyncio.create_task(ex.control("advance", candles=2, taken=True))
+        while (await ex.state())["steps_done"] < 62:
+            pass
+        for _ in range(20):
+            await ex.state()
+        assert not advancing.done()
+        for _ in range(2):
+            await until_closed(ws)
+        reading = asyncio.create_task(ws.receive())  # the ping stands behind the last candle
+        assert (await asyncio.wait_for(advancing, 30))["played"] == 2
+        reading.cancel()
+
+
 async def test_at_full_speed_some_candles_may_go_ahead() -> None:
     async with (
         exchange("--speed", "max", "--ahead", "3") as ex,
