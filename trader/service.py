@@ -503,6 +503,7 @@ class Shell:
 
     async def _make_ready(self) -> None:
         for symbol, desk in self.core.desks.items():
+            self._session.alive()
             await self._candles[symbol].refresh()
             for bar in self._candles[symbol].bars(desk.seen_ms):
                 desk.extend(bar)
@@ -552,6 +553,7 @@ class Shell:
             self._feed()
             if not await self._flush():
                 return
+            self._session.alive()  # it gets on
 
     async def _put(self, event: Callable[[], None]) -> None:
         await self._queue.put(event)
@@ -560,17 +562,18 @@ class Shell:
 
     async def _read_signals(self) -> None:
         block_ms = 1  # the first look does not wait, so that a start is ready at once
+        count = max(1, min(_BATCH, _MOST_WAITING // len(self._sources)))  # of each
         while True:
             self._session.alive()
             await self._room.wait()
-            entries = await self._bus.read(self._sources, count=_BATCH, block_ms=block_ms)
+            entries = await self._bus.read(self._sources, count=count, block_ms=block_ms)
             if entries:
                 await self._take(entries)
                 await self._put(_nothing)
             for symbol in tuple(self._untimed):
                 await self._candles[symbol].refresh()
                 await self._put(partial(self._see_time, symbol))
-            if len(entries) < _BATCH:
+            if len(entries) < count:
                 self._caught_up = True
                 self._ready_when_done()
                 block_ms = 1_000
@@ -582,6 +585,7 @@ class Shell:
     async def _take(self, entries: Sequence[Entry[Signal]]) -> None:
         """Signals that were read, with the candles that they are about."""
         for symbol in dict.fromkeys(entry.source.symbol for entry in entries):
+            self._session.alive()
             await self._candles[symbol].refresh()
         for entry in entries:
             self._signals[entry.source.symbol].append(entry)
