@@ -12,7 +12,6 @@ what a silent stream misses is asked from REST.
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -142,8 +141,9 @@ class _Line:
     async def close(self) -> None:
         if self.reader is not None:
             self.reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.reader
+            await asyncio.wait((self.reader,))  # a SIGTERM meanwhile is ours, not the reader's
+            if not self.reader.cancelled():
+                self.reader.result()
         if self.socket is not None:
             await self.socket.close()
 

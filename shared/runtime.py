@@ -280,6 +280,8 @@ async def _sessions(settings: Settings, serve: Serve, process: Process) -> None:
             if fatal:
                 raise fatal[0] from None
             lost = leaves[0]  # type: ignore[assignment]  # no fatal one: all are ours
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError  # a SIGTERM that the loss of the session has covered
         if time.monotonic() - started > 10 * _BACKOFF_S[1]:
             delay_s = _BACKOFF_S[0]
         process.metrics.add(SESSIONS, type(lost).__name__)

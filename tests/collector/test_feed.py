@@ -1,6 +1,11 @@
-"""How long a silent stream is waited for."""
+"""How long a silent stream is waited for, and how a connection ends."""
 
-from collector.feed import LONGEST_PATIENCE_S, Patience
+import asyncio
+from typing import cast
+
+import pytest
+
+from collector.feed import LONGEST_PATIENCE_S, Feed, Patience, _Line
 
 
 def test_patience_doubles_with_each_fruitless_replacement_up_to_a_limit() -> None:
@@ -34,3 +39,28 @@ def test_an_illiquid_stream_does_not_reconnect_for_ever() -> None:
             replaced += 1
         patience.spoke("a", 20.0)
     assert replaced == 3
+
+
+async def test_a_cancelled_feed_ends_even_while_it_closes_a_connection() -> None:
+    """A SIGTERM at that moment was taken for the end of the reader, and forgotten."""
+    ends, may_end = asyncio.Event(), asyncio.Event()
+
+    async def reads() -> None:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            ends.set()
+            await may_end.wait()
+            raise
+
+    line = _Line(cast(Feed, None))
+    line.reader = asyncio.create_task(reads())
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(line.close())
+    await ends.wait()
+    closing.cancel()
+    await asyncio.sleep(0)
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await asyncio.wait((line.reader,))

@@ -49,6 +49,11 @@ async def serve(session):
         raise ZeroDivisionError("token 123456789:AAabcdefghijklmnopqrstuvwxyz0123456789 leaked")
     if what == "out_of_sync" and int(await session.bus.get("count")) < 3:
         raise OutOfSync("again")
+    if what == "covered":
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            raise Unavailable("the server went away at the same moment") from None
     if what == "task":
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(asyncio.sleep(60))
@@ -105,6 +110,14 @@ def test_a_signal_ends_it_cleanly_within_five_seconds(valkey: Server, number: in
     process = start("run", valkey)
     wait_for(valkey, count, "the first session")
     code, err, seconds = end(process, number)
+    assert (code, "error" in err) == (0, False)
+    assert seconds < 5
+
+
+def test_a_signal_is_obeyed_even_where_the_session_is_lost_at_that_moment(valkey: Server) -> None:
+    process = start("covered", valkey)
+    wait_for(valkey, count, "the first session")
+    code, err, seconds = end(process)
     assert (code, "error" in err) == (0, False)
     assert seconds < 5
 
