@@ -219,6 +219,35 @@ def per_signal(placed: Iterable[str], ledger: Ledger, leg: Leg) -> Counter[str]:
     return Counter(order.signal_id for order in orders if order.leg == leg)
 
 
+def summary(
+    state: Mapping[str, Any],
+    lines: Sequence[Order],
+    before: Mapping[str, Decimal],
+    *,
+    base: str,
+    quote: str,
+) -> dict[str, object]:
+    """What was traded, for people. orders_per_signal_most: at the exchange, of any leg."""
+    ledger, after = ledger_of(lines, base, quote, "paper"), totals(state)
+    placed = [order["clientOrderId"] for order in state["orders"]]
+    known = [ledger.orders[name] for name in placed if name in ledger.orders]
+    entries = Counter(order.signal_id for order in known if order.leg == Leg.ENTRY)
+    orders = Counter(order.signal_id for order in known)
+    position = after.get(base, ZERO) - before.get(base, ZERO)
+    return {
+        "orders": len(placed),
+        "filled": sum(order["status"] == "FILLED" for order in state["orders"]),
+        "entry_orders_per_signal_most": max(entries.values(), default=0),
+        "orders_per_signal_most": max(orders.values(), default=0),
+        "times_unknown": sum(line.state == OrderState.UNKNOWN for line in lines),
+        "not_placed": sum(line.state == OrderState.NOT_PLACED for line in lines),
+        "unresolved": len(_open_ends(lines, ledger)),
+        "position_difference": f"{ledger.position - position:f}",
+        "profit_after_fees": f"{ledger.profit:f}",
+        "profit_difference": f"{ledger.profit - ledger.cost - (after[quote] - before[quote]):f}",
+    }
+
+
 def _open_ends(lines: Sequence[Order], ledger: Ledger) -> list[str]:
     """Orders and signals without a final line. Only stop and target may rest on at the exchange."""
     last: dict[str, Order] = {line.signal_id: line for line in lines if line.signal_id}
