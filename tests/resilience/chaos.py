@@ -36,7 +36,7 @@ LIVE = 1_200
 # Candles that may wait for their signals before the market pauses, drawn for each round. With few
 # the trader is mostly at the newest candle and trades, with many all have much to catch up with.
 _LAGS = (10, 20, 40, 400)
-_MEAN_PAUSE_S = 0.28  # between two draws, of which some find their victim down already
+_MEAN_PAUSE_S = 0.24  # between two draws, of which some find their victim down already
 _SPARED = 0.85  # of those that have only just been started
 _QUIET_S = 60.0  # FAULTS I8
 _LAST = 30  # candles for which the trader sells all that it has; the tape ends without a hole
