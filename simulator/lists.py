@@ -256,7 +256,12 @@ def cancel_replace(call: Call) -> Json:
     try:
         if too_many is not None:
             raise too_many
-        order = desk.engine.place(call.account, new, quotes, call.now_ms)
+        try:
+            order = desk.engine.place(call.account, new, quotes, call.now_ms)
+        except Refused as refused:
+            if data["cancelResult"] == "SUCCESS" and refused.code == -2010:
+                desk.engine.reject(call.account, new, refused, call.now_ms)
+            raise
         data["newOrderResponse"] = shown(call, order, kind)
     except (Refused, ApiError) as error:
         data["newOrderResult"] = "FAILURE"

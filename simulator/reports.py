@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simulator.exchange.amounts import text, times
-from simulator.exchange.effects import Ended, Filled, Prevented
+from simulator.exchange.effects import Ended, Filled, Prevented, Rejected
 from simulator.exchange.orders import Account, Fill, Order, OrderList, Ticket
 from simulator.exchange.state import BalanceReport, ListReport, Report, State
 
@@ -279,7 +279,7 @@ def execution(report: Report, event_ms: int, unit: int) -> Json:
         "C": ticket.client_id if cancel_id else "",
         "x": report.kind,
         "X": report.status,
-        "r": "NONE",
+        "r": effect.reason if isinstance(effect, Rejected) else "NONE",
         "i": ticket.order_id,
         "l": text(fill.quantity if fill else 0),
         "z": text(report.executed),

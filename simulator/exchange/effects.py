@@ -48,6 +48,14 @@ class Accepted(NamedTuple):
     ticket: Ticket
 
 
+class Rejected(NamedTuple):
+    """The matching engine did not take an order; it is told, and nowhere kept. reason: as
+    executionReports give it."""
+
+    reason: str
+    ticket: Ticket
+
+
 class Booked(NamedTuple):
     """It waits on the book, behind `queue` lots, for public trades after market_ms."""
 
@@ -144,6 +152,7 @@ Effect = (
     | KeySet
     | Moved
     | Accepted
+    | Rejected
     | Booked
     | Filled
     | Prevented
@@ -178,7 +187,14 @@ def encode(effect: Effect) -> list[Any]:
     """[kind, fields ...]"""
     if isinstance(effect, Accepted):
         return ["Accepted", *effect.ticket]
+    if isinstance(effect, Rejected):
+        return ["Rejected", effect.reason, *effect.ticket]
     return [type(effect).__name__, *effect]
+
+
+def _ticket(fields: Sequence[Any]) -> Ticket:
+    ticket = Ticket(*fields)
+    return ticket._replace(side=Side(ticket.side), type=Type(ticket.type), stp=Stp(ticket.stp))
 
 
 def decode(entry: Sequence[Any]) -> Effect:
@@ -186,14 +202,13 @@ def decode(entry: Sequence[Any]) -> Effect:
     kind, fields = entry[0], entry[1:]
     try:
         if kind == "Accepted":
-            ticket = Ticket(*fields)
-            return Accepted(
-                ticket._replace(side=Side(ticket.side), type=Type(ticket.type), stp=Stp(ticket.stp))
-            )
+            return Accepted(_ticket(fields))
+        if kind == "Rejected":
+            return Rejected(fields[0], _ticket(fields[1:]))
         if kind == "Ended":
             ended = Ended(*fields)
             return ended._replace(status=Status(ended.status))
         made: Effect = _KINDS[kind](*fields)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{entry!r} is no journal entry") from error
     return made

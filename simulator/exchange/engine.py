@@ -24,6 +24,7 @@ from simulator.exchange.effects import (
     Moved,
     Played,
     Prevented,
+    Rejected,
     TrailingStarted,
     Triggered,
 )
@@ -44,6 +45,13 @@ from simulator.exchange.symbols import Refused, Symbol, check_counts, filter_fai
 
 _USED_MOST = 10_000
 _BALANCE = "Account has insufficient balance for requested action."
+_WOULD_TRIGGER = "Order would trigger immediately."
+_WOULD_MATCH = "Order would immediately match and take."
+_REASONS = {  # why, as executionReports say it
+    _BALANCE: "INSUFFICIENT_BALANCES",
+    _WOULD_TRIGGER: "STOP_PRICE_WOULD_TRIGGER_IMMEDIATELY",
+    _WOULD_MATCH: "WOULD_MATCH_IMMEDIATELY",
+}
 _UNKNOWN_ORDER = "Unknown order sent."
 _MARKET_TYPES = frozenset((Type.MARKET, Type.STOP_LOSS, Type.TAKE_PROFIT))
 _UNSUPPORTED = {
@@ -214,6 +222,13 @@ class Engine:
             self._execute(order, plan, quotes, now_ms)
         return order
 
+    def reject(self, account: Account, new: NewOrder, refused: Refused, now_ms: int) -> None:
+        """Tell of an order that `place` refused: Binance does so where it was to replace another
+        one, which is gone."""
+        reason = _REASONS.get(refused.message, "NONE")
+        ticket = self._ticket(account, new, NO_LIST, new.quantity, 0, now_ms)
+        self.do(Rejected(reason, ticket))
+
     def place_oco(
         self,
         account: Account,
@@ -379,11 +394,11 @@ class Engine:
         """A stop that would trigger, or a LIMIT_MAKER that would match, is refused."""
         if new.type in STOPS:
             if new.stop_price and _is_reached(new.side, new.type, new.stop_price, quotes.last):
-                raise Refused(-2010, "Order would trigger immediately.")
+                raise Refused(-2010, _WOULD_TRIGGER)
         elif new.type is Type.LIMIT_MAKER:
             plan = self._plan(account, symbol, new.side, new.price, 1, 0, new.stp, quotes)
             if plan.steps:
-                raise Refused(-2010, "Order would immediately match and take.")
+                raise Refused(-2010, _WOULD_MATCH)
 
     def _entry(
         self, account: Account, symbol: Symbol, new: NewOrder, quotes: Quotes
@@ -649,7 +664,20 @@ class Engine:
         lock: int,
         now_ms: int,
     ) -> Order:
-        ticket = Ticket(
+        ticket = self._ticket(account, new, list_id, quantity, lock, now_ms)
+        self.do(Accepted(ticket))
+        return self.state.orders[ticket.order_id]
+
+    def _ticket(
+        self,
+        account: Account,
+        new: NewOrder,
+        list_id: int,
+        quantity: int,
+        lock: int,
+        now_ms: int,
+    ) -> Ticket:
+        return Ticket(
             new.symbol,
             self.state.last_order_id + 1,
             list_id,
@@ -670,8 +698,6 @@ class Engine:
             lock,
             now_ms,
         )
-        self.do(Accepted(ticket))
-        return self.state.orders[ticket.order_id]
 
     def _expire(self, order: Order, reason: str, now_ms: int) -> None:
         self.do(Ended(order.ticket.order_id, Status.EXPIRED, reason, "", now_ms))

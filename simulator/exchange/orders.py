@@ -31,6 +31,7 @@ class Status(StrEnum):
     CANCELED = "CANCELED"
     EXPIRED = "EXPIRED"
     EXPIRED_IN_MATCH = "EXPIRED_IN_MATCH"
+    REJECTED = "REJECTED"  # in reports only
 
 
 class Stp(StrEnum):

@@ -24,6 +24,7 @@ from simulator.exchange.effects import (
     Opened,
     Played,
     Prevented,
+    Rejected,
     SymbolSet,
     TrailingStarted,
     Triggered,
@@ -44,8 +45,8 @@ from simulator.exchange.symbols import Symbol
 
 
 class Report(NamedTuple):
-    """One executionReport: an order just after an effect. kind: NEW, TRADE, CANCELED, EXPIRED or
-    TRADE_PREVENTION."""
+    """One executionReport: an order just after an effect. kind: NEW, TRADE, CANCELED, EXPIRED,
+    REJECTED or TRADE_PREVENTION."""
 
     order: Order
     kind: str
@@ -107,6 +108,7 @@ class State:
             KeySet: self._key_set,
             Moved: self._moved,
             Accepted: self._accepted,
+            Rejected: self._rejected,
             Booked: self._booked,
             Filled: self._filled,
             Prevented: self._prevented,
@@ -214,6 +216,11 @@ class State:
         if ticket.lock:
             self._relock(order, ticket.lock)
         self._tell(order, "NEW", effect, ticket.time_ms, on_book=order.working_ms >= 0)
+
+    def _rejected(self, effect: Rejected) -> None:
+        self.last_order_id = effect.ticket.order_id
+        order = Order(effect.ticket, Status.REJECTED)
+        self._tell(order, "REJECTED", effect, effect.ticket.time_ms, on_book=False)
 
     def _booked(self, effect: Booked) -> None:
         order = self.orders[effect.order_id]

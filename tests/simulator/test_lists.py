@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from decimal import ROUND_DOWN, Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -302,6 +303,69 @@ async def test_cancel_replace_says_what_became_of_either_half() -> None:
         )  # fmt: skip
         assert refused == (400, -1013, "Filter failure: LOT_SIZE")
         assert await client.ask("GET", "openOrders", symbol=SYMBOL) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "text"),
+    [
+        (
+            {"side": "SELL", "quantity": "130", "price": "1.05"},
+            "INSUFFICIENT_BALANCES",
+            "Account has insufficient balance for requested action.",
+        ),
+        (
+            {"type": "LIMIT_MAKER", "timeInForce": None, "price": "1.05"},
+            "WOULD_MATCH_IMMEDIATELY",
+            "Order would immediately match and take.",
+        ),
+        (
+            {"type": "STOP_LOSS_LIMIT", "stopPrice": "0.99"},
+            "STOP_PRICE_WOULD_TRIGGER_IMMEDIATELY",
+            "Order would trigger immediately.",
+        ),
+        ({"newClientOrderId": "other"}, "NONE", "Duplicate order sent."),
+    ],
+)
+async def test_a_replacement_that_the_engine_refuses_is_told_as_rejected(
+    changed: dict[str, Any], reason: str, text: str, tmp_path: Path
+) -> None:
+    options = (*RICH, "--workdir", str(tmp_path))
+    async with exchange(*options) as ex:
+        client = Client(ex)
+        last = await last_price(ex)
+        low = times(last, "0.95")
+        await client.place("BUY", "LIMIT", quantity="1", price=low, newClientOrderId="other")
+        gone = await client.place("BUY", "LIMIT", quantity="1", price=low)
+        new = {
+            "symbol": SYMBOL, "side": "BUY", "type": "LIMIT", "timeInForce": "GTC",
+            "quantity": "1", "price": low, "newClientOrderId": "new", **changed,
+        }  # fmt: skip
+        for name in ("price", "stopPrice"):
+            if name in changed:
+                new[name] = times(last, changed[name])
+        async with client.socket() as ws:
+            await ws.subscribe()
+            status, body, _ = await client.send(
+                "POST", "order/cancelReplace", **new,
+                cancelReplaceMode="STOP_ON_FAILURE", cancelOrderId=gone["orderId"],
+            )  # fmt: skip
+            assert (status, body["code"]) == (409, -2021)
+            assert body["data"]["newOrderResponse"] == {"code": -2010, "msg": text}
+            cancelled, rejected, position = await ws.next(3)
+        assert (cancelled["x"], cancelled["i"]) == ("CANCELED", gone["orderId"])
+        assert (rejected["x"], rejected["X"], rejected["r"]) == ("REJECTED", "REJECTED", reason)
+        assert (rejected["c"], rejected["C"], rejected["w"]) == (new["newClientOrderId"], "", False)
+        assert rejected["i"] > gone["orderId"]
+        assert rejected["I"] > cancelled["I"]
+        assert Decimal(rejected["q"]) == Decimal(new["quantity"])
+        assert (Decimal(rejected["z"]), rejected["t"], "W" in rejected) == (0, -1, False)
+        assert position["e"] == "outboundAccountPosition"
+        assert Decimal((await client.balances())["USDT"][1]) == low  # of the other order
+        known = await client.ask("GET", "allOrders", symbol=SYMBOL)
+        assert rejected["i"] not in [order["orderId"] for order in known]
+    async with exchange(*options) as ex:  # as the journal tells
+        again = await Client(ex).place("BUY", "LIMIT", quantity="1", price=low)
+        assert again["orderId"] > rejected["i"]
 
 
 @pytest.mark.parametrize(
