@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.backup import hold
 from deploy.valkey import binary, repair
 from shared.errors import Failure
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(os.environ.get("ITB_BUS_FOLDER", "/bus"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        os.set_inheritable(hold(folder), True)  # held by the server that takes our place
         repair(folder, lambda line: print(line, file=sys.stderr))
         line = command(folder, sys.argv[1:] if argv is None else argv)
         os.execv(line[0], line)  # noqa: S606  # our own binary

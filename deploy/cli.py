@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -198,6 +199,20 @@ def parser() -> argparse.ArgumentParser:
                 "--new-account", action="store_true",
                 help="the account is another one now, or was reset: what the journal holds is gone",
             )  # fmt: skip
+
+    backup = _with_config(
+        command("backup", _backup, "The bus as one file, taken while everything runs.")
+    )
+    backup("--redis-url", metavar="U", help="instead of the config's")
+    backup("file", nargs="?", type=Path, metavar="FILE", help="where to (stdout)")
+    restore = command(
+        "restore", _restore, "Puts a backup of the bus in the place of what is there."
+    )
+    restore.add_argument("file", type=Path, metavar="FILE", help="the backup; -: stdin")
+    restore.add_argument(
+        "--folder", type=Path, default=Path(os.environ.get("ITB_BUS_FOLDER", "work/live/valkey")),
+        metavar="DIR", help="of the server (work/live/valkey; in its container: /bus)",
+    )  # fmt: skip
 
     doctor = _with_config(
         command("doctor", _doctor, "Checks everything the system needs; says what to do.")
@@ -460,6 +475,51 @@ def _throw(args: argparse.Namespace, word: "Word", *, new_account: bool = False)
         return 0 if confirmed else 1
 
     return _run(switch)
+
+
+def _backup(args: argparse.Namespace) -> int:
+    from deploy.backup import back_up  # noqa: PLC0415
+
+    url = args.redis_url or load(args.config).bus_url
+    if args.file is None and sys.stdout.isatty():
+        raise Usage("a backup is a file: `itb backup FILE`, or `itb backup > FILE`")
+
+    async def save() -> int:
+        if args.file is None:
+            await back_up(url, sys.stdout.buffer)
+            return 0
+        part = args.file.with_name(args.file.name + ".part")
+        try:
+            with part.open("xb") as out:
+                count = await back_up(url, out)
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(args.file)
+        except OSError as error:
+            raise Failure(f"{args.file} cannot be written: {error.strerror}") from None
+        finally:
+            part.unlink(missing_ok=True)
+        sys.stdout.write(f"wrote {args.file}: {count} files, {args.file.stat().st_size:,} bytes\n")
+        return 0
+
+    return _run(save)
+
+
+def _restore(args: argparse.Namespace) -> int:
+    from deploy.backup import restore  # noqa: PLC0415
+
+    def say(line: str) -> None:
+        sys.stderr.write(line + "\n")
+
+    try:
+        with contextlib.ExitStack() as stack:
+            is_stdin = str(args.file) == "-"
+            source = sys.stdin.buffer if is_stdin else stack.enter_context(args.file.open("rb"))
+            count = restore(source, args.folder, say)
+    except FileNotFoundError:
+        raise Usage(f"{args.file} is not there") from None
+    sys.stdout.write(f"restored {count} files into {args.folder}; start the system again\n")
+    return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:
