@@ -2,10 +2,12 @@
 
 Round trips are matched by the candle whose signal opened them. Of a matched one, at the live
 quantity: what it cost in fees beyond the backtest's, what its fills were worse by, and what another
-size makes of the backtest's profit. A fill that came in a later candle than the backtest's is late
-by the move between both candles' opens (latency); the rest of the difference is slippage. An exit
-in another candle than the backtest's is counted by itself. What the backtest traded alone was
-missed, what was traded alone live is extra. The parts sum to the difference.
+size makes of the backtest's profit. A fill on the same signal that came in a later candle than the
+backtest's is late by the move between both candles' opens (latency); the rest of the difference is
+slippage. An exit on another signal, or by a stop in another candle, is counted by itself, and so is
+one that the backtest has not made yet. What the backtest traded alone was missed, what was traded
+alone live is extra; what live still holds is compared when it has ended. The parts sum to the
+difference.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from shared.events import Leg, Order
-from shared.exchange import Side
+from shared.exchange import Fill, Side
 from shared.ledger import fills_of
 from shared.times import floor_ms
 from trainer.backtest import Trade
@@ -27,7 +29,8 @@ _OPEN_AT_END = "open at the end"
 class Trip:
     """A round trip that has ended. signal_ms: candle of the signal that opened it. *_ms: market
     time of the first buy and the last sale. bought: base; *_price: mean of the fills. fees: quote
-    units, of fees in base and quote. profit: after those."""
+    units, of fees in base and quote. profit: after those. exit_signal_ms: candle of the signal that
+    closed it, None where a stop, a target or a person did."""
 
     signal_ms: int
     entry_ms: int
@@ -37,6 +40,7 @@ class Trip:
     exit_price: float
     fees: float
     profit: float
+    exit_signal_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,27 +55,41 @@ class Gap:
     both: int
 
 
-def live_trips(lines: Iterable[Order]) -> list[Trip]:
+def live_trips(lines: Iterable[Order], *, speed: float = 1.0) -> list[Trip]:
     """The round trips of a journal; a line with `profit` ends one.
 
-    lines: of one symbol and mode, oldest first.
+    lines: of one symbol and mode, oldest first. speed: seconds of market per second.
     """
+    return _walk(lines, speed)[0]
+
+
+def held_since(lines: Iterable[Order]) -> int | None:
+    """Candle of the signal behind what is held now, None where nothing is."""
+    return _walk(lines, 1.0)[1]
+
+
+def _walk(lines: Iterable[Order], speed: float) -> tuple[list[Trip], int | None]:
     found: list[Trip] = []
     seen: set[int] = set()
     buys: list[tuple[int, float, float]] = []
     sales: list[tuple[int, float, float]] = []
     fees, signal_ms = 0.0, 0
+    exit_signal_ms: int | None = None
     for line in lines:
         for fill in fills_of(line):
             if fill.trade_id in seen:
                 continue
             seen.add(fill.trade_id)
+            filled = (
+                _filled_ms(line, fill, speed), float(fill.quantity), float(fill.quote_quantity)
+            )  # fmt: skip
             if fill.side is Side.BUY:
                 if not buys or line.leg == Leg.ENTRY:
                     signal_ms = line.open_time_ms
-                buys.append((line.market_ms, float(fill.quantity), float(fill.quote_quantity)))
+                buys.append(filled)
             else:
-                sales.append((line.market_ms, float(fill.quantity), float(fill.quote_quantity)))
+                exit_signal_ms = line.open_time_ms if line.leg == Leg.EXIT else None
+                sales.append(filled)
             if line.symbol.startswith(fill.fee_asset):
                 fees += float(fill.fee * fill.price)
             elif line.symbol.endswith(fill.fee_asset):
@@ -89,23 +107,45 @@ def live_trips(lines: Iterable[Order]) -> list[Trip]:
                     exit_price=gained / sold,
                     fees=fees,
                     profit=float(line.profit),
+                    exit_signal_ms=exit_signal_ms,
                 )
             )
             buys, sales, fees = [], [], 0.0
-    return found
+    return found, signal_ms if buys else None
 
 
-def gap_of(trips: Sequence[Trip], trades: Sequence[Trade], market: Market, step_ms: int) -> Gap:
-    """trades: of the backtest over `market`; those still open at its end count for nothing."""
+def _filled_ms(line: Order, fill: Fill, speed: float) -> int:
+    """The market's time of a fill, which its line of the journal tells of a little later."""
+    told_ms = line.market_ms - speed * max(0, line.time_ms - fill.time_ms)
+    return max(line.open_time_ms, round(told_ms))
+
+
+def gap_of(
+    trips: Sequence[Trip],
+    trades: Sequence[Trade],
+    market: Market,
+    step_ms: int,
+    held_ms: int | None = None,
+) -> Gap:
+    """trades: of the backtest over `market`; those still open at its end count for nothing, and
+    neither does the one of the signal held_ms, whose position live still holds."""
     opens = dict(zip(market.open_time_ms.tolist(), market.open.tolist(), strict=True))
-    ended = [trade for trade in trades if trade.exit_reason != _OPEN_AT_END]
+    still_open = {
+        _ms(trade.entry_time) - step_ms for trade in trades if trade.exit_reason == _OPEN_AT_END
+    }
+    ended = [
+        trade
+        for trade in trades
+        if trade.exit_reason != _OPEN_AT_END and _ms(trade.entry_time) - step_ms != held_ms
+    ]
     by_signal = {_ms(trade.entry_time) - step_ms: trade for trade in ended}
     parts = dict.fromkeys(PARTS, 0.0)
     both = 0
     for trip in trips:
         trade = by_signal.pop(trip.signal_ms, None)
         if trade is None:
-            parts["extra"] += trip.profit
+            alone = "other_exits" if trip.signal_ms in still_open else "extra"
+            parts[alone] += trip.profit
             continue
         both += 1
         scale = trip.bought * trip.entry_price / (trade.quantity * trade.entry_price)
@@ -116,8 +156,13 @@ def gap_of(trips: Sequence[Trip], trades: Sequence[Trade], market: Market, step_
         parts["latency"] -= trip.bought * late
         parts["slippage"] += worse + trip.bought * late
         better = trip.bought * (trip.exit_price - trade.exit_price)
-        same_exit = floor_ms(trip.exit_ms, step_ms) == _ms(trade.exit_time)
-        parts["slippage" if same_exit else "other_exits"] += better
+        left_ms, tested_ms = floor_ms(trip.exit_ms, step_ms), _ms(trade.exit_time)
+        if trip.exit_signal_ms is not None and trip.exit_signal_ms + step_ms == tested_ms:
+            gained = trip.bought * _late(opens, left_ms, tested_ms)
+            parts["latency"] += gained
+            parts["slippage"] += better - gained
+        else:
+            parts["slippage" if left_ms == tested_ms else "other_exits"] += better
     parts["missed"] -= sum(trade.profit for trade in by_signal.values())
     live, tested = sum(trip.profit for trip in trips), sum(trade.profit for trade in ended)
     parts["rest"] = live - tested - sum(parts.values())

@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.explain import model_folder
-from deploy.gap import Gap, gap_of, live_trips
+from deploy.gap import Gap, gap_of, held_since, live_trips
 from deploy.observer import Observer
 from deploy.screen import columns
 from shared.bundle import Bundle
 from shared.bus import Bus, Entry, Source
 from shared.config import Settings, load
 from shared.errors import BadInput
+from shared.events import Leg, OrderState
 from shared.explain.explanation import plain
 from shared.klinefiles import klines_folder, read_history
 from shared.klines import KLINE_COLUMNS, KlineTable
@@ -85,15 +86,19 @@ async def _look(bus: Bus, settings: Settings, symbol: str) -> dict[str, Any]:
         releases[release] = _release(settings, release, own, table)
     lines = [e.event async for e in _span(bus, Source(ORDER, symbol), None) if e.event is not None]
     mode = settings.trader.mode
-    trips = live_trips([one for one in lines if one.mode == mode and one.interval == interval])
+    journal = [one for one in lines if one.mode == mode and one.interval == interval]
+    trips = live_trips(journal, speed=settings.market_speed)
     trading: dict[str, Any] = {"mode": mode, "gap": None}
     if trips:
-        first_ms = min(trip.signal_ms for trip in trips)
+        # From the first entry that was tried, filled or not: what failed before is missed, too.
+        tried = [o for o in journal if o.leg == Leg.ENTRY and o.state != OrderState.DROPPED]
+        first_ms = min(trips[0].signal_ms, *(one.open_time_ms for one in tried))
         worth = next((float(one.worth) for one in lines if one.worth and one.mode == mode), None)
         market = _market(settings, signals, table, first_ms)
         rules, costs = rules_and_costs(settings, interval_ms(interval))
         done = backtest.replay(market, rules, costs, worth or settings.trainer.backtest.capital)
-        found = gap_of(trips, done.trades, market, interval_ms(interval))
+        held_ms = held_since(journal)
+        found = gap_of(trips, done.trades, market, interval_ms(interval), held_ms)
         trading["gap"] = _gap(found)
     return {
         "symbol": symbol,

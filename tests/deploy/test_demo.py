@@ -278,6 +278,40 @@ def test_a_thousand_signals_are_explained_with_equal_bits_after_kills_in_the_mid
     assert json.loads(shown.stdout)["equal"] is True
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_gap_to_the_backtest_of_a_real_run_is_told_in_parts_that_sum_up(
+    start: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "TESTUSDT-1m.parquet"
+    _market(data, 5_000 + 500)
+    run = start(
+        "--data", str(data), "--bars", "500", "--speed", "600", "--json", "--hold",
+        ITB_SIGNALER__MODEL__BUY_THRESHOLD="0.02", ITB_SIGNALER__MODEL__SELL_THRESHOLD="-0.02",
+    )  # fmt: skip
+    result = run.line()
+    server = redis.Redis.from_url(result["redis_url"])
+    lines = [msgpack.unpackb(f[b"data"]) for _, f in server.xrange("order:{TESTUSDT}")]
+    assert "HALTED" not in {line["state"] for line in lines}
+    profits = [float(line["profit"]) for line in lines if line["profit"]]
+    assert profits, "no round trip has ended"
+    shown = subprocess.run(
+        [*_ITB, "outcomes", "-c", str(tmp_path / "work" / "config.json"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    gap = json.loads(shown.stdout)["trading"]["gap"]
+    assert gap["trips"]["live"] == len(profits)
+    assert gap["live"] == pytest.approx(sum(profits))
+    assert sum(gap["parts"].values()) == pytest.approx(gap["live"] - gap["backtest"])
+    assert gap["trips"]["both"] > 0
+    # Dust and rounding: a lot of 0.00001 at each end of a trip.
+    assert abs(gap["parts"]["rest"]) < 2 * len(profits)
+    if gap["trips"]["live"] == gap["trips"]["backtest"] == gap["trips"]["both"]:
+        assert gap["parts"]["other_exits"] == 0, "the same rules on the same scores"
+
+
 def _id_ms(entry_id: bytes) -> int:
     return int(entry_id.split(b"-")[0])
 

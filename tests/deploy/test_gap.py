@@ -1,11 +1,12 @@
 """The gap between live and backtest, by hand."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
 import pytest
 
-from deploy.gap import PARTS, Trip, gap_of, live_trips
+from deploy.gap import PARTS, Trip, gap_of, held_since, live_trips
 from shared.events import Order, OrderState
 from shared.exchange import Fill, Side
 from shared.ledger import packed
@@ -98,6 +99,38 @@ def test_another_exit_is_told_by_itself() -> None:
     found = gap_of([trip(1, 2, 6, 101.0, 104.0)], [trade(2, 5, 101.0, 103.0)], market(OPENS), M)
     assert found.parts["other_exits"] == pytest.approx(2.0)
     assert found.parts["slippage"] == 0
+
+
+def test_an_exit_on_the_same_signal_in_a_later_candle_is_late() -> None:
+    one = replace(trip(1, 2, 6, 101.0, 103.7), exit_signal_ms=at(4))
+    found = gap_of([one], [trade(2, 5, 101.0, 103.0)], market(OPENS), M)
+    assert found.parts["latency"] == pytest.approx(2 * 1.0)  # 103 to 104
+    assert found.parts["slippage"] == pytest.approx(2 * -0.3)
+    assert found.parts["other_exits"] == 0
+
+
+def test_what_is_still_held_is_not_missed_and_what_the_backtest_still_holds_is_not_extra() -> None:
+    held = gap_of([], [trade(2, 5, 101.0, 103.0)], market(OPENS), M, at(1))
+    assert (held.backtest, held.parts["missed"]) == (0, 0)
+    left = trip(1, 2, 4, 101.0, 103.0)
+    tested = replace(trade(2, 6, 101.0, 104.0), exit_reason="open at the end")
+    found = gap_of([left], [tested], market(OPENS), M)
+    assert found.parts["extra"] == 0
+    assert found.parts["other_exits"] == pytest.approx(left.profit)
+
+
+def test_a_fill_is_dated_back_to_its_own_moment_in_a_market_that_runs_faster() -> None:
+    bought = replace(fill(1, Side.BUY, "100", "1", "0", "BTC"), time_ms=10_000)
+    sold = replace(fill(2, Side.SELL, "101", "1", "0", "USDT"), time_ms=11_000)
+    lines = [  # written half a second later: 300 seconds of this market
+        replace(order("entry", Side.BUY, [bought], 1), time_ms=10_500, market_ms=at(9)),
+        replace(order("exit", Side.SELL, [sold], 12, "1"), time_ms=11_100, market_ms=at(14)),
+    ]
+    (found,) = live_trips(lines, speed=600)
+    assert (found.entry_ms, found.exit_ms) == (at(4), at(13))
+    assert found.exit_signal_ms == at(12)
+    assert held_since(lines) is None
+    assert held_since(lines[:1]) == at(1)
 
 
 def test_dearer_fees_and_a_smaller_position_are_told_apart() -> None:
