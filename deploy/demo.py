@@ -282,7 +282,8 @@ class _Demo:
             "archive_url": "",
             "market_speed": 1.0 if replay else float(the_plan.speed),
             "collector": {"follow": replay},
-            "notifier": {"max_age_s": age_s},
+            # The collector comes last, once the models are trained: its silence is no news.
+            "notifier": {"max_age_s": age_s, "watch": ["featurizer", "predictor", "trader"]},
             "trader": {"max_age_s": trading_s},
         }
 
