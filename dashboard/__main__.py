@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dashboard.actions import Actions
 from dashboard.credentials import read_credentials
+from dashboard.outcomes import Outcomes
 from dashboard.service import Dashboard
 from dashboard.web import Site, serving
 from shared import logs
@@ -28,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.nice(5)  # who looks never takes the processor from who works
         dashboard = Dashboard(settings)
-        site = Site(settings, credentials, dashboard, Actions(settings, dashboard, config or ""))
+        actions = Actions(settings, dashboard, config or "")
+        outcomes = Outcomes(settings, dashboard.library, config or "")
+        site = Site(settings, credentials, dashboard, actions, outcomes)
         async with serving(site):
             await sessions(settings, "dashboard", dashboard.serve)
 

@@ -31,6 +31,7 @@ from dashboard.guard import (
     is_same_origin,
 )
 from dashboard.hub import Viewer, encode
+from dashboard.outcomes import Outcomes
 from dashboard.service import Dashboard
 from dashboard.track import Track
 from shared.config import Settings
@@ -74,6 +75,7 @@ class Site:
     credentials: Credentials
     dashboard: Dashboard
     actions: Actions
+    outcomes: Outcomes
     now_s: Callable[[], float] = time.monotonic
     assets: dict[str, Asset] = field(default_factory=read_assets)
 
@@ -99,6 +101,7 @@ class Site:
                 web.get("/api/outputs", self._outputs),
                 web.get("/api/features", self._features),
                 web.get("/api/ledger", self._ledger),
+                web.get("/api/outcomes", self._outcomes_of),
                 web.get("/api/why", self._why),
                 web.get("/releases/{release}/report.html", self._report),
             ]
@@ -315,6 +318,12 @@ class Site:
 
     async def _ledger(self, request: web.Request) -> web.StreamResponse:
         return self._json(self._track(request).ledger())
+
+    async def _outcomes_of(self, request: web.Request) -> web.StreamResponse:
+        symbol, session = self._symbol(request), self.dashboard.session
+        if session is None:
+            raise web.HTTPServiceUnavailable(text=f"{self.dashboard.hub.trouble}\n")
+        return self._json(await self.outcomes.of(session.bus, symbol))
 
     async def _why(self, request: web.Request) -> web.StreamResponse:
         """What `itb explain` says of a signal."""

@@ -4,7 +4,9 @@ import { Control } from "/page/actions.js";
 import { MainChart } from "/page/chart.js";
 import { Connection } from "/page/connection.js";
 import { $, eachFrame, h, say, setHidden, setText, table } from "/page/dom.js";
-import { clock, fixed, moment, number, short, signed, whole } from "/page/format.js";
+import {
+  clock, fixed, isOwnZone, moment, number, ownZone, short, signed, useOwnZone, whole, zone,
+} from "/page/format.js";
 import { Panels } from "/page/panels.js";
 import { Store, sideChanges } from "/page/store.js";
 import { Tiles } from "/page/tiles.js";
@@ -12,6 +14,14 @@ import { Why } from "/page/why.js";
 
 const ALERT_MS = 15 * 60_000;
 const KEPT_MORE = 500;
+const ZONE = "itb-zone";
+
+// Before anything is drawn: the zone that was chosen on this page.
+try {
+  useOwnZone(localStorage.getItem(ZONE) === "own");
+} catch {
+  // Storage may be forbidden; times are UTC then.
+}
 
 class Page {
   constructor() {
@@ -27,6 +37,8 @@ class Page {
     this.connection = new Connection((message) => this.take(message), (what) => this.told(what));
     $("symbol").addEventListener("change", (event) => this.connection.show(event.target.value));
     $("theme").addEventListener("click", () => this.switchTheme());
+    $("zone").addEventListener("click", () => this.switchZone());
+    this.zone();
     $("alert-close").addEventListener("click", () => {
       this.dismissed = Number($("alert").dataset.time);
       setHidden($("alert"), true);
@@ -122,7 +134,7 @@ class Page {
     setText($("signals-count"), changes.length ? whole(changes.length) : "");
     setHidden($("signals-empty"), changes.length > 0);
     setHidden($("signals"), changes.length === 0);
-    const key = `${shown.length} ${shown[0]?.time} ${shown[0]?.side}`;
+    const key = `${shown.length} ${shown[0]?.time} ${shown[0]?.side} ${isOwnZone()}`;
     if (key !== this.listed) {
       this.listed = key;
       const now = store.last?.time ?? 0;
@@ -195,6 +207,34 @@ class Page {
       // holds for this page alone then
     }
     this.paint();
+  }
+
+  zone() {
+    const button = $("zone");
+    const told = zone(Date.now());
+    setText(button, isOwnZone() ? ownZone.split("/").pop().replaceAll("_", " ") : "UTC");
+    const other = isOwnZone() ? "UTC" : ownZone;
+    button.title = `Times are ${isOwnZone() ? `in ${told}` : "UTC"}. Switch to ${other}`;
+    button.setAttribute("aria-label", button.title);
+    button.disabled = ["UTC", "Etc/UTC"].includes(ownZone);
+    setText($("zone-told"), isOwnZone()
+      ? `Times are in your zone, ${told}; ids, and what services and explanations say, are UTC.` : "All times are UTC.");
+  }
+
+  switchZone() {
+    useOwnZone(!isOwnZone());
+    try {
+      localStorage.setItem(ZONE, isOwnZone() ? "own" : "utc");
+    } catch {
+      // holds for this page alone then
+    }
+    this.zone();
+    this.lists();
+    this.alert();
+    this.tiles.draw();
+    this.chart.look(null);
+    this.paint();
+    this.panels.now.redraw();
   }
 
   paint() {

@@ -33,8 +33,11 @@ export function chartOptions(c) {
     rightPriceScale: { borderColor: c.line, scaleMargins: { top: 0.08, bottom: 0.08 } },
     timeScale: {
       borderColor: c.line, timeVisible: true, secondsVisible: false, rightOffset: 3, minBarSpacing: 0.02,
+      tickMarkMaxCharacterLength: 11,
       tickMarkFormatter: (time, kind) => {
         const ms = time * 1000;
+        // The chart's days begin at midnight UTC, which elsewhere is some other hour.
+        if (kind < 3 && clock(ms) !== "00:00") return `${day(ms).slice(5)} ${clock(ms)}`;
         if (kind === 0) return day(ms).slice(0, 4);
         if (kind === 1) return day(ms).slice(0, 7);
         return kind === 2 ? day(ms).slice(5) : clock(ms, kind === 4);

@@ -29,19 +29,23 @@ export function setHidden(element, hidden) {
 // A table with a caption for those who do not see it. columns: [title, class]; a title of "(x)" is
 // only for those, too; rows: lists of strings, elements or null.
 export function table(caption, columns, rows, options = {}) {
-  const head = columns.map(([title, kind]) => h("th", { scope: "col", class: kind },
+  const head = columns.map(([title, kind]) => h("th", { scope: "col", class: kind, role: "columnheader" },
     title.startsWith("(") ? h("span", { class: "hidden" }, title.slice(1, -1)) : title));
   const body = rows.map((row) =>
-    h("tr", {}, row.map((cell, n) => {
+    h("tr", { role: "row" }, row.map((cell, n) => {
       const attributes = { class: columns[n][1] };
       if (n === 0 && options.rowHeads !== false) {
-        return h("th", { ...attributes, scope: "row" }, cell ?? "");
+        return h("th", { ...attributes, scope: "row", role: "rowheader" }, cell ?? "");
       }
-      return h("td", attributes, cell ?? "–");
+      return h("td", { ...attributes, role: "cell", "data-label": columns[n][0].toLowerCase() }, cell ?? "–");
     })));
+  // Roles are named, since on a phone rows with a long text are laid out as lines.
+  const stacks = columns.some(([, kind]) => /wide|tail/.test(kind));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    h("table", {}, h("caption", { class: options.caption ? "" : "hidden" }, caption),
-      h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)));
+    h("table", { role: "table", class: stacks ? "stacks" : null },
+      h("caption", { class: options.caption ? "" : "hidden" }, caption),
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, head)),
+      h("tbody", { role: "rowgroup" }, body)));
 }
 
 export function say(text) {

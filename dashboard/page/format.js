@@ -58,18 +58,43 @@ export function duration(ms) {
 
 const two = (value) => String(value).padStart(2, "0");
 
+// Times are UTC, or in the viewer's own zone where that was chosen on this page.
+let own = false;
+export const ownZone = Intl.DateTimeFormat().resolvedOptions().timeZone || "local time";
+
+export function isOwnZone() {
+  return own;
+}
+
+export function useOwnZone(yes) {
+  own = yes;
+}
+
+// "UTC", or "Europe/Berlin (UTC+01:00)" with what holds at that time.
+export function zone(ms) {
+  if (!own) return "UTC";
+  const minutes = -new Date(ms).getTimezoneOffset();
+  const [hours, rest] = [Math.floor(Math.abs(minutes) / 60), Math.abs(minutes) % 60];
+  return `${ownZone} (UTC${minutes < 0 ? "−" : "+"}${two(hours)}:${two(rest)})`;
+}
+
+// A Date whose UTC fields are the ones to be shown; each time has its own offset (summer time).
+function shown(ms) {
+  return new Date(own ? ms - 60_000 * new Date(ms).getTimezoneOffset() : ms);
+}
+
 export function clock(ms, withSeconds = false) {
-  const time = new Date(ms);
+  const time = shown(ms);
   const text = `${two(time.getUTCHours())}:${two(time.getUTCMinutes())}`;
   return withSeconds ? `${text}:${two(time.getUTCSeconds())}` : text;
 }
 
 export function day(ms) {
-  const time = new Date(ms);
+  const time = shown(ms);
   return `${time.getUTCFullYear()}-${two(time.getUTCMonth() + 1)}-${two(time.getUTCDate())}`;
 }
 
-// "2025-12-31 12:15", UTC as everything here.
+// "2025-12-31 12:15"
 export function moment(ms, withSeconds = false) {
   return known(ms) ? `${day(ms)} ${clock(ms, withSeconds)}` : NOTHING;
 }

@@ -2,7 +2,7 @@
 
 import { LineSeries, LineStyle, createChart } from "/page/vendor/lightweight-charts.mjs";
 import { chartOptions, colours } from "/page/chart.js";
-import { h } from "/page/dom.js";
+import { h, setHidden } from "/page/dom.js";
 
 export class Lines {
   // lines: [{name, colour: a name of `colours`, dashed, format}]. about: for those who do not see it.
@@ -39,6 +39,7 @@ export class Lines {
 
   // times: ms; columns: one list of values (null: none) per line.
   draw(times, columns) {
+    setHidden(this.element, !times.length);
     this.open();
     columns.forEach((column, n) => {
       this.series[n].setData(times.map((time, i) => (column[i] === null || column[i] === undefined
@@ -50,6 +51,7 @@ export class Lines {
 
   update(time, values) {
     if (this.chart === null) return;
+    setHidden(this.element, false);
     values.forEach((value, n) => {
       const point = value === null ? { time: time / 1000 } : { time: time / 1000, value };
       this.series[n].update(point, time < this.last);

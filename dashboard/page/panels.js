@@ -2,7 +2,7 @@
 
 import { $, h, setText, table } from "/page/dom.js";
 import {
-  duration, fixed, milliseconds, moment, number, percent, signed, whole,
+  day, duration, fixed, milliseconds, moment, number, percent, signed, whole,
 } from "/page/format.js";
 import { get } from "/page/connection.js";
 import { Lines } from "/page/lines.js";
@@ -195,6 +195,57 @@ class Trades {
   }
 }
 
+// -- what became of the signals -------------------------------------------------------------------
+
+const outcomesHeading = (note) => heading("What became of the signals", note
+  ?? "What each signal turned into once its horizon was over, beside what training promised.");
+
+// What `itb outcomes` measured, else what the auditor published.
+function outcomesOf({ published, measured, problem }, quote) {
+  const sides = (counts, returns) => ["BUY", "SELL", "none"].map((name) => [
+    `mean return after ${whole(counts[name] ?? 0)} ${name === "none" ? "of neither side" : name}`,
+    counts[name] ? percent(returns[name] / 100, 3) : "–",
+  ]);
+  if (measured === null) {
+    if (published === null) {
+      return [outcomesHeading(), h("p", { class: "empty" }, problem || "No signal's horizon is over yet.")];
+    }
+    return [
+      outcomesHeading(`Release ${published.release}, ${whole(published.rows)} scored signals up to ${moment(published.last)}, `
+        + `${whole(published.horizon)} candles after each.`),
+      facts([["AUC of the score, live", fixed(published.auc, 3)], ...sides(published.counts, published.mean_return)]),
+      h("p", { class: "note" }, `Models are not measured here: ${problem}`),
+    ];
+  }
+  const [release, told] = Object.entries(measured.releases).pop();
+  const { score } = told;
+  const range = (one) => (one.auc_low === null ? "–" : `${fixed(one.auc_low, 3)} – ${fixed(one.auc_high, 3)}`);
+  const beyond = (live, trained) => live.auc_high !== null && trained.auc !== null && live.auc_high < trained.auc;
+  const parts = [outcomesHeading(`Release ${release}: ${whole(told.signals)} signals, ${whole(told.in_training ?? 0)} of them inside `
+    + "its training range and not measured. A model is worse than promised where its training AUC lies above the live interval.")];
+  if (told.problem) return [...parts, h("p", { class: "problem" }, told.problem)];
+  parts.push(facts([
+    ["AUC of the score, live", score.auc === null ? "–" : `${fixed(score.auc, 3)} (${range(score)})`],
+    ["rises and falls of one sigma", whole(score.cases)],
+    ...sides(Object.fromEntries(Object.entries(score.sides).map(([name, one]) => [name, one.signals])),
+      Object.fromEntries(Object.entries(score.sides).map(([name, one]) => [name, one.mean_return]))),
+  ]), table("Models on live candles, against training", [
+    ["Model", ""], ["AUC live", "num"], ["95 %", "num less"], ["Training", "num"], ["Calibration", "num less"], ["Rows", "num"],
+  ], Object.entries(told.models).map(([name, { live, training }]) => [
+    name, h("span", { class: beyond(live, training) ? "warn" : "", title: `95 %: ${range(live)}` }, fixed(live.auc, 3)),
+    range(live), fixed(training.auc, 3), fixed(live.calibration, 2), whole(live.rows),
+  ])), h("p", { class: "note" }, "Calibration: mean output over how often it happened; 1 is right, 2 says twice too much."));
+  const { mode, gap } = measured.trading;
+  if (gap !== null) {
+    parts.push(h("h3", {}, `Trading (${mode}) against the backtest`), facts([
+      ["round trips earned", `${signed(gap.live, 2)} ${quote}`],
+      ["the backtest on these signals", `${signed(gap.backtest, 2)} ${quote}`],
+      ...Object.entries(gap.parts).map(([name, part]) => [name.replaceAll("_", " "), `${signed(part, 2)} ${quote}`]),
+    ]));
+  }
+  return parts;
+}
+
 // -- models ---------------------------------------------------------------------------------------
 
 class Models {
@@ -205,10 +256,32 @@ class Models {
       { name: "for a fall, mean", colour: "down", format: (v) => fixed(v, 3) },
     ]);
     this.body = h("div", {});
+    this.outcomes = h("section", { "aria-live": "off" });
     $("panel-models").append(
       heading("Outputs of every model", "Each model gives the probability of one label; the score folds them into one number."),
-      h("div", { class: "columns" }, this.body, this.lines.element));
-    this.problem = h("p", { class: "empty" });
+      h("div", { class: "columns" }, this.body, this.lines.element), this.outcomes);
+    this.asking = false;
+  }
+
+  // Asked for when the tab is shown; the server measures at most every two minutes.
+  async outcome() {
+    const { store } = this.page;
+    if (this.asking) return;
+    this.asking = true;
+    if (!this.outcomes.hasChildNodes()) {
+      this.outcomes.replaceChildren(outcomesHeading(), h("p", { class: "empty" }, "Measuring, a few seconds …"));
+    }
+    const { symbol } = store;
+    let shown;
+    try {
+      const found = await get(`/api/outcomes?symbol=${encodeURIComponent(symbol)}`);
+      shown = outcomesOf(found, store.hello.quote);
+    } catch (error) {
+      shown = [outcomesHeading(), h("p", { class: "problem" }, error.message)];
+    }
+    this.asking = false;
+    if (symbol === store.symbol) this.outcomes.replaceChildren(...shown);
+    else this.outcome();
   }
 
   sides() {
@@ -222,6 +295,7 @@ class Models {
   async redraw() {
     const { store } = this.page;
     const { symbol } = store;
+    this.outcome();
     let found;
     try {
       found = await get(`/api/outputs?symbol=${encodeURIComponent(symbol)}`);
@@ -332,7 +406,7 @@ class Features {
         drift ? ["features that drifted", `${whole(drift.unusual)} of ${whole(drift.known)}`] : null,
         drift && drift.score_psi !== null ? ["PSI of the score", h("span", {
           class: drift.score_usual !== null && drift.score_psi > drift.score_usual ? "warn" : "",
-        }, `${fixed(drift.score_psi, 2)}, usual below ${fixed(drift.score_usual, 2)}`)] : null,
+        }, fixed(drift.score_psi, 2) + (drift.score_usual === null ? "" : `, usual below ${fixed(drift.score_usual, 2)}`))] : null,
         drift && drift.beyond !== null ? ["candles farther out than 99 % of training", `${fixed(100 * drift.beyond, 1)} %`] : null,
         drift ? ["drift looked at", `${whole(drift.rows)} candles up to ${moment(drift.last)}`] : null,
       ].filter(Boolean)) : "",
@@ -418,6 +492,14 @@ class Data {
   }
 }
 
+// What a service tells of itself: {a: 1, b: [x, y]} is "a 1, b x y".
+function inWords(value) {
+  if (typeof value === "number") return number(value);
+  if (Array.isArray(value)) return value.map(inWords).join(" ");
+  if (value === null || typeof value !== "object") return String(value);
+  return Object.entries(value).map(([name, one]) => `${name} ${inWords(one)}`).join(", ");
+}
+
 // -- pipeline -------------------------------------------------------------------------------------
 
 class Pipeline {
@@ -449,7 +531,7 @@ class Pipeline {
     const known = new Set(["service", "instance", "version", "pid", "time_ms", "ready", "reason", "lag", "last_ids"]);
     const extra = (one) => Object.entries(one).filter(([key, value]) =>
       !known.has(key) && value !== "" && value !== null && !(typeof value === "object" && !Object.keys(value).length))
-      .map(([key, value]) => `${key} ${typeof value === "object" ? JSON.stringify(value).replaceAll('"', "") : value}`)
+      .map(([key, value]) => `${key} ${inWords(value)}`)
       .join(" · ");
     const rows = status.services.map((one) => [
       one.instance && one.instance !== one.service ? `${one.service} (${one.instance})` : one.service,
@@ -511,7 +593,7 @@ class Releases {
         `${one.models.length} models, ${one.features} features`,
         aucs.length ? fixed(mean(aucs), 3) : "–",
         `${signed(one.buy, 2)} / ${signed(one.sell, 2)}`,
-        `${moment(one.start_ms).slice(0, 10)} – ${moment(one.end_ms).slice(0, 10)}`,
+        `${day(one.start_ms)} – ${day(one.end_ms)}`,
         whole(one.rows),
         h("span", { class: "row-buttons" },
           one.report ? h("a", { href: `/releases/${one.id}/report.html`, target: "_blank", rel: "noopener" }, "Report") : null,
@@ -523,13 +605,13 @@ class Releases {
         ? `${whole(releases.count)} in the model folder. The predictor takes what is live at the next candle.`
         : "There is none yet: `python -m trainer train --promote` makes the first.")),
       rows.length ? table("Releases, newest first", [
-        ["Release", ""], ["(live)", ""], ["What", ""], ["Mean AUC", "num"], ["Buy / sell", "num"],
-        ["Trained on", ""], ["Rows", "num"], ["(report and actions)", ""],
+        ["Release", ""], ["(live)", ""], ["What", "less"], ["Mean AUC", "num"], ["Buy / sell", "num less"],
+        ["Trained on", "less"], ["Rows", "num less"], ["(report and actions)", "tail"],
       ], rows) : "",
       releases.history.length ? table("What was live when, newest first", [
-        ["Time", ""], ["What", ""], ["Release", ""], ["Before", ""],
+        ["Time", ""], ["What", ""], ["Release", "tail"], ["Before", "tail less"],
       ], [...releases.history].reverse().map((one) => [
-        String(one.time).replace("T", " ").replace("Z", ""), one.action, h("span", { class: "mono" }, one.release),
+        moment(Date.parse(one.time), true), one.action, h("span", { class: "mono" }, one.release),
         one.previous ? h("span", { class: "mono" }, one.previous) : "none",
       ]), { caption: true }) : "");
   }

@@ -13,6 +13,7 @@ import aiohttp
 
 from dashboard.actions import Actions
 from dashboard.credentials import PasswordHash, read_credentials, write_password
+from dashboard.outcomes import Measure, Outcomes, run_outcomes
 from dashboard.service import Dashboard
 from dashboard.web import Site, serving
 from shared.bus import Bus
@@ -139,7 +140,13 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, url: str, bus: Bus, *, password: bool = True, **keys: Any
+    folder: Path,
+    url: str,
+    bus: Bus,
+    *,
+    password: bool = True,
+    measure: Measure = run_outcomes,
+    **keys: Any,
 ) -> AsyncIterator[Rig]:
     """The dashboard in this process, connected to the bus and ready. keys: of `dashboard`."""
     config: dict[str, Any] = {"port": free_port()} | keys
@@ -150,11 +157,13 @@ async def running(
         config["password_file"] = path
     settings = settings_for(folder, url, dashboard=config, symbols=symbols, trader={"mode": mode})
     dashboard, trainer, clock = Dashboard(settings), FakeTrainer(), [1_000.0]
+    outcomes = Outcomes(settings, dashboard.library, "config.json", measure, lambda: clock[0])
     site = Site(
         settings,
         read_credentials(settings),
         dashboard,
         Actions(settings, dashboard, "config.json", trainer),
+        outcomes,
         now_s=lambda: clock[0],
     )
     async with (

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -10,8 +11,10 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -348,3 +351,45 @@ def test_a_login_opens_the_page_and_confirmed_actions_are_done(tmp_path: Path, t
         tab.until("location.pathname === '/login'")
         tab.open(served.url, width=390)
         assert tab.evaluate("location.pathname") == "/login"
+
+
+def test_times_are_in_the_viewers_own_zone_where_that_is_chosen(served: Served, tab: Tab) -> None:
+    """Darwin is half an hour off the hours of UTC, so nothing is right by accident."""
+    tab.call("Emulation.setTimezoneOverride", timezoneId="Australia/Darwin")
+    try:
+        show(tab, served, width=390)
+        note = "document.querySelector('#price-note').textContent"
+        newest = tab.evaluate("document.querySelector('.signal time').dateTime")
+        moment = datetime.fromisoformat(newest.replace("Z", "+00:00"))
+        assert tab.evaluate("document.querySelector('#zone').textContent") == "UTC"
+        shown = "document.querySelector('.signal time').textContent"
+        assert tab.evaluate(shown).endswith(f"{moment:%H:%M}")
+        before = tab.evaluate(note)
+        tab.evaluate("document.querySelector('#zone').click()")
+        tab.until(f"{note} !== {json.dumps(before)}")
+        local = moment.astimezone(ZoneInfo("Australia/Darwin"))
+        assert tab.evaluate(shown).endswith(f"{local:%H:%M}")
+        told = "document.querySelector('#zone-told').textContent"
+        assert "Australia/Darwin (UTC+09:30)" in tab.evaluate(told)
+        assert tab.evaluate("document.querySelector('#zone').textContent") == "Darwin"
+        show(tab, served, width=390)
+        assert tab.evaluate(shown).endswith(f"{local:%H:%M}"), "it is remembered"
+        tab.evaluate("document.querySelector('#zone').click()")
+        tab.until(f"{note} === {json.dumps(before)}")
+        assert tab.evaluate(told) == "All times are UTC."
+        assert tab.messages == []
+    finally:
+        tab.evaluate("localStorage.removeItem('itb-zone')")
+        tab.call("Emulation.setTimezoneOverride", timezoneId="")
+
+
+def test_on_a_phone_no_table_is_cut_off(served: Served, tab: Tab) -> None:
+    for name in TABS:
+        show(tab, served, width=390, at=f"#{name}")
+        panel = f"#panel-{name}"
+        tab.until(f"document.querySelector('{panel} table') !== null")
+        cut = tab.evaluate(
+            f"[...document.querySelectorAll('{panel} .scroll')]"
+            ".filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"
+        )
+        assert cut == [], name
