@@ -5,7 +5,6 @@ did on the page: nothing that others do depends on it.
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from dashboard.library import Library
 from shared.bus import Bus, Entry, Source, id_order
 from shared.config import Settings
 from shared.errors import OutOfSync
+from shared.heartbeats import heartbeats as every_heartbeat
 from shared.runtime import Session
 from shared.streams import DRIFT, FEATURE, KLINE, NOTICE, ORDER, PARITY, SIGNAL
 
@@ -154,15 +154,7 @@ def sources_of(settings: Settings) -> dict[str, Source[Any]]:
 
 async def heartbeats(bus: Bus) -> list[Json]:
     """The last heartbeat of every service instance; a bare name for a service that has none."""
-    found: list[Json] = []
-    for key in await bus.keys("health:*"):
-        text = await bus.get(key)
-        try:
-            beat = json.loads(text) if text is not None else None
-            if isinstance(beat, dict):
-                found.append(beat)
-        except ValueError:
-            log.warning("a heartbeat cannot be read", extra={"key": key})
+    found: list[Json] = list((await every_heartbeat(bus)).values())
     there = {beat.get("service") for beat in found}
     silent = [name for name in SERVICES if name not in there]
     found += [{"service": name, "ready": False, "reason": "no heartbeat"} for name in silent]

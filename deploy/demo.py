@@ -21,7 +21,7 @@ import aiohttp
 import numpy as np
 
 from deploy import page
-from deploy.observer import Observer, heartbeats, not_ready
+from deploy.observer import Observer, not_ready
 from deploy.screen import Screen, View
 from deploy.supervisor import Program, Supervisor, service
 from deploy.tally import MAKERS, STAGES, Tally, Window, tally
@@ -32,6 +32,7 @@ from shared.bus import Bus, id_ms
 from shared.config import PREFIX, SECRETS, Dashboard
 from shared.errors import BadInput, Failure, Usage
 from shared.events import Delivery
+from shared.heartbeats import heartbeats
 from shared.klinefiles import read_klines, write_columns
 from shared.klines import KLINE_COLUMNS
 from shared.streams import NOTIFICATION, SIGNAL

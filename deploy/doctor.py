@@ -15,7 +15,6 @@ from pathlib import Path
 import aiohttp
 
 from deploy.demo import SERVICES
-from deploy.observer import heartbeats
 from deploy.streams import describe
 from deploy.valkey import binary
 from shared import config
@@ -25,6 +24,7 @@ from shared.bus import Bus
 from shared.config import Settings
 from shared.errors import BadInput, Failure, OutOfSync, Rejected, Unavailable
 from shared.features.configured import configured
+from shared.heartbeats import heartbeats
 from shared.link import Link
 from shared.releases import current_folder
 from shared.times import iso

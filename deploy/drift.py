@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from deploy.observer import Observer, heartbeats
+from deploy.observer import Observer
 from deploy.screen import columns
 from shared.bus import Bus, Source
 from shared.config import Settings, load
 from shared.events import Drift
 from shared.explain.explanation import plain
+from shared.heartbeats import heartbeats
 from shared.streams import DRIFT
 from shared.times import iso
 

@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy.observer import Observer, heartbeats
+from deploy.observer import Observer
 from shared.bus import Bus
 from shared.config import PREFIX, Settings, load
 from shared.errors import Failure
 from shared.explain import Explainer, Explanation, signal_place
+from shared.heartbeats import heartbeats
 from shared.times import iso
 
 _PATIENCE_S = 3.0

@@ -1,7 +1,6 @@
 """Looks at the bus from outside, through restarts of the server."""
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -52,16 +51,6 @@ class Observer:
                 if time.monotonic() >= deadline:
                     raise Failure(str(error)) from None
                 await asyncio.sleep(_PAUSE_S)
-
-
-async def heartbeats(bus: Bus) -> dict[str, dict[str, Any]]:
-    """Last heartbeat per service instance (`service:instance`) that is alive."""
-    found: dict[str, dict[str, Any]] = {}
-    for key in await bus.keys("health:*"):
-        text = await bus.get(key)
-        if text is not None:
-            found[key.removeprefix("health:")] = json.loads(text)
-    return found
 
 
 def not_ready(beats: Mapping[str, Mapping[str, Any]], service: str) -> str | None:

@@ -9,12 +9,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-from deploy.observer import Observer, heartbeats
+from deploy.observer import Observer
 from shared.bus import Bus
 from shared.config import Settings
 from shared.control import CONTROL_FILE, CONTROL_KEY, Word, text_of
 from shared.errors import Failure
 from shared.events import OrderState
+from shared.heartbeats import heartbeats
 from shared.ledger import NEW_ACCOUNT
 from trader.places import OBSERVE, journal_folder
 

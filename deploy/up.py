@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from deploy import page
 from deploy.demo import SERVICES, train
 from deploy.doctor import RELEASE, Line, Mark
-from deploy.observer import Observer, heartbeats, not_ready
+from deploy.observer import Observer, not_ready
 from deploy.screen import Screen
 from deploy.supervisor import Supervisor, service
 from deploy.valkey import DEFAULT_PORT, EmbeddedValkey, check_free
@@ -25,6 +25,7 @@ from shared.bus import Bus, Entry, Source
 from shared.config import PREFIX, Settings
 from shared.errors import Failure, Usage
 from shared.events import Delivery, Level, Notice, Notification, Signal
+from shared.heartbeats import heartbeats
 from shared.releases import current_id
 from shared.streams import NOTICE, NOTIFICATION, SIGNAL, number_text
 from shared.times import iso

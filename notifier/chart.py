@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import numpy.typing as npt
 
+from shared.candlesticks import draw_candles
 from shared.errors import Failure
 from shared.events import Kline, Signal
 
@@ -65,7 +66,7 @@ def draw(picture: Picture) -> bytes:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     days = [dates.date2num(datetime.fromtimestamp(t / 1000, UTC)) for t in bars[:, 0]]
     width = float(np.diff(days).min()) * 0.7 if len(days) > 1 else 1 / 1440
-    _candles(above, days, bars, width)
+    draw_candles(above, days, bars[:, 1:], width=width, up=_UP, down=_DOWN)
     _trades(above, picture.trades, dates)
     _scores(below, picture, dates)
     last = bars[-1, 4]
@@ -100,17 +101,6 @@ def _folded(picture: Picture) -> Floats:
         bar = folded.setdefault(start, [start, one.open, one.high, one.low, one.close])
         bar[2], bar[3], bar[4] = max(bar[2], one.high), min(bar[3], one.low), one.close
     return np.array([folded[start] for start in sorted(folded)])
-
-
-def _candles(axes: Any, days: Sequence[float], bars: Floats, width: float) -> None:
-    rises = bars[:, 4] >= bars[:, 1]
-    for is_up, color in ((True, _UP), (False, _DOWN)):
-        at = np.flatnonzero(rises == is_up)
-        x = np.asarray(days)[at]
-        axes.vlines(x, bars[at, 3], bars[at, 2], color=color, lw=0.8)
-        bottom = np.minimum(bars[at, 1], bars[at, 4])
-        body = np.abs(bars[at, 4] - bars[at, 1])
-        axes.bar(x, body, width, bottom=bottom, color=color, edgecolor=color, lw=0.4)
 
 
 def _trades(axes: Any, trades: Sequence[Trade], dates: Any) -> None:

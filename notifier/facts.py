@@ -3,7 +3,6 @@
 Reads only, without a group of its own: nothing here moves anybody's position.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,6 +11,7 @@ from typing import Any
 from shared.bus import Bus, Entry, Source
 from shared.config import Settings
 from shared.events import Kline, Notice, Order, Signal
+from shared.heartbeats import heartbeats
 from shared.ledger import Ledger, ledger_of
 from shared.streams import FEATURE, KLINE, NOTICE, ORDER, PREDICTION, SIGNAL
 
@@ -60,12 +60,7 @@ class Facts:
 
     async def heartbeats(self) -> dict[str, dict[str, Any]]:
         """By `service:instance`; only those that beat within their time to live."""
-        found = {}
-        for key in await self.bus.keys("health:*"):
-            beat = json.loads(await self.bus.get(key) or b"null")
-            if isinstance(beat, dict):
-                found[key.removeprefix("health:")] = beat
-        return found
+        return await heartbeats(self.bus)
 
     async def newest_signal(self, symbol: str) -> Signal | None:
         entries = await self.bus.tail(Source(SIGNAL, symbol, self.settings.interval), 1)

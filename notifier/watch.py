@@ -14,9 +14,10 @@ from typing import Any
 
 import aiohttp
 
-from shared.bus import Bus, GroupStanding, Source, id_order, part_name
+from shared.bus import GroupStanding, Source, id_order, part_name
 from shared.config import Settings
 from shared.events import Level
+from shared.heartbeats import heartbeats
 from shared.logs import Quiet
 from shared.metrics import (
     GROUP_LAG,
@@ -133,7 +134,7 @@ async def watch(session: Session, *, silent_s: float) -> None:
     roll.load(json.loads(await bus.get(WATCHED_KEY) or b"{}"), time.monotonic())
     kept: dict[str, bool] = {}
     while True:
-        beats = await _heartbeats(bus)
+        beats = await heartbeats(bus)
         stamps = {name: (beat.get("pid"), beat.get("time_ms")) for name, beat in beats.items()}
         now_s = time.monotonic()
         for change in roll.look(stamps, now_s):
@@ -164,16 +165,6 @@ def _text(change: Change) -> str:
         f"{who} has been silent for {change.silent_s:.0f} s: it has ended, hangs or cannot reach "
         "Redis; see its log"
     )
-
-
-async def _heartbeats(bus: Bus) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for key in await bus.keys("health:*"):
-        text = await bus.get(key)
-        beat = json.loads(text) if text is not None else None
-        if isinstance(beat, dict):
-            found[key.removeprefix("health:")] = beat
-    return found
 
 
 async def watch_bus(session: Session) -> None:

@@ -4,10 +4,12 @@ matplotlib comes with the trainer's install group; a live service may be without
 """
 
 import io
-import math
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
+from shared.candlesticks import draw_candles
 from shared.errors import Failure
 from shared.explain.explanation import Explanation
 from shared.times import iso
@@ -52,18 +54,10 @@ def _title(found: Explanation) -> str:
 
 
 def _draw_candles(axes: Any, found: Explanation) -> None:
-    columns = found.candles.columns
-    place = {name: columns.index(name) for name in columns}
-    rows = [row for row in found.candles.newest if math.isfinite(row[place["close"]])]
-    positions = {row[0]: at for at, row in enumerate(found.candles.newest)}
-    for row in rows:
-        at = positions[row[0]]
-        opened, close = row[place["open"]], row[place["close"]]
-        colour = _UP if close >= opened else _DOWN
-        axes.vlines(at, row[place["low"]], row[place["high"]], color=colour, lw=0.8)
-        axes.bar(
-            at, abs(close - opened) or 1e-12, bottom=min(opened, close), width=0.7, color=colour
-        )
+    place = [found.candles.columns.index(name) for name in ("open", "high", "low", "close")]
+    bars = np.array([[row[at] for at in place] for row in found.candles.newest])
+    there = np.flatnonzero(np.isfinite(bars).all(axis=1))
+    draw_candles(axes, there.tolist(), bars[there], width=0.7, up=_UP, down=_DOWN)
     last = len(found.candles.newest) - 1
     axes.axvline(last, color=_INK, lw=0.9, ls=":")
     ticks = [at for at in range(last + 1) if at % max(1, last // 6) == 0]
