@@ -285,10 +285,13 @@ def test_the_gap_to_the_backtest_of_a_real_run_is_told_in_parts_that_sum_up(
 ) -> None:
     data = tmp_path / "TESTUSDT-1m.parquet"
     _market(data, 5_000 + 500)
-    run = start(
-        "--data", str(data), "--bars", "500", "--speed", "600", "--json", "--hold",
-        ITB_SIGNALER__MODEL__BUY_THRESHOLD="0.02", ITB_SIGNALER__MODEL__SELL_THRESHOLD="-0.02",
-    )  # fmt: skip
+    # Low ones, so that there are trades; the trader and the backtest must have the same.
+    thresholds = {
+        "ITB_SIGNALER__MODEL__BUY_THRESHOLD": "0.02",
+        "ITB_SIGNALER__MODEL__SELL_THRESHOLD": "-0.02",
+    }
+    arguments = ("--data", str(data), "--bars", "500", "--speed", "600", "--json", "--hold")
+    run = start(*arguments, **thresholds)
     result = run.line()
     server = redis.Redis.from_url(result["redis_url"])
     lines = [msgpack.unpackb(f[b"data"]) for _, f in server.xrange("order:{TESTUSDT}")]
@@ -300,6 +303,7 @@ def test_the_gap_to_the_backtest_of_a_real_run_is_told_in_parts_that_sum_up(
         capture_output=True,
         text=True,
         check=True,
+        env=os.environ | thresholds,
     )
     gap = json.loads(shown.stdout)["trading"]["gap"]
     assert gap["trips"]["live"] == len(profits)
