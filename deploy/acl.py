@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from notifier.chats import preferences_key
+from notifier.chats import preferences_key, updates_key
 from shared.control import CONTROL_KEY
 from shared.streams import (
     ALERT,
@@ -88,8 +88,8 @@ ACCESS: Mapping[str, Access] = {
         consumes=(SIGNAL, NOTICE),
         writes=(*_MESSAGES, *(of_chat(stream, "*") for stream in _MESSAGES)),
         looks=(*STREAMS, dead_letters("*")),
-        puts=(WATCHED_KEY, preferences_key("*"), CONTROL_KEY),
-        gets=(health_key("*", "*"),),
+        puts=(WATCHED_KEY, preferences_key("*"), updates_key("*"), CONTROL_KEY),
+        gets=(health_key("*", "*"), schema_key("*")),  # the latter for /why
         scans=True,
     ),
     "trader": Access(

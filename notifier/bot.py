@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from notifier.channel import Channel, Closed, Conflict, Incoming, Message, Slow
-from notifier.chats import Recipient
+from notifier.chats import Recipient, updates_key
 from notifier.gate import CODED, Codes, Command, command_of, objection
 from notifier.outbox import Pace
 from notifier.words import LANGUAGES, say
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 _WAIT_S = 25
 _RETRY_S = (1.0, 30.0)
 _ANSWER_TRIES = 3
+# After a week without an update Telegram numbers the next one at random, perhaps below the offset,
+# and an update below it counts as confirmed: nobody would ever hear of that /halt.
+_NUMBERED_S = 6 * 86_400
 MENU = (
     "status", "score", "why", "chart", "position", "balance", "profit", "trades", "performance",
     "model", "data", "latency", "health", "mute", "threshold", "pause", "resume", "halt",
@@ -130,11 +133,12 @@ class Bot:
             await self._source.set_commands(menu, None if language == "en" else language)
 
     async def _listen(self) -> None:
-        key = f"telegram:{self._source.bot_id}:offset"
-        stored = await self._bus.get(key)
-        offset = int(stored) if stored is not None and stored.isdigit() else None
+        key = updates_key(self._source.bot_id)
+        offset, heard_s = _place(await self._bus.get(key), time.time())
         pause_s = self._retry_s[0]
         while True:
+            if time.time() - heard_s > _NUMBERED_S:
+                offset = None
             try:
                 found = await self._source.next(offset, _WAIT_S)
             except Closed as error:
@@ -147,13 +151,14 @@ class Bot:
             for incoming in found:
                 if offset is not None and incoming.update_id < offset:
                     continue
-                offset = incoming.update_id + 1
+                offset, heard_s = incoming.update_id + 1, time.time()
                 command = command_of(incoming.text)
+                kept = f"{offset} {heard_s:.0f}"
                 if command is not None and command.name in _TWICE_RATHER:
                     await self._follow(incoming, command)
-                    await self._bus.put(key, str(offset))
+                    await self._bus.put(key, kept)
                 else:
-                    await self._bus.put(key, str(offset))
+                    await self._bus.put(key, kept)
                     await self._follow(incoming, command)
 
     async def _wait(self, error: Exception, pause_s: float) -> float:
@@ -239,3 +244,10 @@ class Bot:
                 problem = error
                 break
         log.warning("an answer was not sent: %s", problem)
+
+
+def _place(kept: bytes | None, now_s: float) -> tuple[int | None, float]:
+    """(offset, when the update before it came), as they were kept; an earlier version kept the
+    offset alone. An offset of None begins with whatever Telegram still has."""
+    number, _, at = (kept or b"").decode().partition(" ")
+    return int(number) if number.isdigit() else None, float(at) if at.isdigit() else now_s

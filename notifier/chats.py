@@ -43,6 +43,11 @@ def preferences_key(chat: str) -> str:
     return f"chat:{chat}"
 
 
+def updates_key(bot: object) -> str:
+    """How far a bot has read what people wrote to it: `<offset> <when, s since the epoch>`."""
+    return f"telegram:{bot}:offset"
+
+
 @dataclass(slots=True)
 class Recipient:
     """A chat with its place on the bus: a group of its own, so that one that is away or blocked

@@ -36,10 +36,11 @@ from aiogram.types import (
     InlineKeyboardButton,
     InlineKeyboardMarkup,
     LinkPreviewOptions,
+    Update,
 )
 from aiogram.utils.token import TokenValidationError
 from aiohttp import ClientConnectorError, ClientTimeout, ConnectionTimeoutError, InvalidURL
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from notifier.channel import TELEGRAM, Closed, Conflict, Incoming, Message, Slow
 from shared.errors import Rejected, Unavailable, Unknown, Usage
@@ -266,9 +267,13 @@ class Updates(_Api):
 
 
 def _incoming(update: Any) -> Incoming:
-    """What we need of an update; a dict is one of a kind that aiogram does not know yet."""
+    """What we need of an update. Where aiogram does not know the kind of one of them it gives all
+    that came together as dicts: the others are read by themselves, and that one is nothing."""
     if isinstance(update, dict):
-        return Incoming(update_id=int(update["update_id"]))
+        try:
+            update = Update.model_validate(update)
+        except ValidationError:
+            return Incoming(update_id=int(update["update_id"]))
     query, message = update.callback_query, update.message
     if query is not None:
         place = query.message

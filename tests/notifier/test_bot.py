@@ -7,17 +7,19 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
 import pytest
 
 from notifier.bot import MENU
 from notifier.daily import newest_due_ms
 from notifier.service import Notifier
+from notifier.words import LANGUAGES, say
 from shared.bus import Source, Write
 from shared.config import Settings
 from shared.control import CONTROL_KEY, Word, command_of
 from shared.events import Delivery, Order, OrderState
 from shared.streams import DAILY, ORDER, SIGNAL
-from tests.fakes.telegram import CHAT, TOKEN, Chat, FakeTelegram, RetryAfter, Status
+from tests.fakes.telegram import CHAT, TOKEN, Chat, FakeTelegram, Hang, RetryAfter, Status
 from tests.notifier.desk import START, Desk, open_desk, serving, settings
 from tests.played import Played
 from tests.valkey import Server
@@ -296,3 +298,89 @@ async def test_why_says_what_moved_the_score_and_that_the_bits_are_the_same(
             assert all(name in text for name in signal.outputs)
             assert "the same bits" in text
             assert "Cannot explain it" in (await answer(telegram, "/why BTCUSDT-1m-60000"))["text"]
+
+
+async def test_after_a_week_of_silence_updates_that_are_numbered_anew_are_heard(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    """Telegram numbers them at random then; what lies below the offset counts as confirmed."""
+    config = commanded(telegram, desk)
+    key = f"telegram:{TOKEN.partition(':')[0]}:offset"
+    await desk.bus.put(key, f"900000000 {time.time() - 7 * 86_400:.0f}")
+    async with listening(desk, config):
+        assert (await answer(telegram, "/score"))["text"]
+    assert int((await desk.bus.get(key) or b"").split()[0]) < 900_000_000
+    await desk.bus.put(key, f"900000000 {time.time() - 86_400:.0f}")
+    telegram._update_id = 900_000_000  # a day is no week: the numbers go on
+    async with listening(desk, config):
+        assert (await answer(telegram, "/score"))["text"]
+
+
+async def test_an_update_that_nobody_can_read_takes_no_command_with_it(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    odd = {"update_id": 1, "message": {"message_id": 1, "date": "no date", "chat": 5}}
+    telegram._update_id = 1
+    telegram._updates.append(odd)
+    before = len(_ours(telegram, CHAT))
+    await telegram.say("/halt")
+    async with listening(desk, commanded(telegram, desk)), telegram.stored:
+        await telegram.stored.wait_for(lambda: len(_ours(telegram, CHAT)) > before)
+    assert _word(await desk.bus.get(CONTROL_KEY)) == Word.HALT
+
+
+async def test_another_reader_of_the_bot_is_told_once_and_commands_go_on(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    url = f"{telegram.url}/bot{TOKEN}/getUpdates?offset=999999&timeout=0"
+    async with listening(desk, commanded(telegram, desk)), aiohttp.ClientSession() as other:
+        for _ in range(3):
+            assert (await answer(telegram, "/score"))["text"]
+            polls = _polls(telegram)
+            await until(lambda polls=polls: _polls(telegram) > polls)  # type: ignore[misc]
+            async with other.get(url):
+                pass
+        assert (await answer(telegram, "/score"))["text"]
+        notices = [n for n in await desk.notices("notifier") if n.code == "bot_conflict"]
+        assert len(notices) == 1
+        assert "only one bot with this token" in notices[0].text
+
+
+def _polls(telegram: FakeTelegram) -> int:
+    return sum(call.method == "getupdates" for call in telegram.calls)
+
+
+async def test_an_answer_that_may_have_arrived_is_not_sent_again(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    notifier = Notifier(retry_s=(0.01, 0.05), answer_s=1.0)
+    async with serving(desk.url, "notifier", notifier.serve, commanded(telegram, desk)):
+        await answer(telegram, "/threshold")
+        telegram.faults.append(Hang(stored=True))
+        assert "No trades" in (await answer(telegram, "/trades"))["text"]
+        assert "No signal" in (await answer(telegram, "/score"))["text"]
+    texts = [message["text"] for message in _ours(telegram, CHAT)]
+    assert len(texts) == 3, texts
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_every_command_answers_in_every_language(
+    desk: Desk, telegram: FakeTelegram, language: str
+) -> None:
+    """An answer is there and is a sentence of that language's column, if it has a sentence."""
+    chats = [{"chat": str(CHAT), "language": language}]
+    expected = {
+        "status": "all_ready", "score": "no_signal", "why": "no_signal", "position": "no_position",
+        "balance": "no_trader", "trades": "no_trades", "performance": "no_trades",
+        "model": "no_release", "data": "no_candles", "latency": "no_signal", "health": "all_ready",
+        "mute 0": "unmuted", "pause": "paused", "halt": "halted", "resume 1": "bad_code",
+        "flatten 1": "bad_code", "profit": "realised", "nonsense": "unknown_command",
+        "chart x": "chart_usage", "help": "help_flatten", "mute x": "mute_usage",
+    }  # fmt: skip
+    assert {command.split()[0] for command in expected} >= set(MENU) - {"threshold"}
+    async with listening(desk, commanded(telegram, desk, chats=chats)):
+        for command, phrase in expected.items():
+            text = (await answer(telegram, f"/{command}"))["text"]
+            assert say(phrase, language) in text, command
+        text = (await answer(telegram, "/threshold 3"))["text"]
+        assert text == say("threshold", language, threshold=3, score="0.15")

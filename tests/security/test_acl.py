@@ -1,7 +1,9 @@
 """Each service's user of the server: its work is allowed, everything else is denied (FAULTS H3)."""
 
+import asyncio
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import redis
 
 from deploy import keys
 from deploy.acl import ACCESS, ADMIN, READER, USERS, acl_file
+from notifier.service import Notifier
 from shared import bus as bus_module
 from shared.bus import Bus, Source, Step, Write
 from shared.config import load
@@ -26,6 +29,8 @@ from shared.streams import (
     dead_letters,
     health_key,
 )
+from tests.fakes.telegram import CHAT, TOKEN, FakeTelegram
+from tests.notifier.desk import serving, settings
 from tests.resilience.conftest import (
     FEATURES,
     models,  # noqa: F401  # a fixture, used by name
@@ -264,3 +269,27 @@ async def test_the_whole_system_works_under_its_users(
         assert not system.surprises, system.tails()
     assert log == []
     assert set(SERVICES) <= users
+
+
+async def test_the_bot_hears_and_answers_under_its_user(guarded: Server) -> None:
+    """What it keeps about Telegram's updates is a key like any other."""
+    async with FakeTelegram(clock=lambda: time.time() - 1_700_000_000) as telegram:
+        config = settings(
+            redis_url=_url(guarded, "notifier"),
+            telegram_bot_token=TOKEN,
+            telegram_chat_id=str(CHAT),
+            telegram_url=telegram.url,
+            notifier={"messages_per_minute": 1800, "users": [CHAT], "watch": []},
+        )
+        notifier = Notifier(retry_s=(0.01, 0.05))
+        async with serving(config.bus_url, "notifier", notifier.serve, config):
+            for command, words in (
+                ("/score", "No signal"), ("/mute 5", "muted"), ("/halt", "HALT"),
+                ("/resume", "within 60 s"), ("/status", "ready"), ("/trades", "No trades"),
+            ):  # fmt: skip
+                sent = len(telegram.chats[CHAT].messages)
+                await telegram.say(command)
+                async with asyncio.timeout(60):
+                    await telegram.until(sent + 2)  # the command, and what it is answered
+                assert words.lower() in telegram.texts()[-1].lower()
+    assert _admin(guarded).get(f"telegram:{TOKEN.partition(':')[0]}:offset")
