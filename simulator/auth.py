@@ -29,7 +29,7 @@ AHEAD_MS = 1000  # how far a timestamp may lie in the future
 _WINDOW = 5000.0
 _WINDOW_MOST = 60_000
 _MICROSECONDS_FROM = 10**14
-_RECV_WINDOW = re.compile(r"^[0-9]{1,5}(\.[0-9]{1,3})?$")
+_RECV_WINDOW = re.compile(r"^[0-9]{1,20}(\.[0-9]{1,3})?$")
 _DIGITS = re.compile(r"^[0-9]{1,20}$")
 _KEY = re.compile(r"^[A-Za-z0-9]{1,128}$")
 
@@ -130,7 +130,7 @@ def check_window(
                 400,
                 -1100,
                 "Illegal characters found in parameter 'recvWindow'; legal range is "
-                "'^[0-9]{1,5}(\\.[0-9]{1,3})?$'.",
+                "'^[0-9]{1,20}(\\.[0-9]{1,3})?$'.",
             )
         allowed = float(window)
         if allowed > _WINDOW_MOST:

@@ -89,7 +89,8 @@ class View:
     """What a request sees: venue, market time, account (wall) time, time unit of the reply.
 
     adjust: candles as faults leave them (hidden or revised), identity without faults.
-    symbol_info: the exchangeInfo object of a spot symbol, as it is now.
+    symbol_info: the exchangeInfo object of a spot symbol, as it is now. order_limits: orders in ten
+    seconds and in a day.
     """
 
     venue: Venue
@@ -98,6 +99,7 @@ class View:
     wall_ms: int
     unit: int
     weight_limit: int
+    order_limits: tuple[int, int]
     adjust: Callable[[str, str, list[Candle]], list[Candle]]
     symbol_info: Callable[[str], dict[str, Any]]
     exchange_filters: list[dict[str, Any]]
@@ -397,8 +399,8 @@ def exchange_info(view: View, params: Params) -> str:
         "serverTime": view.wall_ms * view.unit,
         "rateLimits": [
             _rate("REQUEST_WEIGHT", "MINUTE", 1, view.weight_limit),
-            _rate("ORDERS", "SECOND", 10, 100),
-            _rate("ORDERS", "DAY", 1, 200_000),
+            _rate("ORDERS", "SECOND", 10, view.order_limits[0]),
+            _rate("ORDERS", "DAY", 1, view.order_limits[1]),
             _rate("RAW_REQUESTS", "MINUTE", 5, 300_000),
         ],
         "exchangeFilters": view.exchange_filters,

@@ -334,6 +334,7 @@ class Rest:
             book_ms=book,
             wall_ms=self.clock.now_ms(),
             weight_limit=self.budgets[name].per_minute,
+            order_limits=(self.desk.terms.orders_10s, self.desk.terms.orders_day),
             unit=unit,
             symbol_info=lambda s: self.desk.state.symbols[s].info,
             exchange_filters=self.desk.exchange_filters,

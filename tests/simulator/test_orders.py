@@ -275,8 +275,12 @@ async def test_nothing_is_executed_without_a_good_signature_and_time() -> None:
         assert await client.ask(
             "POST", "order", **order, recvWindow="60000", timestamp=now["serverTime"] - 30000
         )
-        window = await client.fails("POST", "order", **order, recvWindow="60001")
-        assert window == (400, -1131, "recvWindow must be less than 60000.")
+        for wide in ("60001", "60000.001", "100000", "99999999999"):
+            window = await client.fails("POST", "order", **order, recvWindow=wide)
+            assert window == (400, -1131, "recvWindow must be less than 60000.")
+        for odd in ("-1", "5e3", "5000.0001"):
+            window = await client.fails("POST", "order", **order, recvWindow=odd)
+            assert window[:2] == (400, -1100)
 
 
 async def test_the_market_moves_while_orders_wait() -> None:

@@ -161,6 +161,15 @@ async def test_signed_and_retired_endpoints_say_so() -> None:
         assert await ex.get("/dapi/v1/exchangeInfo") == {"symbols": []}
 
 
+async def test_exchange_info_shows_the_limits_that_hold() -> None:
+    async with exchange() as ex:
+        for ten, day in ((100, 200_000), (7, 50)):
+            rows = (await ex.get("/api/v3/exchangeInfo"))["rateLimits"]
+            shown = {r["interval"]: r["limit"] for r in rows if r["rateLimitType"] == "ORDERS"}
+            assert shown == {"SECOND": ten, "DAY": day}
+            await ex.control("limits", orders_10s=7, orders_day=50)
+
+
 async def test_exchange_info_by_symbol_symbols_or_all() -> None:
     async with exchange("--symbol", "BTCUSDT", "ETHUSDT", "XRPUSDT") as ex:
         whole = await ex.get("/api/v3/exchangeInfo")
