@@ -149,6 +149,7 @@ class BinanceAccount:
                 raise Usage(f"{url!r} is no address of an exchange ({kinds[1]}://...)")
         self.weights = weights if weights is not None else Weights()
         self.skew_ms = 0.0  # as last measured
+        self._measured_s: tuple[float, float] | None = None  # when, monotonic; what it was then
         self._root = rest_url.rstrip("/")
         self._order_url = URL(f"{self._root}/api/v3/order", encoded=True)
         self._oco_url = URL(f"{self._root}/api/v3/orderList/oco", encoded=True)
@@ -184,8 +185,11 @@ class BinanceAccount:
         )
 
     def now_ms(self) -> int:
-        """The account clock, after the skew that was last measured."""
-        return round(time.time() * 1000 + self.skew_ms)
+        """The account clock, as it was last measured; steps of our own clock do not move it."""
+        if self._measured_s is None:
+            return round(time.time() * 1000)
+        at_s, then_ms = self._measured_s
+        return round(then_ms + (time.monotonic() - at_s) * 1000)
 
     # -- orders ---------------------------------------------------------------------------------
 
@@ -437,7 +441,9 @@ class BinanceAccount:
         took_s = time.monotonic() - since
         body = self._answer("time", reply)
         with _Shaped("time"):
-            self.skew_ms = _time(_object(body), "serverTime") - (before + took_s / 2) * 1000
+            there_ms = _time(_object(body), "serverTime")
+            self.skew_ms = there_ms - (before + took_s / 2) * 1000
+            self._measured_s = (since + took_s / 2, float(there_ms))
         return self.skew_ms
 
     async def _read(

@@ -69,6 +69,7 @@ class Core:
         self.desks: dict[str, Desk] = {}
         self.out = Output()
         self.skew_ms: float | None = None
+        self.clock_is_off = False  # the exchange says so: nothing is sent before it is measured
         self.balances_ms = 0
         self.file: Command | None = None
         self._amounts: dict[str, tuple[Decimal, Decimal]] = {}

@@ -40,6 +40,8 @@ from trader.messages import (
     Cancel,
     FetchBalances,
     FetchFills,
+    FetchRules,
+    MeasureClock,
     NotSent,
     Now,
     Place,
@@ -92,7 +94,9 @@ _FREE = Costs(0.0, 0.0, True)  # only shorts look at costs here
 _PLACES = Decimal("1e-10")
 _CENTS = Decimal("1e-8")
 _INSUFFICIENT = -2010
+_OUTSIDE_WINDOW = -1021
 _DUPLICATE = "duplicate order sent"
+_CLOSED = "market is closed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -468,7 +472,7 @@ class Desk:
         """Takes the next step, if it is time for one."""
         if not self.ready or not self.settled or self.told or self.unknown is not None:
             return
-        if now.account_ms < self.pause_ms:
+        if now.account_ms < self.pause_ms or self.core.clock_is_off:
             return
         self.pause_ms = 0
         switch = self.core.switch
@@ -858,7 +862,15 @@ class Desk:
         self._news(Level.WARNING, "order_refused", what)
         if result.is_about_key:
             self.core.halt(f"the exchange refuses the key: {result.text}", now)
-        if result.code == _INSUFFICIENT:
+        if result.code == _OUTSIDE_WINDOW:
+            self.core.clock_is_off = True
+            self.core.request(self.symbol, MeasureClock())
+        is_closed = _CLOSED in result.text.lower()
+        if is_closed and self.filters is not None:
+            # Until the exchange tells what it is, and by the newest word trades again.
+            self.filters = replace(self.filters, status="closed")
+            self.core.request(self.symbol, FetchRules())
+        elif result.code == _INSUFFICIENT:
             self.core.request(self.symbol, FetchBalances())
             if order.leg == Leg.EXIT and goal is not None and not self.is_short:
                 # Somebody else sold or locked our coins: what is left is sold, once it is known.
@@ -869,6 +881,8 @@ class Desk:
             self.core.halt(f"{most} orders in a row were refused, last: {result.text}", now)
         if order.leg in (Leg.EXIT, Leg.FLATTEN) and not order.list_id:
             self.pause_ms = now.account_ms + ASK_MS
+        if is_closed:
+            return
         if order.list_id and order.leg == Leg.EXIT and goal is not None:
             # The market is at the exit's price already: a limit order alone takes it.
             self.goal = replace(goal, attempt=goal.attempt + 1, alone=True)

@@ -56,7 +56,17 @@ class FetchBalances:
     """What the account holds is not what we thought."""
 
 
-Request = Place | Cancel | Query | FetchFills | FetchBalances
+@dataclass(frozen=True, slots=True)
+class FetchRules:
+    """The exchange says that the symbol's market is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureClock:
+    """The exchange says that our clock is not its own."""
+
+
+Request = Place | Cancel | Query | FetchFills | FetchBalances | FetchRules | MeasureClock
 
 
 @dataclass(frozen=True, slots=True)

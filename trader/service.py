@@ -44,6 +44,7 @@ from shared.exchange import (
     StreamGap,
     UserEvent,
 )
+from shared.filters import SymbolRules
 from shared.ledger import DAY_MS, ZERO
 from shared.logs import Quiet
 from shared.metrics import (
@@ -62,7 +63,7 @@ from shared.streams import ORDER, SIGNAL, intent_key
 from trader.archive import Archivist
 from trader.candles import Candles
 from trader.clock import AccountClock
-from trader.core import Core
+from trader.core import TRADING, Core
 from trader.desk import SETTLE_MS, Desk
 from trader.journal import Journal, Taken
 from trader.merge import merge
@@ -71,6 +72,8 @@ from trader.messages import (
     Cancel,
     FetchBalances,
     FetchFills,
+    FetchRules,
+    MeasureClock,
     NotSent,
     Now,
     Place,
@@ -100,6 +103,8 @@ _TICK_S = 0.25
 _CONTROL_S = 1.0
 _SWEEP_S = 60.0
 _CLOCK_S = 10.0
+_CLOCK_AGAIN_S = 1.0
+_CLOSED_S = 10.0
 _RULES_S = 300.0
 _LOOK_BACK_MS = 600_000
 _DURABLE_S = 2.0
@@ -263,7 +268,7 @@ class Shell:
         self._room.set()
         self._caught_up = False
         self._tasks: asyncio.TaskGroup | None = None
-        self._look = asyncio.Event()
+        self._look, self._clock_off = asyncio.Event(), asyncio.Event()
         self._counts: dict[str, int] = {}
         self._quiet, self._trouble = Quiet(60.0), trouble
         self._day: int | None = None
@@ -537,7 +542,7 @@ class Shell:
             self._tasks = tasks
             for work in (
                 self._read_signals, self._listen, self._sweep, self._keep_clock, self._keep_rules,
-                self._watch_control, self._tick, self._archivist().run,
+                self._watch_closed, self._watch_control, self._tick, self._archivist().run,
             ):  # fmt: skip
                 tasks.create_task(work(), name=work.__name__)
             while True:
@@ -793,6 +798,11 @@ class Shell:
         elif isinstance(request, FetchBalances):
             with contextlib.suppress(Unavailable, Denied):  # the next sweep asks again
                 await self._fetch_balances()
+        elif isinstance(request, FetchRules):
+            with contextlib.suppress(Unavailable, Denied):  # it is asked again while it is closed
+                await self._fetch_rules(symbol)
+        elif isinstance(request, MeasureClock):
+            self._clock_off.set()
 
     async def _place(self, place: Place) -> Sequence[OrderReport] | NotSent | Refused | Unsure:
         try:
@@ -804,8 +814,6 @@ class Shell:
         except Unknown as error:
             return Unsure(str(error))
         except Denied as error:
-            if isinstance(error, OutsideWindow):
-                self._look.set()
             return Refused(error.code, error.text, isinstance(error, KeyDenied))
 
     async def _cancel(
@@ -827,6 +835,8 @@ class Shell:
             report = await self._account.order(symbol, name)
         except (Unavailable, Denied) as error:
             why = str(error)
+            if isinstance(error, OutsideWindow):
+                self._clock_off.set()
             await self._put(lambda: desk.unanswered(name, why, self.now(symbol), what=what))
             return
         await self._put(lambda: desk.found(name, report, asked_ms, self.now(symbol), what=what))
@@ -904,9 +914,21 @@ class Shell:
     async def _keep_clock(self) -> None:
         """Measures the account's clock, which also keeps the order connection open."""
         while True:
-            await asyncio.sleep(_CLOCK_S)
-            with contextlib.suppress(Unavailable, Denied):  # the next one comes soon
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOCK_S):
+                    await self._clock_off.wait()
+            try:
                 await self._measure()
+            except (Unavailable, Denied):
+                await asyncio.sleep(_CLOCK_AGAIN_S)
+                continue
+            self._clock_off.clear()
+            await self._put(self._clock_measured)
+
+    def _clock_measured(self) -> None:
+        if self.core.clock_is_off:
+            self.core.clock_is_off = False
+            self.core.advance(self._any_now())
 
     async def _measure(self) -> None:
         try:
@@ -920,14 +942,32 @@ class Shell:
 
     async def _keep_rules(self) -> None:
         while True:
-            for symbol, desk in self.core.desks.items():
+            for symbol in self.core.desks:
                 await asyncio.sleep(_RULES_S / len(self.core.desks))
                 with contextlib.suppress(Unavailable, Denied):  # those of before hold on
-                    found = await self._account.rules(symbol)
-                    if desk.filters is not None and found.status != desk.filters.status:
-                        text = f"{symbol} is {found.status} now, before {desk.filters.status}"
-                        await self._session.notice(Level.ALERT, "symbol_status", text)
-                    desk.filters = found
+                    await self._fetch_rules(symbol)
+
+    async def _watch_closed(self) -> None:
+        """Symbols that do not trade are asked for more often."""
+        while True:
+            await asyncio.sleep(_CLOSED_S)
+            for symbol, desk in self.core.desks.items():
+                if desk.filters is not None and desk.filters.status != TRADING:
+                    with contextlib.suppress(Unavailable, Denied):
+                        await self._fetch_rules(symbol)
+
+    async def _fetch_rules(self, symbol: str) -> None:
+        """Raises: Unavailable, Denied."""
+        found = await self._account.rules(symbol)
+        await self._put(partial(self._ruled, symbol, found))
+
+    def _ruled(self, symbol: str, found: SymbolRules) -> None:
+        desk = self.core.desks[symbol]
+        if desk.filters is not None and found.status != desk.filters.status:
+            what = f"{symbol} is {found.status} now, before {desk.filters.status}"
+            self.core.news(Level.ALERT, "symbol_status", what, symbol)
+        desk.filters = found
+        desk.advance(self.now(symbol))
 
     # -- the switch, time ---------------------------------------------------------------------
 

@@ -13,7 +13,15 @@ from shared.ledger import DAY_MS, packed
 from shared.rules import Bar
 from tests.trader.world import BUY, FILTERS, MINUTE, RULES, SELL, START, SYMBOL, bar, signal
 from trader.core import Core, Limits
-from trader.messages import Balances, Now, Place, Query
+from trader.messages import (
+    Balances,
+    FetchRules,
+    MeasureClock,
+    Now,
+    Place,
+    Query,
+    Refused,
+)
 from trader.summary import daily_summary
 
 D = Decimal
@@ -222,6 +230,42 @@ def test_without_the_exchange_s_clock_or_balances_nothing_is_bought() -> None:
     assert "clock is not known" in decide(made, 0, BUY).reason
     made.skew_ms = -500.0
     assert "-500 ms off" in decide(made, 1, BUY).reason
+
+
+def test_while_the_exchange_says_that_our_clock_is_off_nothing_is_sent_for_any_symbol() -> None:
+    made = core()
+    line = decide(made, 0, BUY)
+    made.take()
+    refused = Refused(-1021, "Timestamp for this request is outside of the recvWindow.")
+    made.desks[SYMBOL].placed([line.client_id], refused, now(0))
+    assert (SYMBOL, MeasureClock()) in made.take().requests
+    one = replace(signal(1, BUY), symbol="ETHUSDT")
+    made.desks["ETHUSDT"].decide(one, bar(1, BUY), now(1))
+    assert made.desks["ETHUSDT"].waits(one)
+    assert made.take().requests == []
+    made.clock_is_off = False
+    made.advance(now(1))
+    (place,) = [r for _, r in made.take().requests if isinstance(r, Place)]
+    assert place.timestamp_ms == now(1).account_ms
+
+
+def test_a_position_in_a_closed_market_is_neither_sold_nor_protected_again_and_again() -> None:
+    made = core(past("b1", "BUY", "100", 1))
+    desk = made.desks[SYMBOL]
+    desk.rule = RULES._replace(stop_loss=0.02)
+    made.balances(Balances({"BTC": (D(1), D(0))}, START))
+    desk.extend(bar(-1, 0.0))
+    desk.advance(now(0))
+    (place,) = [r for _, r in made.take().requests if isinstance(r, Place)]
+    desk.placed(place.client_ids, Refused(-2010, "Market is closed."), now(0))
+    assert made.take().requests == [(SYMBOL, FetchRules())]
+    for number in range(1, 4):
+        desk.decide(signal(number, SELL), bar(number, SELL), now(number))
+        assert made.take().requests == []
+    assert not halted(made)
+    desk.filters = FILTERS
+    desk.advance(now(4))
+    assert [r.order.side for _, r in made.take().requests if isinstance(r, Place)] == [Side.SELL]
 
 
 def test_signals_that_lead_to_nothing_have_one_line_that_says_why() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 import trader.service
 from shared.account import BinanceAccount
@@ -457,6 +458,60 @@ async def test_a_clock_that_is_off_and_a_symbol_that_does_not_trade_stop_entries
     assert await orders(market) == []
 
 
+async def test_a_clock_that_jumps_between_two_looks_is_measured_before_anything_else_is_sent(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS T5, T19: the exchange's own refusal tells it first."""
+    asked: list[tuple[str, str]] = []
+    real = BinanceAccount._send
+
+    async def send(self: Any, session: Any, what: str, method: str, url: Any, body: Any) -> Any:
+        asked.append((method, url.path))
+        return await real(self, session, what, method, url, body)
+
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+        monkeypatch.setattr(BinanceAccount, "_send", send)
+        await market.ex.control("clock", skew_ms=10_000)
+        late = await market.candle(SELL)
+        assert "-1021" in await reason(market, late.id, "REJECTED")
+        sale = await market.candle(SELL)
+        lines = await market.until_state("FILLED", count=2)
+        dropped = await market.candle(BUY)
+        assert "our clock is +" in await reason(market, dropped.id)
+    path = [what for what in asked if what[1] in ("/api/v3/order", "/api/v3/time")]
+    posts = [n for n, (method, _) in enumerate(path) if method == "POST"]
+    assert len(posts) == 2
+    assert ("GET", "/api/v3/time") in path[posts[0] : posts[1]]
+    first, second = (
+        line.sent_ms for line in lines if line.leg == "exit" and line.state == "INTENT"
+    )
+    assert second - first > 9_000  # the first was the intent's, with the clock of before
+    assert {line.signal_id for line in lines if line.state == "FILLED"} >= {sale.id}
+
+
+async def test_a_market_that_closed_between_two_looks_shuts_its_guard_at_the_first_refusal(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS H4: no retries, nothing unknown, and it trades again by itself."""
+    monkeypatch.setattr(trader.service, "_CLOSED_S", 0.1)
+    async with at_work(market, tmp_path):
+        await market.ex.control("symbol", symbol=SYMBOL, status="BREAK")
+        one = await market.candle(BUY)
+        assert "Market is closed" in await reason(market, one.id, "REJECTED")
+        await until_told(market, "symbol_status")
+        for _ in range(3):
+            one = await market.candle(BUY)
+            assert "BTCUSDT is BREAK, not TRADING" in await reason(market, one.id)
+        await market.ex.control("symbol", symbol=SYMBOL, status="TRADING")
+        await until_told(market, "symbol_status", 2)
+        await market.candle(BUY)
+        lines = await market.until_state("FILLED")
+    states = [line.state for line in lines]
+    assert (states.count("INTENT"), states.count("UNKNOWN"), states.count("HALTED")) == (2, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("terms", "words"),
     [
@@ -475,6 +530,24 @@ async def test_a_key_that_may_do_more_or_less_than_trade_is_refused_in_one_line(
     failure = _first(caught.value)
     assert isinstance(failure, Failure)
     assert words in str(failure)
+
+
+@pytest.mark.parametrize("mode", ["paper", "live"])
+async def test_a_key_of_another_exchange_is_refused_in_one_line(
+    market: Floor, tmp_path: Path, mode: str
+) -> None:
+    """FAULTS T20: a testnet's key on the live exchange, and the reverse: neither is known there."""
+    settings = trading(tmp_path, market.ex, mode=mode).model_copy(
+        update={"api_key": SecretStr("of-elsewhere"), "api_secret": SecretStr("of-elsewhere-too")}
+    )
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with trades(market.desk.url, settings):
+            pass
+    failure = _first(caught.value)
+    assert isinstance(failure, Failure)
+    assert "does not accept this key" in str(failure)
+    assert "is it a key of another exchange (testnet and live have their own)" in str(failure)
+    assert "of-elsewhere" not in str(failure)
 
 
 def _first(error: BaseException) -> BaseException:
