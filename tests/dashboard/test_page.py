@@ -393,3 +393,37 @@ def test_on_a_phone_no_table_is_cut_off(served: Served, tab: Tab) -> None:
             ".filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"
         )
         assert cut == [], name
+
+
+def test_what_became_of_the_signals_is_what_the_command_prints(
+    served: Served, tab: Tab, tmp_path: Path
+) -> None:
+    show(tab, served, width=390, at="#models")
+    section = "document.querySelector('#panel-models section')"
+    tab.until(f"{section}.textContent.includes('AUC of the score, live')")
+    tab.until(f"{section}.querySelector('tbody') !== null")
+    rows = tab.evaluate(
+        f"[...{section}.querySelectorAll('tbody tr')]"
+        ".map(row => [...row.children].map(cell => cell.textContent))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ITB_")}
+    printed = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "outcomes", "--json"],
+        capture_output=True,
+        check=True,
+        env=environment
+        | {
+            "ITB_REDIS_URL": served.server.url,
+            "ITB_MODEL_FOLDER": str(served.folder / "models"),
+            "ITB_DATA_FOLDER": str(served.folder / "data"),
+        },
+    )
+    (told,) = json.loads(printed.stdout)["releases"].values()
+    assert told["models"]
+    shown = {row[0]: (row[1], row[-1]) for row in rows}
+    for name, one in told["models"].items():
+        auc = one["live"]["auc"]
+        assert shown[name][0] == ("–" if auc is None else f"{auc:.3f}"), name
+        assert shown[name][1] == f"{one['live']['rows']:,}", name
+    picture(tab, "outcomes", tmp_path)
+    assert tab.messages == []
