@@ -22,6 +22,8 @@ from shared.times import interval_ms, iso
 Floats = npt.NDArray[np.float64]
 Row = Callable[[Any], "tuple[float, ...] | Floats"]
 
+_COMPARED = 60  # rows that must be the same on the bus and in the archive, where both have them
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
@@ -261,22 +263,40 @@ class _Series:
         parts: list[Floats] = []
         if self._begins_ms < self._held_from_ms and first_ms < self._held_from_ms:
             upto_ms = min(last_ms, self._held_from_ms - self._step_ms)
-            parts.append(await self._read_archive(first_ms, upto_ms))
+            parts.append(await self._read_archive(bus, first_ms, upto_ms))
             first_ms = upto_ms + self._step_ms
         if first_ms <= last_ms:
             parts.append(await self._read_bus(bus, first_ms, last_ms))
         return np.concatenate(parts)
 
-    async def _read_archive(self, first_ms: int, last_ms: int) -> Floats:
+    async def _read_archive(self, bus: Bus, first_ms: int, last_ms: int) -> Floats:
         if self._archive is None:
             raise BadInput(
                 f"{self.source.key}: the rows from {iso(first_ms)} on are trimmed; the bus begins "
                 f"at {iso(self._held_from_ms)}"
             )
+        await self._check_archive(bus, self._archive)
         found = await asyncio.to_thread(self._archive.read, first_ms, last_ms)
         doubtful = found.missing + found.altered
         self._from_archive.append(_Piece(last_ms=last_ms, found=found.found, doubtful=doubtful))
         return found.rows
+
+    async def _check_archive(self, bus: Bus, archive: Archive) -> None:
+        """Rows that both still have must be the same, else it is some other market's archive.
+
+        Raises:
+            BadInput: it is.
+        """
+        first_ms = self._held_from_ms
+        last_ms = first_ms + (_COMPARED - 1) * self._step_ms
+        kept = await asyncio.to_thread(archive.read, first_ms, last_ms)
+        there = await self._read_bus(bus, first_ms, last_ms)
+        both = ~np.isnan(kept.rows).all(axis=1) & ~np.isnan(there).all(axis=1)
+        if not kept.altered and not np.array_equal(kept.rows[both], there[both], equal_nan=True):
+            raise BadInput(
+                f"{archive.folder} is not the archive of this bus: its rows from {iso(first_ms)} "
+                "on are others; give the config that the collector has (-c)"
+            )
 
     async def _read_bus(self, bus: Bus, first_ms: int, last_ms: int) -> Floats:
         count = (last_ms - first_ms) // self._step_ms + 1

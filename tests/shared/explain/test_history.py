@@ -227,3 +227,16 @@ async def test_an_archive_that_does_not_reach_back_is_named(filled: Server, tmp_
             BadInput, match=r"trimmed; the bus begins at .*BTCUSDT-1m-klines has no"
         ):
             await history.stretch(bus, configured(settings()), START + 62 * M, START + 62 * M)
+
+
+async def test_another_markets_archive_is_refused(filled: Server, tmp_path: Path) -> None:
+    archive = Archive(tmp_path, "BTCUSDT", "1m", futures=False)
+    archive.add(klines(ROWS, seed=9))
+    archive.flush(*archive.take())
+    trim(filled, 60)
+    history = History("BTCUSDT", "1m", other=None, data_folder=tmp_path)
+    async with Bus.session(filled.url, service="itb", exclusive=False) as bus:
+        with pytest.raises(BadInput, match="is not the archive of this bus"):
+            await history.stretch(
+                bus, FeatureSet.of(["close_SMA_3"]), START + 61 * M, START + 61 * M
+            )
