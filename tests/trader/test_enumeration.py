@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from shared.rules import Rules
 from tests.trader.world import (
     BUY,
     DONE_5XX,
@@ -106,6 +107,26 @@ def check(every: int, start: int = 0) -> Counter[str]:
         seen.update(states)
         seen["halted"] += done.core.switch == "HALTED"
     return seen
+
+
+@pytest.mark.parametrize(("lag_ms", "unavailable"), [(0, 0), (3_000, 5)])
+@pytest.mark.parametrize("rule", [RULES, _PAIRS], ids=["market", "protected"])
+def test_at_a_candle_a_minute_no_signal_is_lost_to_an_order_whose_fate_is_not_known_yet(
+    rule: Rules, lag_ms: int, unavailable: int
+) -> None:
+    """Whatever becomes of the requests, and with questions that fail for a while: all is resolved
+    before the next candle closes."""
+    scores = (BUY, SELL, BUY, SELL)
+    for fates in itertools.product(FATES, FATES):
+        done = World(
+            fates=fates, lag_ms=lag_ms, unavailable=unavailable, rule=rule,
+            signals=[signal(n, score) for n, score in enumerate(scores)],
+            bars=[bar(n, score) for n, score in enumerate(scores)],
+        ).run()  # fmt: skip
+        assert not done.problems(), fates
+        dropped = [line.reason for line in done.file if line.state == "DROPPED"]
+        assert not [why for why in dropped if "came first" in why or "unknown fate" in why], fates
+        assert {line.signal_id for line in done.file} >= {one.id for one in done.signals}
 
 
 def test_no_order_is_doubled_and_none_is_forgotten_wherever_it_crashes() -> None:
