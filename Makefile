@@ -7,8 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
 ARGS ?=
-# Two at a time: the suite mostly waits for processes, and each test has its own ports and folders.
-PYTEST_ARGS ?= -n 2
+# Three at a time, also on two cores: half of the suite waits for processes, and each test has its
+# own ports and folders.
+PYTEST_ARGS ?= -n 3
 SLOW_ARGS ?=
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \

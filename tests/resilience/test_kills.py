@@ -139,6 +139,8 @@ async def _in_lock_step(
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_killed_at_random_moments_all_streams_are_those_of_an_undisturbed_run(
     tmp_path: Path, models: Path
 ) -> None:

@@ -195,7 +195,13 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("command", FULL)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if command in ("train", "rolling") else [])
+        for command in FULL
+    ],
+)
 def test_a_full_disk_is_one_line_and_leaves_the_old_output_and_nothing_half_written(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

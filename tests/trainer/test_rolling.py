@@ -359,6 +359,7 @@ def test_a_run_goes_on_where_another_stopped(folder: Path, result: dict[str, Any
     assert [p for p in (folder / "data" / rolling.WORK).iterdir() if p == work] == []
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     path = write(tmp_path / "TESTUSDT-1m.parquet", candles())
     file = tmp_path / "config.json"
