@@ -359,7 +359,8 @@ class _Round:
             (2, "exchange kill", self._exchange_kill),
             (24, "orders", lambda: self._exchange(*rng.choice(_DESK))),
             (3, "user stream cut", lambda: self._exchange_cut("ws-api")),
-            (5, "trader kill", lambda: self._kill("trader")),
+            (3, "trader kill", lambda: self._kill("trader")),
+            (5, "trader power cut", self._power_cut),
             (1, "switch file", lambda: self._switch_file(seconds)),
             (1, "switch key", lambda: self._switch_key(seconds)),
             (3, "server kill", lambda: self._server_kill(None, 0)),
@@ -415,6 +416,15 @@ class _Round:
         with self._only_one(service):
             self._let_start(service)
             self._system.kill(service)
+
+    async def _power_cut(self) -> None:
+        """The trader ends, and with it what of its journal need not be on the disk."""
+        with self._only_one("trader"):
+            self._let_start("trader")
+            self._system.end("trader")
+            lost = orders.cut_file(self._system.folder / "data", self._rng.random())
+            self._report.traded.counts["lines_cut_off"] += lost
+            self._system.start("trader")
 
     async def _terminate(self, service: str) -> None:
         with self._only_one(service):

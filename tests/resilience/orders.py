@@ -1,6 +1,8 @@
 """What must be true of the orders when all is over (FAULTS I4 to I8), seen from three sides: the
 exchange's engine, the journal file, and the journal on the bus."""
 
+import json
+import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -80,6 +82,23 @@ def read_file(folder: Path) -> list[Order]:
     """The lines of the journal file; the trader must have ended."""
     with Journal.open(folder / "journal" / "paper.journal") as journal:
         return list(journal.lines())
+
+
+def cut_file(folder: Path, share: float) -> int:
+    """What a power cut may take from the end of the journal file: a share of the lines behind the
+    last one that had to be on the disk (an intent, a switch). Returns how many were lost."""
+    path = folder / "journal" / "paper.journal"
+    ends, offset, durable = [0], 0, 1  # the head is
+    with path.open("rb") as file:
+        for record in file:
+            offset += len(record)
+            ends.append(offset)
+            state = json.loads(record[9:]).get("state")
+            if state in (OrderState.INTENT, OrderState.HALTED, OrderState.RESUMED, *_SELLS_ONLY):
+                durable = len(ends) - 1
+    kept = len(ends) - 1 - round(share * (len(ends) - 1 - durable))
+    os.truncate(path, ends[kept])
+    return len(ends) - 1 - kept
 
 
 def check_orders(
