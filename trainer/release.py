@@ -6,14 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from shared import klinefiles
 from shared.bundle import Bundle, Runner
 from shared.config import Settings
+from shared.errors import BadInput
 from shared.features import FeatureSet
 from shared.reference import REFERENCE
 from shared.releases import (
@@ -29,6 +32,7 @@ from shared.releases import (
     TrainingRange,
     ValueEntry,
     cpu_kind,
+    read_release,
     release_id,
 )
 from shared.score import ScoreFormula
@@ -44,6 +48,8 @@ from trainer.models.calibration import Isotonic, Platt
 from trainer.models.gb import Boosting
 from trainer.models.rows import Rows, span_text
 from trainer.reference import reference
+
+_ANNOUNCED = "release.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +208,7 @@ def build(
         "parity": passed,
         "training": manifest.training.model_dump(mode="json"),
         "rows": span_text(rows),
+        "candles": len(rows),
         "labels_left_out": trained.labels_left_out,
         "labels_added": trained.labels_added,
     }
@@ -266,6 +273,31 @@ def _label_entry(name: str, horizon: int, trained: Trained) -> LabelEntry:
         definition=f"{definition(name, horizon)}{'' if why is None else f'; {why}'}",
         left_out=trained.labels_left_out.get(name, ""),
     )
+
+
+def key_of(settings: Settings, fits_key: str) -> str:
+    """Digest of all that the bytes of a release depend on: what its fits do, how they become a
+    score, and the kind of machine."""
+    text = json.dumps([fits_key, settings.signaler.model.model_dump(mode="json"), cpu_kind()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def announce(folder: Path, manifest: Manifest, key: str) -> None:
+    """Notes in a work folder which release is about to be written, for `written`."""
+    with klinefiles.replacing(folder / _ANNOUNCED) as unfinished:
+        unfinished.write_text(json.dumps({"release": manifest.id, "key": key}))
+
+
+def written(folder: Path, model_folder: Path, key: str) -> Manifest | None:
+    """The whole release that a run in this work folder wrote of the same things, before it was
+    killed; None where there is none."""
+    try:
+        noted = json.loads((folder / _ANNOUNCED).read_bytes())
+        if noted["key"] != key:
+            return None
+        return read_release(model_folder / "releases" / noted["release"]).manifest
+    except (OSError, ValueError, BadInput):  # not there, or damaged
+        return None
 
 
 def _made_from(settings: Settings, rows: Rows) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """`trainer train`: features and labels in, a verified release of ONNX models out.
 
 The rows' features lie in a memory-mapped file, finished fits beside it (`trainer.fits`): a run that
-was killed goes on with what is missing. Both go away once the release is written.
+was killed goes on with what is missing. One that was killed behind the last step, when the release
+was written, finds that release again. All of it goes away at the end.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ from shared.config import Settings
 from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.features.configured import configured
-from shared.releases import write_release
+from shared.releases import Manifest, current_id, write_release
 from shared.score import ScoreFormula, ScoreKind, score
 from shared.times import interval_ms, iso
 from trainer import aggregates, fanout, fits, inputs, outcomes, promote, rasters
@@ -40,7 +42,7 @@ from trainer.models.fit import (
 )
 from trainer.models.rows import Rows, chosen, gather, stride_for
 from trainer.progress import Bar, Progress
-from trainer.release import Trained, build, figures_of, score_report
+from trainer.release import Trained, announce, build, key_of, written
 
 _DAY_MS = 86_400_000
 WORK = ".train"
@@ -67,55 +69,93 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
     data = inputs.read(settings, args, features)
     name = f"{'+'.join(r.symbol for r in data)}-{data[0].interval}"
     key = fits.key_of(settings, features, data, {"until": args.until})
+    release_key = key_of(settings, key)
+    made = None
     with fits.work_folder(settings.data_folder / WORK, name, key) as folder:
-        with progress.bar("features", _rows_to_compute(settings, data, features)) as bar:
-            rows = _rows(settings, features, data, fan.workers, bar, fits.matrix(folder, "x"))
-        left_out = [n for n, out in zip(features.names, rows.left_out, strict=True) if out]
-        if left_out:
-            progress.note(
-                f"left out, without a value in more than half of the rows: {', '.join(left_out)}"
+        manifest = written(folder, settings.model_folder, release_key)
+        if manifest is None:
+            made, manifest = _make(
+                settings, plan, features, data, folder, release_key, fan, progress
             )
-        with progress.bar("training", 2 * len(plan) * len(settings.labels), "models") as bar:
-            trained = train(rows, plan, settings, features, data, folder, fan, bar)
-        for name, why in trained.labels_left_out.items():
-            progress.note(f"label {name} left out: {why}")
-        for name, why in trained.labels_added.items():
-            progress.note(f"label {name} {why}")
-        for text in trained.notes:
-            progress.note(text)
-        with progress.bar("parity gate and release", 1, "releases") as bar:
-            manifest, files = build(settings, features, rows, trained, data, fan.workers)
-            release = write_release(settings.model_folder, manifest, files)
-            bar.advance()
+        else:
+            progress.note(
+                f"release {manifest.id} was written by an earlier run of the same data, config, "
+                "seed and program, which was stopped: there is nothing left to train"
+            )
+        try:
+            if args.promote and current_id(settings.model_folder) != manifest.id:
+                promote.newest(settings, manifest.id, data, progress)
+        except Failure:  # said why, and what to do
+            fits.clear(folder)
+            raise
         # All that was kept for another attempt is in the release.
         fits.clear(folder)
-    if args.promote:
-        promote.newest(settings, manifest.id, data, progress)
+    place = settings.model_folder / "releases" / manifest.id
+    report = json.loads((place / "metrics.json").read_bytes())
+    training = manifest.training
     return {
         "command": "train",
         "release": manifest.id,
-        "folder": release,
+        "folder": place,
         "promoted": bool(args.promote),
+        "was_there": made is None,
         "symbols": list(manifest.symbols),
         "interval": manifest.interval,
-        "rows": trained.rows,
-        "fits": trained.fits,
-        "fits_kept": trained.fits_kept,
-        "candles": len(rows),
-        "first": iso(int(rows.open_ms[0])),
-        "last": iso(int(rows.open_ms[-1])),
-        "stride": trained.stride,
-        "features": {"used": len(features.names) - len(left_out), "left_out": left_out},
-        "labels_left_out": trained.labels_left_out,
-        "labels_added": trained.labels_added,
-        "test": {"from": iso(trained.test_start_ms), "rows": trained.test_rows},
-        "models": {name: figures_of(found) for name, found in trained.metrics.items()},
-        "values": {name: figures_of(found) for name, found in trained.value_metrics.items()},
-        "score": score_report(trained),
-        "notes": list(trained.notes),
+        "rows": training.rows,
+        "fits": 0 if made is None else made.fits,
+        "fits_kept": 0 if made is None else made.fits_kept,
+        "candles": report["candles"],
+        "first": iso(training.start_ms),
+        "last": iso(training.end_ms),
+        "stride": training.stride,
+        "features": {
+            "used": len(manifest.features) - len(manifest.left_out),
+            "left_out": list(manifest.left_out),
+        },
+        "labels_left_out": report["labels_left_out"],
+        "labels_added": report["labels_added"],
+        "test": {"from": iso(training.test_start_ms), "rows": training.test_rows},
+        "models": report["models"],
+        "values": report["values"],
+        "score": report["score"],
+        "notes": report["notes"],
         "parity": dict(manifest.parity),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _make(
+    settings: Settings,
+    plan: Sequence[Recipe],
+    features: FeatureSet,
+    data: Sequence[rasters.Raster],
+    folder: Path,
+    key: str,
+    fan: Fanout,
+    progress: Progress,
+) -> tuple[Trained, Manifest]:
+    """Trains and writes the release; folder: where finished fits are kept until then."""
+    with progress.bar("features", _rows_to_compute(settings, data, features)) as bar:
+        rows = _rows(settings, features, data, fan.workers, bar, fits.matrix(folder, "x"))
+    left_out = [n for n, out in zip(features.names, rows.left_out, strict=True) if out]
+    if left_out:
+        progress.note(
+            f"left out, without a value in more than half of the rows: {', '.join(left_out)}"
+        )
+    with progress.bar("training", 2 * len(plan) * len(settings.labels), "models") as bar:
+        trained = train(rows, plan, settings, features, data, folder, fan, bar)
+    for name, why in trained.labels_left_out.items():
+        progress.note(f"label {name} left out: {why}")
+    for name, why in trained.labels_added.items():
+        progress.note(f"label {name} {why}")
+    for text in trained.notes:
+        progress.note(text)
+    with progress.bar("parity gate and release", 1, "releases") as bar:
+        manifest, files = build(settings, features, rows, trained, data, fan.workers)
+        announce(folder, manifest, key)
+        write_release(settings.model_folder, manifest, files)
+        bar.advance()
+    return trained, manifest
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -129,6 +169,8 @@ def summary(result: Mapping[str, Any]) -> str:
         auc = result["score"]["compared"][best]["auc"]
         told += f" (best out of sample: {best}, direction AUC {auc:.3f})"
     live = "live" if result["promoted"] else "not live yet: `python -m trainer promote`"
+    if result["was_there"]:
+        live = f"was there already, {live}"
     return (
         f"train: {len(result['models'])} models{values} on {result['rows']:,} rows{mean}, {told}, "
         f"release {result['release']} ({live}), {result['seconds']} s{added}"

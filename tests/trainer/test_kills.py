@@ -237,10 +237,7 @@ def kill_and_run_again(
         shutil.copytree(undisturbed.before[name], folder, symlinks=True)
 
         def again(folder: Path = folder, **when: Any) -> Life:
-            left = name
-            if name == "train --promote" and has_new_release(undisturbed, name, folder):
-                left = "promote"  # killed before that: a second `train` would make another one
-            command = [*COMMANDS[left], "-c", "config.json"]
+            command = [*COMMANDS[name], "-c", "config.json"]
             return live(command, folder, undisturbed.environment, **when)
 
         here = dict(point)
@@ -262,16 +259,16 @@ def kill_and_run_again(
 
 
 def is_done(undisturbed: Undisturbed, name: str, folder: Path) -> bool:
-    """A second `rollback` would go back further, and a second `train` would make a second release:
-    where the first was killed behind its last effect, nobody runs it again."""
+    """A second `rollback` would go back further, and a `train` that has taken its work folder away
+    has ended: another one makes a second release. Where the first was killed behind its last
+    effect, nobody runs it again."""
     if name == "rollback":
         return seen(folder)["models/current"] == undisturbed.after[name]["models/current"]
-    return name == "train" and has_new_release(undisturbed, name, folder)
-
-
-def has_new_release(undisturbed: Undisturbed, name: str, folder: Path) -> bool:
+    if name not in {"train", "train --promote"}:
+        return False
     before = list_releases(undisturbed.before[name] / "models")
-    return len(list_releases(folder / "models")) > len(before)
+    has_new = len(list_releases(folder / "models")) > len(before)
+    return has_new and not list((folder / "data").glob(".train/*/release.json"))
 
 
 def compare(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:

@@ -243,6 +243,63 @@ def test_the_same_data_gives_the_same_bytes(folder: Path, result: dict[str, Any]
     assert first.manifest.metrics == second.manifest.metrics
 
 
+def killed_before_promoting(config: Settings, path: Path) -> str:
+    """`train --promote` that ends when its release is written; returns that release's id."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.promote, "newest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, "--klines", str(path), "--promote")
+    assert current_id(config.model_folder) is None
+    (release,) = list_releases(config.model_folder)
+    return release
+
+
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_written_release_is_not_made_again_but_promoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "TESTUSDT-1m.parquet", candles(4000))
+    config = settings(tmp_path, algorithms=["lc"])
+    release = killed_before_promoting(config, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", None)  # nothing is trained
+        again = run(config, "--klines", str(path), "--promote")
+    assert again["was_there"]
+    assert again["release"] == release == current_id(config.model_folder)
+    assert "was there already, live" in train.summary(again)
+    assert not list(config.data_folder.glob(f"{train.WORK}/*"))
+    # asked for again, it is made again, and the same is told of it
+    anew = run(config, "--klines", str(path), "--promote")
+    assert not anew["was_there"]
+    assert len(list_releases(config.model_folder)) == 2
+    differ = {"release", "folder", "was_there", "fits", "fits_kept", "seconds"}
+    assert {k: v for k, v in again.items() if k not in differ} == {
+        k: v for k, v in anew.items() if k not in differ
+    }
+
+
+@pytest.mark.parametrize("change", ["data", "thresholds", "damaged"])
+def test_a_release_of_anything_else_is_made(tmp_path: Path, change: str) -> None:
+    table = candles(4000)
+    path = write(tmp_path / "TESTUSDT-1m.parquet", table)
+    keys: dict[str, Any] = {"algorithms": ["lc"]}
+    release = killed_before_promoting(settings(tmp_path, **keys), path)
+    if change == "data":
+        table.values[3999, 3] *= 1.0001
+        write(path, table)
+    elif change == "thresholds":
+        keys["signaler"] = {"model": {"buy_threshold": 0.3, "sell_threshold": -0.3}}
+    else:
+        (tmp_path / "models" / "releases" / release / "bundle.onnx").write_bytes(b"")
+    again = run(settings(tmp_path, **keys), "--klines", str(path), "--promote")
+    assert not again["was_there"]
+    assert again["release"] != release
+    assert current_id(tmp_path / "models") == again["release"]
+
+
 def test_the_gains_of_the_trees_are_in_the_metrics(folder: Path, result: dict[str, Any]) -> None:
     place = folder / "models" / "releases" / result["release"]
     found = json.loads((place / "metrics.json").read_text())["gain_importance"]
