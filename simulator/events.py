@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from shared.times import INTERVALS_MS
 from simulator.book import book_at, changes
@@ -143,7 +146,10 @@ def messages(topic: Topic, scenes: Sequence[Scene]) -> list[list[Message]]:
     return [[] if speak is None else speak(topic, series, scene) for scene in scenes]
 
 
-def event_ms(symbol: str, closes_ms: int) -> int:
+Time = TypeVar("Time", int, npt.NDArray[np.int64])
+
+
+def event_ms(symbol: str, closes_ms: Time) -> Time:
     """When the exchange says that a candle closed: some milliseconds after the boundary."""
     return closes_ms + 7 + (closes_ms // 1000 * 7919 + len(symbol) * 31 + ord(symbol[0])) % 40
 

@@ -291,6 +291,27 @@ class Series:
             whole.is_plain,
         )
 
+    def sums_at(self, index: Ints, now_ms: Ints) -> tuple[Floats, Bools] | None:
+        """Base candles as their trades up to now_ms leave them: ((m, 8) columns high ... taker
+        quote volume of those that have more to come, (n,) which those are); None when one has no
+        trade by then."""
+        found = np.empty((len(index), 8))
+        is_part = np.empty(len(index), dtype=np.bool_)
+        numbers = index // _CHUNK
+        for number in sorted(set(numbers.tolist())):
+            paths, sums = self._chunk(number * _CHUNK)
+            here = np.flatnonzero(numbers == number)
+            i = index[here] % _CHUNK
+            count = paths.orders[i]
+            happened = paths.time_ms[i] <= now_ms[here, None]
+            happened &= np.arange(SLOTS) < count[:, None]
+            last = happened.sum(axis=1) - 1
+            if (last < 0).any():
+                return None
+            found[here] = sums[i, last]
+            is_part[here] = last < count - 1
+        return found[is_part], is_part
+
     def open_candle(self, interval: str, now_ms: int, offset_ms: int = 0) -> Candle | None:
         """The candle that contains `now_ms`, as it stands; None where there is none (yet)."""
         base = self.base

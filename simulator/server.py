@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -24,13 +24,14 @@ from simulator.clock import MANUAL, AccountClock, Clock
 from simulator.control import Control
 from simulator.desk import Desk, Terms
 from simulator.endpoints import FUTURES, SPOT, Venue, symbol_info
-from simulator.events import Message, Scene, Topic
+from simulator.events import Message, Scene
 from simulator.exchange.orders import Key
 from simulator.exchange.symbols import Symbol
 from simulator.faults import Faults
 from simulator.journal import Journal
 from simulator.limits import Budget
 from simulator.market import Market, Series
+from simulator.quick import kline_frames
 from simulator.quotes import Board
 from simulator.rest import Rest, wall_ms
 from simulator.streams import Hub, Mail, Rules, asked_for, names_of
@@ -175,37 +176,47 @@ class Simulator:
         for market, series in followed:
             market.foresee(series, from_ms, to_ms)
 
-    def _said(
-        self, prev_ms: int, instants: list[int]
-    ) -> Iterator[tuple[str, Topic, list[list[Message]]]]:
-        """(venue, stream, what it says at each of these instants, which follow prev_ms)."""
-        self._foresee(prev_ms, instants[-1])
-        scenes: dict[str, list[Scene]] = {}
-        for name, topic in list(self.hub.topics):
-            own = scenes.get(name)
-            if own is None:
-                venue = self.venues[name]
-                marks = None if venue.funding is None else venue.funding.mark
-                own = scenes[name] = [
-                    Scene(venue.market, before, now, name == FUTURES, marks)
-                    for before, now in pairwise([prev_ms, *instants])
-                ]
-            yield name, topic, events.messages(topic, own)
+    def _scenes(self, name: str, prev_ms: int, instants: list[int]) -> list[Scene]:
+        venue = self.venues[name]
+        marks = None if venue.funding is None else venue.funding.mark
+        return [
+            Scene(venue.market, before, now, name == FUTURES, marks)
+            for before, now in pairwise([prev_ms, *instants])
+        ]
 
     def _messages(self, prev_ms: int, instants: list[int]) -> list[list[tuple[str, Message]]]:
-        """What all streams say at each of these instants; the frames are ready."""
+        """What all streams say at each of these instants, which follow prev_ms; frames ready."""
+        self._foresee(prev_ms, instants[-1])
         found: list[list[tuple[str, Message]]] = [[] for _ in instants]
-        for name, topic, said in self._said(prev_ms, instants):
-            for step, messages in zip(found, said, strict=True):
+        scenes: dict[str, list[Scene]] = {}
+        for name, topic in list(self.hub.topics):
+            if name not in scenes:
+                scenes[name] = self._scenes(name, prev_ms, instants)
+            for step, messages in zip(found, events.messages(topic, scenes[name]), strict=True):
                 step += [(name, message) for message in messages]
                 self.hub.prepare(name, topic, messages)
         return found
 
     def _mail(self, prev_ms: int, instants: list[int]) -> list[Mail]:
-        """The same as frames for each connection: messages would burden the garbage collector."""
+        """The same as frames for each connection: messages would burden the garbage collector, and
+        many klines are made quicker than one by one."""
+        self._foresee(prev_ms, instants[-1])
         mails = [Mail() for _ in instants]
-        for name, topic, said in self._said(prev_ms, instants):
-            self.hub.address(name, topic, said, mails)
+        scenes: dict[str, list[Scene]] = {}
+        for name, topic in list(self.hub.topics):
+            series = self.venues[name].market.series.get(topic.symbol)
+            is_first = True
+            for form, hearers in self.hub.forms(name, topic).items():
+                quick = series and kline_frames(topic, series, prev_ms, instants, *form)
+                if quick:
+                    self.hub.address_frames(hearers, quick, mails, is_first=is_first)
+                    is_first = False
+                    continue
+                if name not in scenes:
+                    scenes[name] = self._scenes(name, prev_ms, instants)
+                said = events.messages(topic, scenes[name])
+                self.hub.address(hearers, said, mails, is_first=is_first)
+                is_first = False
         return mails
 
     async def play(self) -> None:

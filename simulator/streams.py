@@ -314,16 +314,44 @@ class Hub:
             if message.closed:
                 self.closed_count += 1
 
+    def forms(self, venue: str, topic: Topic) -> dict[tuple[int, bool], list[Connection]]:
+        """Who hears a stream, by (time unit, combined)."""
+        found: dict[tuple[int, bool], list[Connection]] = {}
+        for connection in self.topics.get((venue, topic), ()):
+            found.setdefault((connection.unit, connection.combined), []).append(connection)
+        return found
+
     def address(
-        self, venue: str, topic: Topic, said: list[list[Message]], mails: list[Mail]
+        self,
+        hearers: list[Connection],
+        said: list[list[Message]],
+        mails: list[Mail],
+        *,
+        is_first: bool,
     ) -> None:
-        """Add what one stream says in some steps to the mail of each step."""
-        hearers = self.topics.get((venue, topic), ())
+        """Add what one stream says in some steps to the mail of each step. is_first: not in another
+        form for others before."""
         for messages, mail in zip(said, mails, strict=True):
             for message in messages:
-                mail.closed_count += message.closed
+                mail.closed_count += message.closed and is_first
                 for connection in hearers:
                     mail.frames[connection].append(_frame_for(message, connection))
+
+    def address_frames(
+        self,
+        hearers: list[Connection],
+        said: list[tuple[bytes, bool] | None],
+        mails: list[Mail],
+        *,
+        is_first: bool,
+    ) -> None:
+        """The same for ready frames; each with whether it shows a close."""
+        for one, mail in zip(said, mails, strict=True):
+            if one is not None:
+                data, is_close = one
+                mail.closed_count += is_close and is_first
+                for connection in hearers:
+                    mail.frames[connection].append(data)
 
     def post(self, mail: Mail) -> None:
         """Put it to everyone it is for; `flush` writes."""
