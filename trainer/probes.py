@@ -29,6 +29,11 @@ from trainer.evaluate import rank_correlation
 from trainer.labels import label
 from trainer.rasters import Raster
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]  # told by the comparison with None
+
 Floats = npt.NDArray[np.float64]
 
 SPAN = 32  # rows before each cut that are compared
@@ -315,7 +320,7 @@ class _Probe:
     def reads_files(self) -> tuple[int, str] | None:
         """The first row whose computation reads a file, and which."""
         for row in self._sample():
-            self.tried(row)  # what is read once and kept is found by `outside`
+            expected = self.tried(row)  # what is read once and kept is found by `outside`
             found: list[str] = []
             for _ in range(_CALLS):  # another thread may read as well, but not each time
                 with _watched() as opened:
@@ -325,6 +330,10 @@ class _Probe:
                     break
             else:
                 return row, found[-1]
+            with _no_more_files():
+                value = self.tried(row)
+            if _is_other(expected, value) and not _is_other(expected, self.tried(row)):
+                return row, "a file"  # which a library maps into memory
         return None
 
     def outside(self, seed: int) -> Iterator[tuple[int, str, float | str]]:
@@ -652,6 +661,20 @@ def _watched() -> Iterator[list[str]]:
         _opened = None
     if not found and _bytes_read() - before > own:
         found.append("a file")
+
+
+@contextlib.contextmanager
+def _no_more_files() -> Iterator[None]:
+    """Whatever would open a file in the block fails, libraries that map it into memory too."""
+    if resource is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _bytes_read() -> int:

@@ -255,8 +255,27 @@ def peek(window):
             "        return float(len(file.read())) + window[-1, 3]\n",
             "it reads .*parquet while it is computed",
         ),
+        (
+            "import pyarrow as pa\n@feature(lookback=2)\ndef own(window):\n"
+            "    with pa.memory_map(PATH) as file:\n"
+            "        return float(file.size()) + window[-1, 3]\n",
+            "it reads a file while it is computed",
+        ),
+        (
+            "import pyarrow as pa\n@feature(lookback=2)\ndef own(window):\n"
+            "    try:\n        pa.memory_map(PATH)\n"
+            "    except OSError:\n        return 0.0\n    return window[-1, 3]\n",
+            "it reads a file while it is computed",
+        ),
     ],
-    ids=["state", "chance", "a longer past than it says", "a file"],
+    ids=[
+        "state",
+        "chance",
+        "a longer past than it says",
+        "a file",
+        "a file mapped into memory",
+        "a file whose absence is caught",
+    ],
 )
 def test_what_is_more_than_its_window_is_named(tmp_path: Path, source: str, why: str) -> None:
     with pytest.raises(Failure, match=f"feature 'own' at .*{why}"):
