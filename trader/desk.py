@@ -882,6 +882,8 @@ class Desk:
         if order.leg in (Leg.EXIT, Leg.FLATTEN) and not order.list_id:
             self.pause_ms = now.account_ms + ASK_MS
         if is_closed:
+            if order.leg != Leg.ENTRY:  # what must be sent is not sent again at once
+                self.pause_ms = now.account_ms + ASK_MS
             return
         if order.list_id and order.leg == Leg.EXIT and goal is not None:
             # The market is at the exit's price already: a limit order alone takes it.

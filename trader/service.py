@@ -479,7 +479,12 @@ class Shell:
         """The newest order that filled must be known there: else it is another account, or one
         that was reset, and what we hold is not there."""
         old_ms = self._clock.now_ms - 2 * _LOOK_BACK_MS
-        filled = [o for o in desk.ledger.orders.values() if o.executed and o.sent_ms < old_ms]
+        # One that was cancelled goes by another name.
+        filled = [
+            order
+            for order in desk.ledger.orders.values()
+            if order.state == OrderState.FILLED and order.sent_ms < old_ms
+        ]
         if not filled or self.core.switch == OrderState.HALTED:
             return
         name = filled[-1].client_id

@@ -259,6 +259,11 @@ def test_a_position_in_a_closed_market_is_neither_sold_nor_protected_again_and_a
     (place,) = [r for _, r in made.take().requests if isinstance(r, Place)]
     desk.placed(place.client_ids, Refused(-2010, "Market is closed."), now(0))
     assert made.take().requests == [(SYMBOL, FetchRules())]
+    # An exchange that refuses and says that it trades is not asked again at once.
+    desk.filters = FILTERS
+    desk.advance(Now(now(0).account_ms + 1_999, now(0).market_ms, 0))
+    assert made.take().requests == []
+    desk.filters = replace(FILTERS, status="BREAK")
     for number in range(1, 4):
         desk.decide(signal(number, SELL), bar(number, SELL), now(number))
         assert made.take().requests == []
