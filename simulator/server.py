@@ -276,7 +276,10 @@ class Simulator:
             await self._woken()
 
     def _in_one_go(self) -> int:
-        """Candles that are written together: a stream's are near each other in memory."""
+        """Candles that are written together: a stream's are near each other in memory. Only klines,
+        so that requests do not wait long."""
+        if any(topic.kind != "kline" for _, topic in self.hub.topics):
+            return 1
         each = max(1, len(self.hub.topics)) * (self.clock.updates + 1)
         return max(1, min(_MOST_CANDLES, _MOST_MESSAGES // each))
 
