@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.events import FINAL, Leg, Order, OrderState
-from shared.ledger import ZERO, Ledger, ledger_of
+from shared.ledger import ZERO, Ledger, Tracked, ledger_of
 from tests.simulator.exchange import HOST, Exchange
 from tests.trader.rig import BUY, HOLD, SELL, Floor
 from trader.journal import Journal
@@ -130,7 +130,8 @@ async def storm(
 
 
 async def until_final(market: Floor, *, limit_s: float = 120) -> list[Order]:
-    """Waits until no order is without a final state (I8), and the trader has read everything."""
+    """Waits until no order is without a final state (I8), what rests at the exchange is told as it
+    is there, and the trader has read everything."""
     lines: list[Order] = []
     async with asyncio.timeout(limit_s):
         while True:
@@ -138,8 +139,19 @@ async def until_final(market: Floor, *, limit_s: float = 120) -> list[Order]:
             ledger = ledger_of(lines, "BTC", "USDT", "paper")
             waiting = [o for o in ledger.open.values() if o.leg not in (Leg.STOP, Leg.TARGET)]
             if not waiting and await market.desk.pending("trader") == 0:
-                return lines
+                state = await market.ex.get("/control/account")
+                there = {order["clientOrderId"]: order for order in state["orders"]}
+                if all(_is_told(order, there) for order in ledger.open.values()):
+                    return lines
             await asyncio.sleep(0.1)
+
+
+def _is_told(order: Tracked, there: Mapping[str, Any]) -> bool:
+    """Whether an order that rests by our books does so by the exchange's."""
+    found = there.get(order.client_id)
+    if found is None:
+        return False
+    return order.state in FATES[found["status"]] and order.executed == Decimal(found["executedQty"])
 
 
 async def problems(
