@@ -53,7 +53,9 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
             if isinstance(out, rasters.MonthFolder):
                 computed = feature_months.update(out.path, features, raster, workers, bar.advance)
             else:
-                blocks = _counted(_ahead(feature_blocks(features, raster, workers)), bar)
+                # One core writes; a third thread on two cores would only slow it.
+                ahead = _ahead(feature_blocks(features, raster, max(1, workers - 1)))
+                blocks = _counted(ahead, bar)
                 computed = out.write(blocks, feature_months.metadata_of(features))
         wrote = [out.path]
         if args.csv:
