@@ -60,6 +60,7 @@ from shared.metrics import (
 from shared.rules import NAN, Bar
 from shared.runtime import Session
 from shared.streams import ORDER, SIGNAL, intent_key
+from shared.times import floor_ms
 from trader.archive import Archivist
 from trader.candles import Candles
 from trader.clock import AccountClock
@@ -389,6 +390,13 @@ class Shell:
         opened_ms = None
         with contextlib.suppress(Unavailable, Denied):
             opened_ms = await self._account.candle_ms(symbol, self.core.interval)
+        if opened_ms is None and self._clock.skew_ms is not None:
+            # An exchange that tells no candles tells the time; a market that is played does not go
+            # by it, and a bus that is behind is not at it.
+            clock_ms = floor_ms(self._clock.now_ms, self.core.rule.step_ms)
+            market_ms = self._candles[symbol].market_ms
+            if market_ms is not None and abs(market_ms - clock_ms) <= 2 * self.core.rule.step_ms:
+                opened_ms = clock_ms
         if opened_ms is not None:
             self._opened[symbol] = opened_ms
         return opened_ms is not None

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ from pydantic import SecretStr
 
 import trader.service
 from shared.account import BinanceAccount
-from shared.bus import Bus
+from shared.bus import Bus, Source, Write
 from shared.config import load
 from shared.control import CONTROL_FILE, CONTROL_KEY
 from shared.errors import Failure, Unavailable, Usage
-from shared.events import Order
+from shared.events import Kline, Order
 from shared.exchange import OrderReport
 from shared.runtime import Health, Session
-from shared.streams import intent_key
+from shared.streams import KLINE, intent_key
+from shared.times import floor_ms
 from tests.simulator.client import Client
-from tests.trader.rig import BUY, HOLD, SELL, SYMBOL, Floor, floor, trades, trading
+from tests.trader.rig import BUY, HOLD, MINUTE, SELL, SYMBOL, Floor, floor, trades, trading
 from tests.valkey import Server
 from trader.journal import Journal, Taken
 from trader.orders import client_id
@@ -413,6 +415,26 @@ async def test_the_first_start_ever_trades_by_itself_also_where_no_candle_was_th
     async with floor(valkey.url) as market, at_work(market, tmp_path):
         await market.candle(BUY)
         await market.until_state("FILLED")
+
+
+async def test_where_the_exchange_tells_no_candles_its_clock_tells_the_time_of_a_live_market(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none(self: BinanceAccount, symbol: str, interval: str) -> int | None:
+        raise Unavailable("404")
+
+    monkeypatch.setattr(BinanceAccount, "candle_ms", none)
+    monkeypatch.setattr(trader.service, "_SETTLE_MS", 600_000)  # a wait for it would be in vain
+    open_ms = floor_ms(time.time_ns() // 1_000_000, MINUTE) - MINUTE
+    kline = Kline(
+        symbol=SYMBOL, interval="1m", open_time_ms=open_ms, close_time_ms=open_ms + MINUTE - 1,
+        open=50_000.0, high=50_000.0, low=50_000.0, close=50_000.0, volume=1.0,
+    )  # fmt: skip
+    await market.desk.bus.write(
+        Write(source=Source(KLINE, SYMBOL, "1m"), event=kline, open_time_ms=open_ms)
+    )
+    async with at_work(market, tmp_path) as session:
+        assert session.health.ready
 
 
 async def test_coins_that_are_gone_stop_entries_and_foreign_orders_are_left_alone(
