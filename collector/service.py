@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.25
 _BATCH = 4_096  # candles written in one go
 _TAIL = 128
-_FLUSH_S = 300.0
+_FLUSH_S = (20.0, 300.0)  # to the first flush of the archive; doubled up to this
 _HOLD_S = 15.0  # a pong is never held back for longer; the exchange gives up after 60 s
 _AT_ONCE = 8  # REST calls under way
 _FUNDING_S = 1_800.0
@@ -248,9 +248,12 @@ class Market:
                 tasks.create_task(self._learn_limit(place))
                 for feed in place.feeds:
                     tasks.create_task(feed.run())
+            # Soon at first, so that what the writer needs of memory is needed from the start on.
+            pause_s, most_s = _FLUSH_S
             while True:
-                await asyncio.sleep(_FLUSH_S)
+                await asyncio.sleep(pause_s)
                 await self.flush()
+                pause_s = min(most_s, 2 * pause_s)
 
     def on_message(
         self, place: Place, message: Message, frame: Frame, *, again: bool = False
@@ -765,7 +768,7 @@ async def _archive_books(session: Session, market: Market) -> None:
                         await asyncio.to_thread(add_books, folder, books)
             except (Failure, BadInput, OSError) as error:
                 market.trouble("archive", f"order books are not archived: {error}")
-        await asyncio.sleep(_FLUSH_S)
+        await asyncio.sleep(_FLUSH_S[1])
 
 
 async def _snapshots(session: Session, market: Market) -> None:
