@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PROGRAMS = {
@@ -34,6 +34,7 @@ _TRAINING = (
 )  # fmt: skip
 _EXCHANGE_PORT = 8290
 _TIMEOUT_S = 4.0
+_MODE, _ALLOWED_MODES = "ITB_TRADER__MODE", "ALLOWED_TRADER_MODES"
 _FIRST_PROCESS = Path("/proc/1/cmdline")
 _KERNELS = Path(__file__).parents[1] / "kernels"
 
@@ -43,6 +44,20 @@ def command_line(argv: Sequence[str]) -> list[str]:
     if argv and argv[0] in PROGRAMS:
         return [sys.executable, "-m", PROGRAMS[argv[0]], *argv[1:]]
     return list(argv)
+
+
+def mode_problem(program: str, variables: Mapping[str, str]) -> str:
+    """Why this container's trader must not start in the mode that all services were told, "" =
+    it may. Where the container allows no modes by name, the config alone decides."""
+    allowed = variables.get(_ALLOWED_MODES, "").split()
+    mode = variables.get(_MODE, "")
+    if program != "trader" or not allowed or mode in allowed:
+        return ""
+    return (
+        f"{_MODE} is {mode or 'not set'}, but this container trades {' or '.join(allowed)} only: "
+        f"in `.env`, COMPOSE_PROFILES and {_MODE} must name the same (both live: real money), then "
+        "`docker compose up -d` again"
+    )
 
 
 def lay_kernels(kernels: Path = _KERNELS) -> None:
@@ -128,6 +143,9 @@ def main() -> int:
     if not line:
         names = ", ".join(sorted(PROGRAMS))
         sys.stderr.write(f"error: say what this container is to run: {names}\n")
+        return 2
+    if problem := mode_problem(sys.argv[1], os.environ):
+        sys.stderr.write(f"error: {problem}\n")
         return 2
     lay_kernels()
     try:

@@ -1,0 +1,67 @@
+"""What docker-compose.yml tells its containers, read without an engine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy import container
+from deploy.container import mode_problem
+
+ROOT = Path(__file__).parents[2]
+SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+ONE_MODE = "${ITB_TRADER__MODE:-paper}"
+# They read no config of ours that has to do with trading.
+WITHOUT_MODE = {"keys", "paper-exchange", "demo-exchange", "prometheus", "grafana"}
+
+
+def environment(service: str) -> dict[str, str | None]:
+    found: dict[str, str | None] = SERVICES[service].get("environment", {})
+    return found
+
+
+def test_all_services_are_told_one_mode_and_it_is_paper_unless_env_says_otherwise() -> None:
+    modes = {name: environment(name).get("ITB_TRADER__MODE") for name in SERVICES}
+    modes = {name: mode for name, mode in modes.items() if name not in WITHOUT_MODE}
+    assert {"trader", "live-trader", "notifier", "dashboard", "auditor", "itb"} <= set(modes)
+    assert "demo-trader" in modes
+    for name, mode in modes.items():
+        is_demo = name.startswith("demo-") and name != "demo-redis"
+        assert mode == ("paper" if is_demo else ONE_MODE), name
+
+
+@pytest.mark.parametrize(
+    ("service", "mode", "starts"),
+    [
+        ("trader", "paper", True), ("trader", "observe", True), ("trader", "live", False),
+        ("live-trader", "live", True), ("live-trader", "paper", False),
+        ("live-trader", "observe", False), ("live-trader", "Live", False),
+        ("live-trader", "", False), ("demo-trader", "paper", True),
+    ],
+)  # fmt: skip
+def test_a_trader_starts_in_no_mode_but_its_containers(
+    service: str, mode: str, starts: bool
+) -> None:
+    variables = {k: v or "" for k, v in environment(service).items()} | {"ITB_TRADER__MODE": mode}
+    problem = mode_problem("trader", variables)
+    assert (problem == "") is starts
+    assert starts or (mode or "not set") in problem
+
+
+def test_the_wrong_mode_ends_the_container_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["container", "trader"])
+    monkeypatch.setenv("ITB_TRADER__MODE", "paper")
+    monkeypatch.setenv("ALLOWED_TRADER_MODES", "live")
+    monkeypatch.setattr("os.execvp", lambda *_: pytest.fail("it was started all the same"))
+    assert container.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ITB_TRADER__MODE is paper, but this container trades live only")
+    assert said.count("\n") == 1
+
+
+def test_without_modes_of_its_own_a_container_starts_what_the_config_says() -> None:
+    assert mode_problem("trader", {"ITB_TRADER__MODE": "live"}) == ""
+    assert mode_problem("notifier", {"ALLOWED_TRADER_MODES": "live"}) == ""
