@@ -65,3 +65,16 @@ def test_the_wrong_mode_ends_the_container_with_one_line(
 def test_without_modes_of_its_own_a_container_starts_what_the_config_says() -> None:
     assert mode_problem("trader", {"ITB_TRADER__MODE": "live"}) == ""
     assert mode_problem("notifier", {"ALLOWED_TRADER_MODES": "live"}) == ""
+
+
+def test_what_env_does_not_set_leaves_the_config_file_its_say() -> None:
+    """An empty variable would win over the file's key: only one without a value is passed on
+    where it is set and left out where it is not."""
+    assert environment("notifier")["ITB_TELEGRAM_CHAT_ID"] is None
+    emptied = {
+        variable
+        for name in SERVICES
+        for variable, value in environment(name).items()
+        if variable.startswith("ITB_") and str(value).endswith((":-}", "-}"))
+    }
+    assert emptied == {"ITB_CONFIG"}  # which is no key, and empty is the same as absent
