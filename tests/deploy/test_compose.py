@@ -78,3 +78,39 @@ def test_what_env_does_not_set_leaves_the_config_file_its_say() -> None:
         if variable.startswith("ITB_") and str(value).endswith((":-}", "-}"))
     }
     assert emptied == {"ITB_CONFIG"}  # which is no key, and empty is the same as absent
+
+
+def names_on(service: str, network: str) -> set[str]:
+    """What the others on that network know it by; none where it is not there."""
+    networks = SERVICES[service].get("networks", [])
+    if network not in networks:
+        return set()
+    more = networks[network] or {} if isinstance(networks, dict) else {}
+    return {service, *more.get("aliases", ())}
+
+
+def test_prometheus_asks_every_service_that_has_metrics_under_a_name_it_can_reach() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "monitoring" / "prometheus.yml").read_text())
+    asked = {
+        (name, place["port"])
+        for job in config["scrape_configs"]
+        for place in job["dns_sd_configs"]
+        for name in place["names"]
+    }
+    seen = 0
+    for service in SERVICES:
+        port = environment(service).get("ITB_METRICS_PORT")
+        if port is None:
+            continue
+        seen += 1
+        reached = [n for at in SERVICES["prometheus"]["networks"] for n in names_on(service, at)]
+        assert any((name, port) in asked for name in reached), f"nobody asks {service}"
+    assert seen >= 15
+
+
+def test_service_down_looks_at_every_job() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "monitoring" / "prometheus.yml").read_text())
+    rules = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yml").read_text())
+    down = next(r for g in rules["groups"] for r in g["rules"] if r["alert"] == "ServiceDown")
+    jobs = {job["job_name"] for job in config["scrape_configs"]}
+    assert jobs == set(down["expr"].split('"')[1].split("|"))

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
+from deploy import page
 from deploy.demo import SERVICES
 from deploy.reference import with_tables
 from shared.bus import Source, now_us
@@ -234,7 +235,7 @@ async def test_a_real_prometheus_answers_every_query(tmp_path: Path) -> None:
     jobs = [job["job_name"] for job in yaml.safe_load((FOLDER / "prometheus.yml").read_text())[
         "scrape_configs"
     ]]  # fmt: skip
-    assert sorted(jobs) == sorted(SERVICES)
+    assert sorted(jobs) == sorted((*SERVICES, "auditor", page.NAME))
     all_metrics = {job: Metrics(job, f"{job}-1") for job in jobs}
     ports = {job: free_port() for job in jobs}
     async with contextlib.AsyncExitStack() as stack:
