@@ -39,12 +39,15 @@ help:
 	@echo "make docker-test       the containers' demo on a Docker engine, killed and counted"
 	@echo "make audit             known holes in what is installed; Kubernetes manifests"
 	@echo "make sbom              the images' bill of materials (CycloneDX)"
-	@echo "make check             format, lint and types"
+	@echo "make check             format, lint and types; make format mends the format"
 	@echo "make bench             the benchmarks"
 	@echo "make docs              write the tables that README.md and docs/ take from the code"
+	@echo "make site              the documentation as a site, in site/"
 	@echo "make vendor            fetch the dashboard's charting library again (needs npm)"
-	@echo "make lock              resolve the lock files again (UPGRADE=1: newest versions)"
-	@echo "make clean             remove .venv, caches and work/"
+	@echo "make lock              resolve the lock files again (UPGRADE=1: newest versions), all but"
+	@echo "                       requirements-audit.lock"
+	@echo "make clean             remove .venv, caches and work/: with it the bus and the paper"
+	@echo "                       account of itb up"
 
 setup: $(DEMO_READY)
 	@echo "Ready: $(BIN)/itb --help"

@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     )
     explain("signal_id", metavar="SIGNAL_ID", help="such as BTCUSDT-1m-1700000000000")
     explain("--redis-url", metavar="U", help="instead of the config's")
-    explain("--png", type=Path, metavar="FILE", help="also as a picture (needs matplotlib)")
+    explain("--png", type=Path, metavar="FILE", help="also as a picture")
     explain("--json", action="store_true", help="one JSON object on stdout")
 
     replay = _with_config(
@@ -138,8 +138,8 @@ def parser() -> argparse.ArgumentParser:
     replay("--threshold", type=_threshold, metavar="X", help="BUY above X and SELL below -X")
     replay("--buy", type=_threshold, metavar="X", help="BUY above X")
     replay("--sell", type=_threshold, metavar="X", help="SELL below X")
-    replay("--png", type=Path, metavar="FILE", help="both runs as a picture (needs matplotlib)")
-    replay("--html", type=Path, metavar="FILE", help="as a page (needs matplotlib)")
+    replay("--png", type=Path, metavar="FILE", help="both runs as a picture")
+    replay("--html", type=Path, metavar="FILE", help="as a page")
     replay("--json", action="store_true", help="one JSON object on stdout")
 
     drift = _with_config(
