@@ -94,7 +94,12 @@ PROFIT = Metric(
     "itb_profit_quote", "gauge", "profit and loss in quote units, by period", ("period",)
 )
 EQUITY = Metric("itb_equity_quote", "gauge", "the account's worth in quote units")
-GUARD = Metric("itb_guard_active", "gauge", "1 while a guard forbids entries", ("guard",))
+GUARD = Metric(
+    "itb_guard_active",
+    "gauge",
+    "1 while it forbids entries: `switch`, `not_reconciled`, `diverged`, `clock`, `market_closed`",
+    ("guard",),
+)
 CLOCK_SKEW = Metric("itb_clock_skew_seconds", "gauge", "the exchange's clock minus ours")
 # Auditor.
 PARITY_SIGNALS = Metric(

@@ -21,6 +21,7 @@ from trader.messages import Balances, News, Now, Output, Request
 from trader.orders import text
 
 TRADING = "TRADING"
+NOT_RECONCILED = "not_reconciled"
 _MINUTE_MS = 60_000
 _STATES = {
     Word.HALT: OrderState.HALTED,
@@ -232,19 +233,33 @@ class Core:
             return f"halted: {self.why_switched}"
         if desk.diverged:
             return f"diverged: {desk.diverged}"
-        if self.skew_ms is None:
-            return "the exchange's clock is not known yet"
-        if abs(self.skew_ms) >= limits.skew_ms:
-            return f"our clock is {self.skew_ms:+.0f} ms off the exchange's"
-        if desk.filters is None or desk.filters.status != TRADING:
-            status = "unknown" if desk.filters is None else desk.filters.status
-            return f"{desk.symbol} is {status}, not {TRADING}"
+        if why := self._clock_refusal() or _market_refusal(desk):
+            return why
         if not self.balances_ms:
             return "the balances are not known yet"
         held = sum(1 for other in self.desks.values() if other is not desk and _buys(other))
         if limits.open_positions and held >= limits.open_positions:
             return f"{held} positions are open, trader.limits.open_positions allows no more"
         return self._loss_refusal(now) or self.order_refusal(now)
+
+    def guards(self) -> dict[str, bool]:
+        """Whether each guard forbids entries now, of one symbol at least. Limits that halt show as
+        the switch."""
+        desks = self.desks.values()
+        return {
+            "switch": self.switch != OrderState.RESUMED,
+            NOT_RECONCILED: not all(desk.ready for desk in desks),
+            "diverged": any(desk.diverged for desk in desks),
+            "clock": bool(self._clock_refusal()),
+            "market_closed": any(_market_refusal(desk) for desk in desks),
+        }
+
+    def _clock_refusal(self) -> str:
+        if self.skew_ms is None:
+            return "the exchange's clock is not known yet"
+        if abs(self.skew_ms) >= self.limits.skew_ms:
+            return f"our clock is {self.skew_ms:+.0f} ms off the exchange's"
+        return ""
 
     def _loss_refusal(self, now: Now) -> str:
         limits, why = self.limits, ""
@@ -303,6 +318,11 @@ class Core:
     def refusals(self) -> int:
         """Orders that the exchange refused in a row, on the worst symbol."""
         return max(desk.ledger.refusals for desk in self.desks.values())
+
+
+def _market_refusal(desk: Desk) -> str:
+    status = "unknown" if desk.filters is None else desk.filters.status
+    return "" if status == TRADING else f"{desk.symbol} is {status}, not {TRADING}"
 
 
 def _buys(desk: Desk) -> bool:

@@ -64,7 +64,7 @@ from shared.times import floor_ms
 from trader.archive import Archivist
 from trader.candles import Candles
 from trader.clock import AccountClock
-from trader.core import TRADING, Core
+from trader.core import NOT_RECONCILED, TRADING, Core
 from trader.desk import SETTLE_MS, Desk
 from trader.journal import Journal, Taken
 from trader.merge import merge
@@ -163,6 +163,7 @@ class Trader:
             return
         exchange = place_of(settings)
         journal = await self._open(session, exchange)
+        session.metrics.set(GUARD, 1.0, NOT_RECONCILED)
         account = BinanceAccount(
             exchange.rest_url, exchange.ws_url, key=exchange.key, secret=exchange.secret
         )
@@ -1049,7 +1050,8 @@ class Shell:
         metrics.set(EQUITY, float(self.core.worth()))
         profit = sum((d.ledger.profit for d in self.core.desks.values()), Decimal(0))
         metrics.set(PROFIT, float(profit), "all")
-        metrics.set(GUARD, float(switch != OrderState.RESUMED), "switch")
+        for guard, is_active in self.core.guards().items():
+            metrics.set(GUARD, float(is_active), guard)
 
 
 def _nothing() -> None:

@@ -68,6 +68,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+def guards(session: Any) -> set[str]:
+    """Those that forbid entries, as Prometheus is told."""
+    family = next(one for one in session.metrics.collect() if one.name == "itb_guard_active")
+    return {sample.labels["guard"] for sample in family.samples if sample.value}
+
+
 async def until_told(market: Floor, code: str, count: int = 1) -> None:
     async with asyncio.timeout(60):
         while (await codes(market)).count(code) < count:  # noqa: ASYNC110  # a stream of notices
@@ -274,6 +280,7 @@ async def test_a_bus_that_was_emptied_halts_gets_the_file_s_lines_and_an_operato
         assert (await market.ledger()).switch.state == "HALTED"
         assert "order:{BTCUSDT} is gone, though" in (await market.ledger()).switch.reason
         await until(lambda: session.health.facts.get("switch") == "HALTED")
+        await until(lambda: guards(session) == {"switch"})
         sale = await market.candle(SELL)
         assert "is gone" in await reason(market, sale.id)
         assert (await market.ledger()).position == held
@@ -442,7 +449,7 @@ async def test_coins_that_are_gone_stop_entries_and_foreign_orders_are_left_alon
 ) -> None:
     monkeypatch.setattr(trader.service, "_SWEEP_S", 0.2)
     monkeypatch.setattr("trader.desk.QUIET_MS", -10_000)
-    async with at_work(market, tmp_path):
+    async with at_work(market, tmp_path) as session:
         client = Client(market.ex)
         await client.ask(
             "POST", "order", symbol=SYMBOL, side="BUY", type="LIMIT", timeInForce="GTC",
@@ -450,8 +457,10 @@ async def test_coins_that_are_gone_stop_entries_and_foreign_orders_are_left_alon
         )  # fmt: skip
         await market.candle(BUY)
         await market.until_state("FILLED")
+        await until(lambda: guards(session) == set())
         await market.ex.control("funds", asset="BTC", amount="-0.1")
         await until_told(market, "diverged")
+        await until(lambda: guards(session) == {"diverged"})
         await market.candle(SELL)
         lines = await market.until_state("FILLED", count=2)
         sold = [line for line in lines if line.side == "SELL" and line.state == "INTENT"]
@@ -468,13 +477,15 @@ async def test_a_clock_that_is_off_and_a_symbol_that_does_not_trade_stop_entries
 ) -> None:
     monkeypatch.setattr(trader.service, "_RULES_S", 0.1)
     await market.ex.control("clock", skew_ms=700)
-    async with at_work(market, tmp_path):
+    async with at_work(market, tmp_path) as session:
         one = await market.candle(BUY)
         assert "our clock is +" in await reason(market, one.id)
+        await until(lambda: guards(session) == {"clock"})
     await market.ex.control("clock", skew_ms=0)
-    async with at_work(market, tmp_path):
+    async with at_work(market, tmp_path) as session:
         await market.ex.control("symbol", symbol=SYMBOL, status="HALT")
         await until_told(market, "symbol_status")
+        await until(lambda: guards(session) == {"market_closed"})
         one = await market.candle(BUY)
         assert "BTCUSDT is HALT, not TRADING" in await reason(market, one.id)
     assert await orders(market) == []
@@ -590,11 +601,13 @@ async def test_until_the_exchange_answers_it_is_not_ready_and_sends_nothing(
             session = Session(settings=settings, bus=bus, health=health, alive=lambda: None)
             task = tasks.create_task(one.serve(session))
             await until(lambda: "not reconciled" in health.reason)
+            assert guards(session) == {"not_reconciled"}
             signal = await market.candle(BUY)
             async with market.ex.http.delete("/control/faults"):
                 pass
             assert "older than this start" in await reason(market, signal.id)
             await until(lambda: health.ready)
+            await until(lambda: guards(session) == set())
             task.cancel()
     assert await orders(market) == []
 
