@@ -64,6 +64,7 @@ _BODY_BYTES = 32 << 20
 _UNREAD_EVENTS = 10_000
 _SMALLEST = Decimal("0.00000001")
 _PAGE = 1000
+_TRANSFER_RIGHTS = ("enableInternalTransfer", "permitsUniversalTransfer")
 _NEAR_DAYS = 30
 _DAY_MS = 86_400_000
 _BACKOFF_S = (0.25, 30.0)
@@ -366,6 +367,9 @@ class BinanceAccount:
                 return Permissions(
                     can_trade=_bool(body, "enableSpotAndMarginTrading"),
                     can_withdraw=_bool(body, "enableWithdrawals"),
+                    can_transfer=any(
+                        name in _object(body) and _bool(body, name) for name in _TRANSFER_RIGHTS
+                    ),
                     ip_restricted=_bool(body, "ipRestrict"),
                 )
         body = await self._read("/api/v3/account", "omitZeroBalances=true", 20)

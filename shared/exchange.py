@@ -169,10 +169,12 @@ class Balance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permissions:
-    """What the key may do. None: the exchange does not tell."""
+    """What the key may do. can_transfer: between wallets, or between a master account and its
+    sub-accounts. None: the exchange does not tell."""
 
     can_trade: bool
     can_withdraw: bool
+    can_transfer: bool = False
     ip_restricted: bool | None = None
 
 

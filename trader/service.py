@@ -223,6 +223,12 @@ async def _look_at_key(session: Session, exchange: Exchange, account: BinanceAcc
             f"this key may withdraw from {exchange.host}: make one that may only trade, so that "
             "whoever steals it cannot take the coins away"
         )
+    if may.can_transfer:
+        raise Failure(
+            f"this key may transfer from one wallet or sub-account to another at {exchange.host}: "
+            "take that right (internal or universal transfer) from it, so that whoever steals it "
+            "reaches what is here and nothing more"
+        )
     if may.ip_restricted is False and exchange.mode == LIVE:
         await session.notice(
             Level.WARNING, "key", "the key works from every address: bind it to this one"

@@ -578,6 +578,12 @@ async def test_balances_permissions_commission_and_prices() -> None:
         assert await account.permissions() == Permissions(
             can_trade=False, can_withdraw=True, ip_restricted=True
         )
+        for right in ("enableInternalTransfer", "permitsUniversalTransfer"):
+            rights = {"enableInternalTransfer": False, "permitsUniversalTransfer": False}
+            server.answers.append(Answer(restrictions | rights))
+            assert (await account.permissions()).can_transfer is False
+            server.answers.append(Answer(restrictions | rights | {right: True}))
+            assert (await account.permissions()).can_transfer is True
         server.answers.append(
             Answer(
                 {"symbol": "BTCUSDT", "standardCommission": part, "taxCommission": nothing,

@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from shared.config import load
 from shared.control import CONTROL_FILE, CONTROL_KEY
 from shared.errors import Failure, Unavailable, Usage
 from shared.events import Kline, Order
-from shared.exchange import OrderReport
+from shared.exchange import OrderReport, Permissions
 from shared.runtime import Health, Session
 from shared.streams import KLINE, intent_key
 from shared.times import floor_ms
@@ -563,6 +564,24 @@ async def test_a_key_that_may_do_more_or_less_than_trade_is_refused_in_one_line(
     failure = _first(caught.value)
     assert isinstance(failure, Failure)
     assert words in str(failure)
+
+
+async def test_a_key_that_may_transfer_is_refused_in_one_line(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulator has no such right to give; its answer is changed as Binance would say it."""
+    real = BinanceAccount.permissions
+
+    async def permissions(self: BinanceAccount) -> Permissions:
+        return replace(await real(self), can_transfer=True)
+
+    monkeypatch.setattr(BinanceAccount, "permissions", permissions)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with at_work(market, tmp_path):
+            pass
+    failure = _first(caught.value)
+    assert isinstance(failure, Failure)
+    assert "this key may transfer" in str(failure)
 
 
 @pytest.mark.parametrize("mode", ["paper", "live"])
