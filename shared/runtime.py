@@ -270,7 +270,9 @@ async def _sessions(settings: Settings, serve: Serve, process: Process) -> None:
         process.watchdog.alive()
         started = time.monotonic()
         try:
-            await _one_session(settings, serve, process)
+            # In a task of its own: where a TaskGroup waits for a child that then fails, Python 3.11
+            # leaves its task `cancelling`, which is asked for below.
+            await asyncio.create_task(_one_session(settings, serve, process))
             return
         except (Unavailable, OutOfSync) as error:
             lost: Exception = error
