@@ -97,7 +97,10 @@ def parser() -> argparse.ArgumentParser:
     ready = _with_config(
         command("ready", _ready, "Is a service ready? One line; exit code 0 if so, else 1.")
     )
-    ready("service", metavar="SERVICE", help="collector, featurizer, predictor, notifier, trader")
+    ready(
+        "service", metavar="SERVICE",
+        help="collector, featurizer, predictor, notifier, trader, auditor, dashboard",
+    )  # fmt: skip
 
     explain = _with_config(
         command(

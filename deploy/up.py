@@ -32,7 +32,7 @@ from shared.times import iso
 from trader.places import PAPER, SIMULATOR, place_of
 
 _DEFAULT_WORKDIR = Path("work/live")
-_STARTED = (*SERVICES, "auditor", page.NAME)
+STARTED = (*SERVICES, "auditor", page.NAME)
 _POLL_S = 0.25
 _MOST_LINES = 8
 _RETRY_S = (60.0, 3600.0)  # between attempts to download and train
@@ -106,12 +106,12 @@ async def _live(
     await supervisor.start(server.program())
     await server.wait_ready()
     variables, address = page.place(settings.dashboard)
-    for number, name in enumerate(_STARTED):
+    for number, name in enumerate(STARTED):
         own = environment | variables if name == page.NAME else environment
         if settings.metrics_port is not None:
             own = own | {f"{PREFIX}METRICS_PORT": str(settings.metrics_port + number)}
         await supervisor.start(service(name, *arguments, environment=own))
-    screen.say(f"started {', '.join(_STARTED)}; their logs are in {supervisor.logs}")
+    screen.say(f"started {', '.join(STARTED)}; their logs are in {supervisor.logs}")
     screen.say(f"the dashboard is at {address}")
     async with asyncio.TaskGroup() as tasks, Observer(server.local_url) as observer:
         if current_id(settings.model_folder) is None:

@@ -1,8 +1,8 @@
 """`python -m shared.ready SERVICE [-c config.json]`: is that service ready? One line, exit 0 or 1.
 
 For health checks of containers. Where `metrics_port` is set the service itself is asked, over HTTP
-(by the environment variable alone nothing but the standard library is loaded: a check costs little
-although it runs often); otherwise its heartbeat on the bus is read.
+(by the environment variable alone, which names its very port, nothing but the standard library is
+loaded: a check costs little although it runs often); otherwise its heartbeat on the bus is read.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _TIMEOUT_S = 4.0
+PORTS = 7  # that `itb up` gives out, one a service
 _OLD_S = 15.0  # three heartbeats
 _ANYWHERE = frozenset(("0.0.0.0", "::", ""))  # noqa: S104  # compared, not bound
 
@@ -46,7 +47,7 @@ def check(service: str, config: str | None = None) -> tuple[bool, str]:
 
     settings = load(config)
     if settings.metrics_port is not None:
-        return _verdict(service, *_ask(settings.metrics_host, settings.metrics_port))
+        return _verdict(service, *_find(settings.metrics_host, settings.metrics_port, service))
     return _verdict(service, *asyncio.run(_heartbeat(settings, service)))
 
 
@@ -58,6 +59,20 @@ def _verdict(service: str, beat: dict[str, Any] | None, problem: str) -> tuple[b
     if beat.get("ready") is not True:
         return False, f"{service} is not ready: {beat.get('reason') or 'it gives no reason'}"
     return True, f"{service} is ready"
+
+
+def _find(host: str, first: int, service: str) -> tuple[dict[str, Any] | None, str]:
+    """That service's answer on the config's port or one after it, as `itb up` gives them out."""
+    answering, problem = 0, ""
+    for port in range(first, min(first + PORTS, 65_536)):
+        beat, why = _ask(host, port)
+        if beat is not None and beat.get("service") == service:
+            return beat, ""
+        answering += beat is not None
+        problem = problem or why
+    if answering:
+        problem = f"none of the services at the ports from {first} on is it"
+    return None, problem
 
 
 def _ask(host: str, port: int) -> tuple[dict[str, Any] | None, str]:
