@@ -182,20 +182,27 @@ class Replies:
         lines = []
         for symbol in asked.recipient.symbols:
             account = await self._facts.account(symbol)
-            profits = [Decimal(line.profit) for line in account.lines if line.profit]
-            if not profits:
+            ledger = account.ledger
+            if not ledger.trips:
                 lines.append(f"{clean(symbol)}: {asked.say('no_trades')}")
                 continue
-            won = sum(profit > 0 for profit in profits)
+            # Without what the sale of a part has brought of a trip that is still under way.
+            profit = ledger.profit - ledger.trip_profit
             lines.append(
-                f"{clean(symbol)}: {asked.say('trades')} {len(profits)}, {asked.say('won')} {won}, "
-                f"{asked.say('lost')} {len(profits) - won}, {asked.say('profit')} "
-                f"{signed(sum(profits, ZERO))} {account.quote}"
+                f"{clean(symbol)}: {asked.say('trades')} {ledger.trips}, {asked.say('won')} "
+                f"{ledger.won}, {asked.say('lost')} {ledger.trips - ledger.won}, "
+                f"{asked.say('profit')} {signed(profit)} {account.quote}"
             )
-            lines.append(
-                f"{asked.say('best')} {signed(max(profits))}, "
-                f"{asked.say('worst')} {signed(min(profits))} {account.quote}"
-            )
+            if ended := [line for line in account.lines if line.profit]:
+                profits = [Decimal(line.profit) for line in ended]
+                text = (
+                    f"{asked.say('best')} {signed(max(profits))}, "
+                    f"{asked.say('worst')} {signed(min(profits))} {account.quote}"
+                )
+                if len(ended) < ledger.trips:  # of the others only the sums are kept
+                    oldest = _clock(ended[0].market_ms, asked.recipient)
+                    text += f" ({asked.say('since', time=oldest)})"
+                lines.append(text)
         return _message(lines)
 
     async def _trader(self) -> dict[str, Any] | None:

@@ -62,6 +62,7 @@ _TABLE: Mapping[str, tuple[str, str, str, str]] = {
     "lost": ("lost", "verloren", "убыточных", "亏损笔数"),
     "best": ("best", "bestes", "лучшая", "最好"),
     "worst": ("worst", "schlechtestes", "худшая", "最差"),
+    "since": ("since {time}", "seit {time}", "с {time}", "自 {time}"),
     "no_trader": (
         "The trader does not answer.",
         "Der Händler antwortet nicht.",

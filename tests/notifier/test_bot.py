@@ -18,6 +18,7 @@ from shared.bus import Source, Write
 from shared.config import Settings
 from shared.control import CONTROL_KEY, Word, command_of
 from shared.events import Delivery, Order, OrderState
+from shared.ledger import ledger_of
 from shared.streams import DAILY, ORDER, SIGNAL
 from tests.fakes.telegram import CHAT, TOKEN, Chat, FakeTelegram, Hang, RetryAfter, Status
 from tests.notifier.desk import START, Desk, open_desk, serving, settings
@@ -251,28 +252,50 @@ def _word(text: bytes | None) -> Word | None:
     return None if found is None else found.word
 
 
+async def test_performance_counts_the_round_trips_that_are_no_longer_on_the_stream(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    journal = Source(ORDER, "BTCUSDT")
+    carried = ledger_of(trip(), "BTC", "USDT", MODE).carried()
+    first = order_line(4, OrderState.CARRIED, "", "", client_id="", carried=carried)
+    await desk.bus.write(Write(source=journal, event=first))
+    async with listening(desk, commanded(telegram, desk)):
+        assert (await answer(telegram, "/performance"))["text"].splitlines() == [
+            "BTCUSDT: Trades 1, won 1, lost 0, Profit +9.79 USDT"
+        ]
+        # Bought 1 for 100 and sold it for 90, 0.1 + 0.11 fees: -10.21.
+        lost = [
+            order_line(
+                11, OrderState.FILLED, "BUY", "entry", client_id="k2-entry",
+                fills={"11": trip_fill(11, "BUY", "100", "0.1")},
+            ),
+            order_line(
+                12, OrderState.FILLED, "SELL", "exit", client_id="k2-exit", price="90",
+                profit="-10.21", fills={"12": trip_fill(12, "SELL", "90", "0.11")},
+            ),
+        ]  # fmt: skip
+        await desk.bus.write(*(Write(source=journal, event=event) for event in lost))
+        # The clock shows UTC: START is 22:14 of the 14th of November.
+        assert (await answer(telegram, "/performance"))["text"].splitlines() == [
+            "BTCUSDT: Trades 2, won 1, lost 1, Profit -0.42 USDT",
+            "best -10.21, worst -10.21 USDT (since 14.11. 22:14)",
+        ]
+
+
+def order_line(number: int, state: str, side: str, leg: str, **more: Any) -> Order:
+    values: dict[str, Any] = {
+        "signal_id": f"BTCUSDT-1m-{START}", "symbol": "BTCUSDT", "interval": "1m",
+        "open_time_ms": START, "time_ms": START, "state": state, "side": side,
+        "quantity": "1", "price": "100", "reason": "", "score": 0.3, "release": "r",
+        "mode": MODE, "leg": leg, "client_id": f"k1-{leg}", "order_id": number,
+        "type": "MARKET", "order_quantity": "1", "market_ms": START, "number": number,
+    }  # fmt: skip
+    return Order(**(values | more))
+
+
 def trip() -> list[Order]:
     """A round trip: 1 BTC bought for 100 and sold for 110, fees in the quote asset."""
-
-    def line(number: int, state: str, side: str, leg: str, **more: Any) -> Order:
-        values: dict[str, Any] = {
-            "signal_id": f"BTCUSDT-1m-{START}", "symbol": "BTCUSDT", "interval": "1m",
-            "open_time_ms": START, "time_ms": START, "state": state, "side": side,
-            "quantity": "1", "price": "100", "reason": "", "score": 0.3, "release": "r",
-            "mode": MODE, "leg": leg, "client_id": f"k1-{leg}", "order_id": number,
-            "type": "MARKET", "order_quantity": "1", "market_ms": START, "number": number,
-        }  # fmt: skip
-        return Order(**(values | more))
-
-    def fill(order: int, side: str, price: str, fee: str) -> bytes:
-        return json.dumps(
-            {
-                "order_id": order, "side": side, "price": price, "quantity": "1",
-                "quote": price, "fee": fee, "fee_asset": "USDT", "time_ms": START,
-                "maker": False,
-            }
-        ).encode()  # fmt: skip
-
+    line, fill = order_line, trip_fill
     return [
         line(1, OrderState.INTENT, "BUY", "entry"),
         line(1, OrderState.FILLED, "BUY", "entry", fills={"1": fill(1, "BUY", "100", "0.1")}),
@@ -282,6 +305,16 @@ def trip() -> list[Order]:
             fills={"2": fill(2, "SELL", "110", "0.11")},
         ),
     ]  # fmt: skip
+
+
+def trip_fill(order: int, side: str, price: str, fee: str) -> bytes:
+    return json.dumps(
+        {
+            "order_id": order, "side": side, "price": price, "quantity": "1",
+            "quote": price, "fee": fee, "fee_asset": "USDT", "time_ms": START,
+            "maker": False,
+        }
+    ).encode()  # fmt: skip
 
 
 async def test_why_says_what_moved_the_score_and_that_the_bits_are_the_same(
