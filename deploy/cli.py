@@ -328,7 +328,8 @@ def _init(args: argparse.Namespace) -> int:
     from deploy.reference import write_config  # noqa: PLC0415
 
     write_config(args.path, force=args.force)
-    sys.stdout.write(f"wrote {args.path}; next: `itb doctor -c {args.path}`\n")
+    # Not to stdout, which may be that very file: /dev/stdout of a container.
+    sys.stderr.write(f"wrote {args.path}; next: `itb doctor -c {args.path}`\n")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from deploy.reference import config_text, keys, with_tables, write_config
 from shared.config import Settings, load
 from shared.errors import Usage
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 
 def test_the_written_config_is_the_defaults(tmp_path: Path) -> None:
@@ -100,3 +103,14 @@ def test_the_readme_config_loads(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(block)
     assert load(path).symbols == ("BTCUSDT", "ETHUSDT")
+
+
+def test_itb_init_to_stdout_writes_the_config_and_nothing_else(tmp_path: Path) -> None:
+    """What deploy/config/README.md says for containers; the next step goes to stderr."""
+    with (tmp_path / "config.json").open("wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy.cli", "init", "/dev/stdout", "--force"],
+            cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr[:6]) == (0, "wrote ")
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == config_text()
