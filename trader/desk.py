@@ -876,15 +876,19 @@ class Desk:
                 # Somebody else sold or locked our coins: what is left is sold, once it is known.
                 self.is_short = True
                 self.goal = replace(goal, attempt=goal.attempt + 1)
+        is_late = result.code == _OUTSIDE_WINDOW
+        if is_late or is_closed:  # no word about the order: it may be sent under another name
+            is_wanted = goal is not None and goal.signal.id == order.signal_id
+            if is_late and order.leg == Leg.EXIT and goal is not None and is_wanted:
+                self.goal = replace(goal, attempt=goal.attempt + 1)
+            if order.leg != Leg.ENTRY:  # but not at once
+                self.pause_ms = now.account_ms + ASK_MS
+            return
         most = self.core.limits.refusals
         if most and self.core.refusals() >= most:
             self.core.halt(f"{most} orders in a row were refused, last: {result.text}", now)
         if order.leg in (Leg.EXIT, Leg.FLATTEN) and not order.list_id:
             self.pause_ms = now.account_ms + ASK_MS
-        if is_closed:
-            if order.leg != Leg.ENTRY:  # what must be sent is not sent again at once
-                self.pause_ms = now.account_ms + ASK_MS
-            return
         if order.list_id and order.leg == Leg.EXIT and goal is not None:
             # The market is at the exit's price already: a limit order alone takes it.
             self.goal = replace(goal, attempt=goal.attempt + 1, alone=True)

@@ -141,6 +141,63 @@ def test_a_signal_whose_close_is_not_its_candle_s_is_dropped(score: float) -> No
     ]
 
 
+LATE = Refused(-1021, "Timestamp for this request is outside of the recvWindow.")
+
+
+def measured(table: Table) -> None:
+    """The exchange's clock is known again, and what was held back goes on."""
+    table.core.clock_is_off = False
+    table.t += 2_000
+    table.core.advance(table.now)
+
+
+def test_protection_that_is_refused_for_its_time_is_sent_again_and_nothing_is_sold() -> None:
+    table = Table(STOPS)
+    table.bought()
+    names = set()
+    for _ in range(5):
+        pair = table.sent()
+        assert pair is not None
+        assert isinstance(pair.order, NewOco)
+        names |= set(pair.client_ids)
+        table.desk.placed(pair.client_ids, LATE, table.now)
+        assert table.sent() is None
+        measured(table)
+    assert len(names) == 10
+    assert table.core.switch == OrderState.RESUMED
+
+
+def test_an_exit_that_is_refused_for_its_time_is_sent_again_under_another_name() -> None:
+    table = Table(RULES)
+    held = table.bought()
+    table.t += MINUTE
+    table.desk.decide(signal(1, SELL), bar(1, SELL), table.now)
+    first = table.sent()
+    assert market_sale(first) == held
+    assert first is not None
+    table.desk.placed(first.client_ids, LATE, table.now)
+    assert table.sent() is None
+    measured(table)
+    second = table.sent()
+    assert market_sale(second) == held
+    assert second is not None
+    assert second.client_ids != first.client_ids
+    table.fill(second, held, "100", Status.FILLED)
+    assert table.sent() is None
+    assert table.desk.ledger.position == 0
+
+
+def test_an_entry_that_is_refused_for_its_time_is_never_sent_again() -> None:
+    table = Table(RULES)
+    table.desk.decide(signal(0, BUY), bar(0, BUY), table.now)
+    entry = table.sent()
+    assert entry is not None
+    table.desk.placed(entry.client_ids, LATE, table.now)
+    measured(table)
+    assert table.sent() is None
+    assert table.core.switch == OrderState.RESUMED
+
+
 NO_COINS = Refused(-2010, "Account has insufficient balance for requested action.")
 
 
