@@ -58,7 +58,8 @@ class Gap:
 def live_trips(lines: Iterable[Order], *, speed: float = 1.0) -> list[Trip]:
     """The round trips of a journal; a line with `profit` ends one.
 
-    lines: of one symbol and mode, oldest first. speed: seconds of market per second.
+    lines: of one symbol and mode, oldest first; where they begin within a round trip, that one is
+    left out. speed: seconds of market per second.
     """
     return _walk(lines, speed)[0]
 
@@ -110,6 +111,7 @@ def _walk(lines: Iterable[Order], speed: float) -> tuple[list[Trip], int | None]
                     exit_signal_ms=exit_signal_ms,
                 )
             )
+        if line.profit:
             buys, sales, fees = [], [], 0.0
     return found, signal_ms if buys else None
 

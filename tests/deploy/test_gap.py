@@ -207,3 +207,15 @@ def test_round_trips_are_read_from_the_journal() -> None:
     assert found.exit_price == 105
     assert found.fees == pytest.approx(0.001 * 100 + 0.003 * 102 + 0.4)
     assert found.profit == 12.5
+
+
+def test_a_round_trip_whose_entry_is_no_longer_there_leaves_nothing_to_the_next() -> None:
+    lines = [
+        order("exit", Side.SELL, [fill(2, Side.SELL, "90", "2", "5", "USDT")], 3, profit="-25"),
+        order("entry", Side.BUY, [fill(3, Side.BUY, "100", "1", "0.1", "USDT")], 9),
+        order("exit", Side.SELL, [fill(4, Side.SELL, "110", "1", "0.11", "USDT")], 12, "9.79"),
+    ]
+    (found,) = live_trips(lines)
+    assert (found.signal_ms, found.entry_ms, found.exit_ms) == (at(9), at(10) + 500, at(13) + 500)
+    assert (found.entry_price, found.exit_price, found.profit) == (100, 110, 9.79)
+    assert found.fees == pytest.approx(0.21)
