@@ -117,6 +117,7 @@ class Tracked:
     reason: str = ""
     score: float | None = None
     release: str = ""
+    is_former: bool = False  # of an account that is not traded any more
 
     @property
     def is_final(self) -> bool:
@@ -219,18 +220,20 @@ class Ledger:
         if state in _SWITCHES:
             self.switch = Switch(state=state, reason=line.reason)
             self.commands.add(line.reason)
-            if state == OrderState.RESUMED and NEW_ACCOUNT in line.reason.split():
+            if begins_anew(line):
                 self._begin_anew()
             if state == OrderState.RESUMED:
                 self.refusals = self.losses = 0
                 self.day_profit = self.curve = self.peak = ZERO
                 self.intents.clear()
             return
+        order = self.orders.get(line.client_id)
+        if order is not None and order.is_former:
+            return
         if state == OrderState.DUST:
             self.dust = Decimal(line.quantity)
         if not line.client_id or state == OrderState.DUST:
             return
-        order = self.orders.get(line.client_id)
         if order is None:
             order = self.orders[line.client_id] = self.open[line.client_id] = _tracked(line, state)
             if state == OrderState.INTENT:
@@ -269,12 +272,17 @@ class Ledger:
             self.trip_profit = ZERO
 
     def _begin_anew(self) -> None:
-        """What is held was held in another account."""
+        """What is held was held in another account, which numbered its orders and trades itself."""
         self.position = self.cost = self.entry_quantity = self.entry_quote = ZERO
-        self.trip_profit, self._selling = ZERO, True
+        self.trip_profit, self.dust, self._selling = ZERO, ZERO, True
         for order in self.open.values():
             order.state = OrderState.CANCELED
+        for order in self.orders.values():
+            order.is_former = True
+        self.ended.extend(self.open)
         self.open.clear()
+        self.by_order_id.clear()
+        self.trades.clear()
 
     def fill(self, order: Tracked, fill: Fill, market_ms: int) -> None:
         """Counts a trade, once."""
@@ -330,7 +338,11 @@ class Ledger:
     def carried(self) -> str:
         """Everything that a fold needs which begins behind the lines so far: what is open, what
         ended of late, the newest order that filled, all sums. Equal folds give equal texts."""
-        filled = [order for order in self.orders.values() if order.executed and order.is_final]
+        filled = [
+            order
+            for order in self.orders.values()
+            if order.executed and order.is_final and not order.is_former
+        ]
         filled.sort(key=lambda order: (order.sent_ms, order.client_id))
         ended = [self.orders[name] for name in self.ended]
         kept = {o.client_id: o for o in (*filled[-1:], *ended, *self.open.values())}
@@ -352,7 +364,9 @@ class Ledger:
         self.intents = deque(found.intents, maxlen=_INTENTS)
         self.ended = deque(found.ended, maxlen=_ENDED)
         self.open = {name: self.orders[name] for name in found.open}
-        self.by_order_id = {o.order_id: o for o in self.orders.values() if o.order_id}
+        self.by_order_id = {
+            o.order_id: o for o in self.orders.values() if o.order_id and not o.is_former
+        }
         self._is_blank = False
 
     def _day(self, market_ms: int) -> Day:
@@ -376,6 +390,11 @@ class Ledger:
 @cache
 def _adapter() -> TypeAdapter[Ledger]:
     return TypeAdapter(Ledger)
+
+
+def begins_anew(line: Order) -> bool:
+    """Whether an operator said that from this line on it is another account."""
+    return line.state == OrderState.RESUMED and NEW_ACCOUNT in line.reason.split()
 
 
 def open_in(carried: str) -> set[str]:

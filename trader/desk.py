@@ -32,7 +32,7 @@ from shared.exchange import (
     Status,
 )
 from shared.filters import SymbolRules
-from shared.ledger import RANKS, ZERO, Ledger, Tracked, packed
+from shared.ledger import RANKS, ZERO, Ledger, Tracked, begins_anew, packed
 from shared.rules import NAN, NONE, Bar, Costs, State
 from shared.times import floor_ms, iso
 from trader.decisions import SIDES, Decisions, price_text
@@ -183,6 +183,8 @@ class Desk:
 
     def _add(self, line: Order) -> None:
         self.ledger.add(line)
+        if begins_anew(line):
+            self.told.clear()
         if line.client_id or line.state == OrderState.CARRIED:
             self.knows_orders = True
 
@@ -653,6 +655,7 @@ class Desk:
             order.stop_price
             for order in self.ledger.orders.values()
             if order.leg == Leg.STOP
+            and not order.is_former
             and order.stop_price is not None
             and order.open_time_ms + self.rule.step_ms > since_ms
             and order.state in _STOOD
@@ -984,6 +987,8 @@ class Desk:
         state = _STATES[report.status]
         name = report.client_id.removesuffix(CANCEL_SUFFIX)
         order = self.ledger.orders.get(name)
+        if order is not None and order.is_former:
+            return
         is_other = order is not None and order.order_id not in (0, report.order_id)
         if order is None or (is_other and name != report.client_id):
             # Once cancelled it goes by the name of the cancel, a pair by that of one of both.

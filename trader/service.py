@@ -498,7 +498,7 @@ class Shell:
         filled = [
             order
             for order in desk.ledger.orders.values()
-            if order.state == OrderState.FILLED and order.sent_ms < old_ms
+            if order.state == OrderState.FILLED and order.sent_ms < old_ms and not order.is_former
         ]
         if not filled or self.core.switch == OrderState.HALTED:
             return

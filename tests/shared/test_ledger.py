@@ -125,6 +125,19 @@ def test_in_a_new_account_nothing_of_the_old_one_is_held_and_profits_stay() -> N
     assert (again.position, again.cost, again.entry_price) == (2, 20, 10)
 
 
+def test_a_new_account_numbers_its_orders_and_trades_from_one_again() -> None:
+    new = line("", "RESUMED", client_id="", reason=f"operator: RESUME 1 itb {ledger.NEW_ACCOUNT}")
+    begun = [line("a", "FILLED", BOUGHT, order_id=1), line("c", "ACKED", order_id=2), new]
+    late = line("c", "FILLED", fill(5, "BUY", "100", "7", "0", "USDT"), order_id=2)
+    again = line("d", "FILLED", fill(1, "BUY", "10", "2", "0", "USDT"), order_id=2)
+    sum_ = line("", "CARRIED", client_id="", carried=fold(*begun).carried())
+    for found in (fold(*begun, late, again), fold(sum_, late, again)):
+        assert (found.position, found.cost, found.since_ms) == (2, 20, DAY_MS)
+        assert {number: o.client_id for number, o in found.by_order_id.items()} == {2: "d"}
+        assert [n for n, o in found.orders.items() if not o.is_former] == ["d"]
+        assert found.orders["a"].executed == 1  # what was done there can still be shown
+
+
 amounts = st.decimals("0.00001", "5", places=5)
 prices = st.decimals("1", "1000", places=2)
 

@@ -5,8 +5,10 @@ from decimal import Decimal
 
 import pytest
 
+from shared.control import Command, Word
 from shared.events import OrderState
 from shared.exchange import Fill, NewOco, NewOrder, OrderReport, OrderType, Side, Status
+from shared.ledger import NEW_ACCOUNT
 from shared.rules import NAN, Bar, Rules
 from tests.trader.world import BUY, FILTERS, MINUTE, RULES, SELL, START, SYMBOL, bar, signal
 from trader.core import Core, Limits
@@ -248,4 +250,38 @@ def test_an_order_that_goes_by_the_name_of_its_cancel_is_still_ours() -> None:
     assert [line.state for line in out.lines] == [OrderState.CANCELED]
     assert "foreign_order" not in [news.code for news in out.news]
     table.desk.reported(replace(renamed, order_id=78), table.now)
+    assert [news.code for news in table.core.take().news] == ["foreign_order"]
+
+
+def test_behind_a_new_account_no_news_of_the_old_one_counts() -> None:
+    """The exchange may be the same one: the coins were moved away, its orders are still told."""
+    table = Table(RULES)
+    held = table.bought()
+    old = table.desk.ledger.orders[table.core.take().lines[-1].client_id]
+    # Of one more fill of it nothing but the amount is known yet.
+    report = OrderReport(
+        symbol=SYMBOL, order_id=old.order_id, list_id=None, client_id=old.client_id, side=Side.BUY,
+        type=OrderType.MARKET, status=Status.FILLED, quantity=held, price=Decimal(0),
+        stop_price=Decimal(0), executed=held + 1, executed_quote=Decimal(0), time_ms=table.t,
+        update_ms=table.t,
+    )  # fmt: skip
+    table.desk.reported(report, table.now)
+    command = Command(Word.RESUME, f"RESUME 1 itb {NEW_ACCOUNT}")
+    table.core.command(command, table.now)
+    table.core.take()
+    fills = tuple(
+        Fill(
+            symbol=SYMBOL, trade_id=number, order_id=old.order_id, side=Side.BUY,
+            price=Decimal(100), quantity=quantity, quote_quantity=100 * quantity, fee=Decimal(0),
+            fee_asset="USDT", time_ms=table.t, is_maker=False,
+        )
+        for number, quantity in ((1, held), (9, Decimal(1)))
+    )  # fmt: skip
+    table.desk.swept([replace(report, fills=fills)], table.now)
+    table.desk.filled(old.client_id, fills, table.now)
+    table.t += MINUTE
+    table.desk.tick(table.now)
+    assert table.desk.ledger.position == 0
+    assert (table.core.switch, table.core.take().requests) == (OrderState.RESUMED, [])
+    table.desk.reported(replace(report, client_id="by-hand"), table.now)
     assert [news.code for news in table.core.take().news] == ["foreign_order"]

@@ -20,10 +20,12 @@ from shared.control import CONTROL_FILE, CONTROL_KEY
 from shared.errors import Failure, Unavailable, Usage
 from shared.events import Kline, Order
 from shared.exchange import OrderReport, Permissions
+from shared.ledger import NEW_ACCOUNT
 from shared.runtime import Health, Session
 from shared.streams import KLINE, intent_key
 from shared.times import floor_ms
 from tests.simulator.client import Client
+from tests.simulator.exchange import exchange
 from tests.trader.rig import BUY, HOLD, MINUTE, SELL, SYMBOL, Floor, floor, trades, trading
 from tests.valkey import Server
 from trader.journal import Journal, Taken
@@ -376,6 +378,28 @@ async def test_with_both_journals_lost_no_signal_is_traded_twice_however_late_it
         await market.until_state("FILLED", count=2)
     assert len(await orders(market)) == 2
     assert (await market.balances())["BTC"] < 1e-4
+
+
+async def test_another_account_halts_once_and_after_the_operator_s_word_its_fills_count(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trader.service, "_LOOK_BACK_MS", 0)
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+    async with exchange() as ex:
+        await ex.advance(9)
+        other = Floor(ex, market.desk)
+        await other.candle(HOLD)
+        async with at_work(other, tmp_path) as session:
+            assert "does not know order" in (await other.ledger()).switch.reason
+            await session.bus.put(CONTROL_KEY, f"RESUME 1 itb {NEW_ACCOUNT}")
+            await other.until_state("RESUMED")
+        async with at_work(other, tmp_path):
+            assert (await other.ledger()).switch.state == "RESUMED"
+            await other.candle(BUY)
+            await other.until_state("FILLED", count=2)
+        assert (await other.ledger()).position == (await other.balances())["BTC"] > 0
 
 
 async def test_all_orders_of_a_lost_journal_are_taken_in_and_only_an_operator_goes_on(
