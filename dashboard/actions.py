@@ -44,7 +44,8 @@ class _Command:
 _COMMANDS: Mapping[str, _Command] = {
     "halt": _Command(
         Word.HALT, OrderState.HALTED,
-        "Nothing is sent to the exchange any more. What rests there, stops too, stays.",
+        "No order is sent any more, no exit either. An entry that still waits is cancelled; stops "
+        "and targets at the exchange stay.",
     ),
     "reduce_only": _Command(
         Word.REDUCE_ONLY, OrderState.REDUCED, "Nothing is bought. Exits and protection go on."

@@ -187,7 +187,12 @@ def parser() -> argparse.ArgumentParser:
     record("--json", action="store_true", help="one JSON list on stdout")
 
     for name, run, text in (
-        ("halt", _halt, "The trader sends nothing any more; what rests at the exchange stays."),
+        (
+            "halt",
+            _halt,
+            "No order is sent any more, no exit either; an entry that still waits is cancelled; "
+            "stops and targets at the exchange stay.",
+        ),
         ("resume", _resume, "Ends a halt, also one that a limit ordered."),
         ("flatten", _flatten, "Everything is sold at market, then nothing is bought."),
     ):

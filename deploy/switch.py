@@ -22,7 +22,11 @@ from trader.places import OBSERVE, journal_folder
 _PATIENCE_S = 3.0
 _CONFIRM_S = 10.0
 _MEANS = {
-    Word.HALT: ("HALTED", "nothing is sent any more; what rests at the exchange stays"),
+    Word.HALT: (
+        "HALTED",
+        "no order is sent any more, no exit either; an entry that still waits is cancelled; stops "
+        "and targets at the exchange stay",
+    ),
     Word.REDUCE_ONLY: ("REDUCED", "nothing is bought; exits and protection go on"),
     Word.FLATTEN: ("FLATTENED", "everything is sold at market, then nothing is bought"),
     Word.RESUME: ("RESUMED", "trading goes on"),

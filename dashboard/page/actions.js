@@ -33,7 +33,8 @@ export class Control {
     $("control-body").replaceChildren(
       h("p", { id: "control-state" }),
       h("ul", { class: "actions" },
-        button("halt", "Nothing is sent any more; what rests at the exchange stays.", "danger"),
+        button("halt", "No order is sent any more, no exit either; waiting entries are cancelled; "
+          + "stops and targets at the exchange stay.", "danger"),
         button("reduce_only", "Nothing is bought; exits and protection go on."),
         button("flatten", "Sell everything at market, then buy nothing.", "danger"),
         button("resume", "Trade again.")));
