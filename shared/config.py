@@ -157,7 +157,8 @@ class Collector(_Section):
     history_rows: int | None = Field(
         default=None,
         ge=1,
-        description="candles to backfill at start; default: twice the features' look-back",
+        description="candles to backfill at start; default: twice the features' look-back, at "
+        "least signaler.analysis.features_horizon",
     )
     futures: bool = Field(default=False, description="also collect USD-M klines and funding")
     depth: bool = Field(default=False, description="also collect order-book snapshots")
@@ -448,7 +449,8 @@ class Dashboard(_Section):
     session_hours: float = Field(default=12.0, gt=0, le=720, description="how long a login lasts")
     control: bool = Field(
         default=False,
-        description="after a login also halt, resume, promote and roll back; false: only look",
+        description="after a login also halt, reduce_only, flatten (sells everything at market), "
+        "resume, promote and roll back; false: only look",
     )
     candles: int = Field(default=3_000, ge=100, le=20_000, description="candles that are shown")
     viewers: int = Field(default=50, ge=1, le=1_000, description="pages that are open at once")
