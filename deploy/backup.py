@@ -19,7 +19,7 @@ import shutil
 import socket
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,7 +38,8 @@ async def back_up(url: str, out: BinaryIO) -> int:
     """Writes the archive; its number of files.
 
     Raises:
-        Unavailable, Failure: the server does not answer, or its files are not here.
+        Unavailable, Failure: the server does not answer, its files are not here, or another
+            backup is being taken.
     """
     link = Link(url, name="itb:backup")
     await link.connect()
@@ -49,8 +50,9 @@ async def back_up(url: str, out: BinaryIO) -> int:
                 f"{folder} is not here: take the backup on the server's machine, or in its "
                 "container (docker compose exec -T redis itb backup)"
             )
-        async with _left_alone(link):
-            return await asyncio.to_thread(_pack, folder, out)
+        with _alone(folder):
+            async with _left_alone(link):
+                return await asyncio.to_thread(_pack, folder, out)
     finally:
         await link.close()
 
@@ -60,11 +62,27 @@ async def _setting(link: Link, name: str) -> str:
     return str(reply[1].decode())
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Of several backups at a time, one. The lock ends with its process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure(f"another backup of {folder} is being taken: wait for its end") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.asynccontextmanager
 async def _left_alone(link: Link) -> AsyncIterator[None]:
     """The files are written anew, then not again until the end."""
     name = "auto-aof-rewrite-percentage"
     before = await _setting(link, name)
+    if before == "0":  # a backup that was killed has left it so: back to the server's default
+        before = "100"
     await link.one("CONFIG", "SET", name, 0)
     try:
         await _rewritten(link)

@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
-from deploy.backup import AOF, hold, restore
+from deploy.backup import AOF, back_up, hold, restore
 from shared.errors import BadInput, Failure
 from tests.valkey import Server, free_port
 
@@ -114,6 +116,61 @@ def test_it_is_taken_while_the_bus_is_written_to_and_goes_through_a_pipe(tmp_pat
         assert len(found) >= 50
     finally:
         there.stop()
+
+
+class Held(io.BytesIO):
+    """A file that takes nothing until it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, data: Any, /) -> int:
+        self.reached.set()
+        assert self.go_on.wait(60)
+        return super().write(data)
+
+
+def share(server: Server) -> Any:
+    """Growth, in percent, at which the server writes its files anew by itself; 0: never."""
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        found: Any = client.config_get("auto-aof-rewrite-percentage")
+        return found["auto-aof-rewrite-percentage"]
+
+
+async def test_of_two_backups_the_second_is_refused_and_the_files_are_written_anew_again(
+    tmp_path: Path,
+) -> None:
+    server = Server(tmp_path / "bus", "--auto-aof-rewrite-percentage", "70").start()
+    out = Held()
+    try:
+        fill(server, 1, 50)
+        first = asyncio.create_task(back_up(server.url, out))
+        assert await asyncio.to_thread(out.reached.wait, 60)
+        assert share(server) == "0"
+        with pytest.raises(Failure, match="another backup"):
+            await back_up(server.url, io.BytesIO())
+        assert share(server) == "0"
+        out.go_on.set()
+        assert await first == 3
+        assert share(server) == "70"
+    finally:
+        out.go_on.set()
+        server.stop()
+
+
+def test_a_backup_after_one_that_was_killed_lets_the_files_be_written_anew_again(
+    tmp_path: Path,
+) -> None:
+    server = Server(tmp_path / "bus").start()
+    try:
+        fill(server, 1, 50)
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("auto-aof-rewrite-percentage", 0)  # as the killed one left it
+        assert itb("backup", "--redis-url", server.url).returncode == 0
+        assert share(server) == "100"
+    finally:
+        server.stop()
 
 
 def test_what_is_no_backup_changes_nothing(tmp_path: Path) -> None:
