@@ -288,14 +288,13 @@ class Core:
         return total
 
     def order_refusal(self, now: Now) -> str:
-        """Why no order at all may be sent now."""
-        most = self.limits.orders_per_minute
-        if self.switch == OrderState.HALTED:
-            return f"halted: {self.why_switched}"
-        since_ms = now.market_ms - _MINUTE_MS
-        sent = sum(_since(desk.ledger.intents, since_ms) for desk in self.desks.values())
-        if most and sent >= most:
-            why = f"{sent} orders within a minute, trader.limits.orders_per_minute is {most}"
+        """Why no further entry may be sent now, by the number of orders. What sells or protects is
+        not refused for it: `Desk` slows it down."""
+        if self.is_busy(now):
+            why = (
+                f"{self._sent(now)} orders within a minute, "
+                f"trader.limits.orders_per_minute is {self.limits.orders_per_minute}"
+            )
             self.halt(why, now)
             return why
         standing = sum(len(desk.ledger.open) for desk in self.desks.values())
@@ -304,6 +303,15 @@ class Core:
             self.halt(why, now)
             return why
         return ""
+
+    def is_busy(self, now: Now) -> bool:
+        """Whether as many orders were sent within a minute of the market as may be."""
+        most = self.limits.orders_per_minute
+        return bool(most) and self._sent(now) >= (most or 0)
+
+    def _sent(self, now: Now) -> int:
+        since_ms = now.market_ms - _MINUTE_MS
+        return sum(_since(desk.ledger.intents, since_ms) for desk in self.desks.values())
 
     def spent(self, order: Tracked, now: Now) -> None:
         """An entry is sized to the limit at the price that decided it; the market may have gone

@@ -576,10 +576,7 @@ class Desk:
         if goal is None or known is None or self._standing((Leg.EXIT,)):
             return
         signal = goal.signal
-        refusal = self.core.order_refusal(now)
-        if goal.leave == rules.SCORE:
-            refusal = self._stale(signal, now) or refusal
-        if refusal:
+        if goal.leave == rules.SCORE and (refusal := self._stale(signal, now)):
             self._give_up(refusal, now)
             return
         price = None if math.isnan(goal.price) else known.ceil_price(_decimal(goal.price))
@@ -616,7 +613,7 @@ class Desk:
         )
 
     def _flatten(self, quantity: Decimal, now: Now) -> None:
-        if self._standing((Leg.FLATTEN,)) or self.core.order_refusal(now):
+        if self._standing((Leg.FLATTEN,)):
             return
         signal = self._placeholder()
         attempt = self._attempt(signal, Leg.FLATTEN)
@@ -663,7 +660,7 @@ class Desk:
 
     def _protect(self, wanted: Protection, quantity: Decimal, now: Now) -> None:
         known = self.filters
-        if known is None or self.core.order_refusal(now):
+        if known is None:
             return
         signal = self._placeholder()
         stop, target = wanted.stop, wanted.target
@@ -757,6 +754,10 @@ class Desk:
         worth: str = "",
     ) -> None:
         """The intent's lines, then its one request."""
+        if self.core.is_busy(now):  # it sells or protects: it must get through, but not in a rush
+            self.pause_ms = now.account_ms + ASK_MS
+            what = "trader.limits.orders_per_minute is reached: what sells or protects goes slowly"
+            self._alarm("busy", "orders_per_minute", what)
         names = []
         for leg, new in orders:
             number = (attempts or {}).get(leg, attempt)

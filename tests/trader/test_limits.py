@@ -217,6 +217,65 @@ def test_orders_in_a_minute_of_the_market_halt() -> None:
     assert fresh.order_refusal(now(4)) == ""
 
 
+def holding(*symbols: str, **limits: Any) -> Core:
+    """With one unit of each."""
+    bases = {SYMBOL: "BTC", "ETHUSDT": "ETH"}
+    lines = [replace(past(f"b{one}", "BUY", "100", 1), symbol=one) for one in symbols]
+    made = core(*lines, **limits)
+    made.balances(Balances({bases[one]: (D(1), D(0)) for one in symbols}, START))
+    for one in symbols:
+        made.desks[one].extend(bar(-1, 0.0))
+    return made
+
+
+def sales(made: Core) -> list[str]:
+    """Symbols of the orders that the last events sent, which all sell."""
+    placed = [r.order for _, r in made.take().requests if isinstance(r, Place)]
+    assert all(order.side is Side.SELL for order in placed)
+    return [order.symbol for order in placed]
+
+
+def test_no_limit_on_the_number_of_orders_keeps_flatten_from_selling_everything() -> None:
+    made = holding(SYMBOL, "ETHUSDT", open_orders=1, orders_per_minute=1)
+    made.command(Command(Word.FLATTEN, "FLATTEN 1 me"), now(0))
+    assert sales(made) == [SYMBOL, "ETHUSDT"]
+    assert made.switch == "FLATTENED"
+
+
+def test_an_exit_is_sent_while_as_many_orders_are_open_as_may_be() -> None:
+    made = holding(SYMBOL, open_orders=1, orders_per_minute=1)
+    assert decide(made, 0, BUY, symbol="ETHUSDT").state == "INTENT"
+    made.take()
+    assert decide(made, 0, SELL).state == "INTENT"
+    assert sales(made) == [SYMBOL]
+    assert not halted(made)
+
+
+def test_protection_that_is_sent_too_often_goes_slowly_and_does_not_halt() -> None:
+    """The exchange, or somebody else, ends each stop at once."""
+    made = holding(SYMBOL, orders_per_minute=2)
+    desk = made.desks[SYMBOL]
+    desk.rule = RULES._replace(stop_loss=0.02)
+    sent_ms, told = [], []
+    for late_ms in range(0, 20_000, 500):
+        at = Now(now(0).account_ms + late_ms, now(0).market_ms, 0)
+        desk.advance(at)
+        out = made.take()
+        told += [one.code for one in out.news if one.code == "orders_per_minute"]
+        for place in [r for _, r in out.requests if isinstance(r, Place)]:
+            sent_ms.append(late_ms)
+            gone = OrderReport(
+                symbol=SYMBOL, order_id=late_ms + 1, list_id=None, client_id=place.client_ids[0],
+                side=Side.SELL, type=OrderType.STOP_LOSS, status=Status.CANCELED, quantity=D(1),
+                price=D(0), stop_price=D(98), executed=D(0), executed_quote=D(0), time_ms=1,
+                update_ms=1,
+            )  # fmt: skip
+            desk.placed(place.client_ids, [gone], at)
+    assert sent_ms == [0, 500, 1_000, *range(2_500, 20_000, 2_000)]
+    assert told == ["orders_per_minute"]
+    assert not halted(made)
+
+
 def test_an_order_that_the_exchange_would_refuse_is_not_sent() -> None:
     line = decide(core(usdt="4"), 0, BUY)
     assert line.state == "DROPPED"
