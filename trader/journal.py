@@ -54,7 +54,7 @@ class Found:
 class OnBus:
     """What the bus was known to have: numbers of this file's newest lines, by symbol.
 
-    acked: the server had taken them, told by `server`, its id. lasting: it had had them for so long
+    acked: the server whose id is `server` had taken them. lasting: it had had them for so long
     that they are on its disk, too.
     """
 
@@ -211,9 +211,11 @@ class Journal:
         found = {str(symbol): int(number) for symbol, number in body["on_bus"].items()}
         if body.get("lasting"):
             self.on_bus.lasting |= found
-        else:
-            self.on_bus.acked |= found
-            self.on_bus.server = str(body.get("server", ""))
+            return
+        server = str(body.get("server", ""))
+        # What another server had acknowledged is not known of this one.
+        known = self.on_bus.acked if server == self.on_bus.server else {}
+        self.on_bus.acked, self.on_bus.server = known | found, server
 
     def holds(self, line: Order) -> bool:
         """Whether a line of the bus is in here."""

@@ -51,6 +51,7 @@ async def merge(
     losses = [what for s, (there, _) in found.items() if (what := _loss(bus, journal, s, there))]
     if losses:
         lost("; ".join(losses))
+    has: dict[str, int] = {}
     for symbol, (there, lacking) in found.items():
         source = Source(ORDER, symbol)
         missing = list(journal.since(symbol, there))
@@ -60,9 +61,12 @@ async def merge(
             await bus.commit(
                 [Step(input=None, writes=[Write(source=source, event=line)]) for line in some]
             )
-        newest = max((line.number for line in missing if line.journal == journal.id), default=0)
-        if newest:
-            journal.bus_has({symbol: newest}, bus.server_id)
+        own = [line.number for line in missing if line.journal == journal.id]
+        if (newest := max([there, *own])) > 0:
+            has[symbol] = newest
+    known = journal.on_bus
+    if has and (known.server != bus.server_id or not has.items() <= known.acked.items()):
+        journal.bus_has(has, bus.server_id)
     return merged
 
 

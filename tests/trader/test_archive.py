@@ -219,6 +219,30 @@ async def test_a_file_that_is_older_than_the_bus_is_refused_and_a_new_one_takes_
             assert sums(await desk.lines()) == sums(before)
 
 
+async def test_a_server_that_came_again_with_all_of_it_is_known_to_have_it(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Bus.session(valkey.url, service="trader") as bus:
+        with Journal.open(tmp_path / "j") as journal:
+            list(journal.lines())
+            lines = journal.append(trade(0, BOUGHT, NOW_MS))
+            for one in lines:
+                await bus.write(Write(source=SOURCE, event=one))
+            told: list[str] = []
+            for server in ("first", "another life"):
+                monkeypatch.setattr(Bus, "server_id", server)
+                await merge(bus, journal, [SYMBOL], "paper", told.append)
+                list(journal.lines())
+                assert journal.on_bus.acked == {SYMBOL: lines[-1].number}
+                assert journal.on_bus.server == server
+            size = journal.path.stat().st_size
+            await merge(bus, journal, [SYMBOL], "paper", told.append)
+            assert (journal.path.stat().st_size, told) == (size, [])
+            await bus.trim_before(SOURCE, "9999999999999-0")
+            await merge(bus, journal, [SYMBOL], "paper", told.append)
+            assert "is gone, though the server has not been away" in told[0]
+
+
 async def test_the_trader_cuts_its_stream_while_it_trades_and_a_new_machine_goes_on(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

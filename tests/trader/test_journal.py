@@ -156,3 +156,16 @@ def test_what_the_bus_had_is_known_after_a_restart_and_is_no_line(tmp_path: Path
     assert (journal.found.cut, journal.found.damaged) == (0, 0)
     assert (journal.on_bus.acked, journal.on_bus.lasting) == ({"BTCUSDT": 2}, {"BTCUSDT": 1})
     assert journal.on_bus.server == "two"
+
+
+def test_what_a_server_had_is_not_said_of_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with Journal.open(path) as journal:
+        list(journal.lines())
+        journal.bus_has({"BTCUSDT": 5}, "one", lasting=True)
+        journal.bus_has({"BTCUSDT": 5}, "one")
+        journal.bus_has({"ETHUSDT": 6}, "two")
+        journal.bus_has({"SOLUSDT": 7}, "two")
+    _found, journal = read(path)
+    assert journal.on_bus.acked == {"ETHUSDT": 6, "SOLUSDT": 7}
+    assert (journal.on_bus.lasting, journal.on_bus.server) == ({"BTCUSDT": 5}, "two")
