@@ -16,11 +16,10 @@ from shared.exchange import Fill, Side
 from shared.ledger import DAY_MS, ZERO, Ledger, Switch, Tracked
 from trader.decisions import Decisions
 from trader.decisions import Rules as Gates
-from trader.desk import RESERVE, Desk
+from trader.desk import RESERVE, TRADING, Desk
 from trader.messages import Balances, News, Now, Output, Request
 from trader.orders import text
 
-TRADING = "TRADING"
 NOT_RECONCILED = "not_reconciled"
 _MINUTE_MS = 60_000
 _STATES = {

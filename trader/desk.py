@@ -64,10 +64,13 @@ POLL_MS = 5_000
 ALARM_MS = 60_000
 MISSES = 2
 QUIET_MS = 10_000
+# So long after a refusal as closed the exchange is not believed that the market trades.
+CLOSED_MS = 10_000
 # A stop where the symbol takes no STOP_LOSS: a limit this far below its price.
 STOP_LIMIT = Decimal("0.01")
 # A market order of the whole account leaves this much for a price that moves until it is there.
 RESERVE = Decimal("0.002")
+TRADING = "TRADING"  # the status of a symbol that takes orders
 _STATES = {
     Status.PENDING_NEW: OrderState.ACKED,
     Status.NEW: OrderState.ACKED,
@@ -97,6 +100,7 @@ _INSUFFICIENT = -2010
 _OUTSIDE_WINDOW = -1021
 _DUPLICATE = "duplicate order sent"
 _CLOSED = "market is closed"
+_SHUT = "closed"  # the status of a symbol that refused an order so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +172,7 @@ class Desk:
         self.told: dict[str, _Told] = {}
         self.alarmed: set[str] = set()
         self.pause_ms = 0  # account clock: no step before
+        self.closed_ms = 0  # account clock: when it last refused an order as closed
         self.foreign: set[int] = set()
         self.is_rebuilding = False
         self.knows_orders = False  # the journal has told of one, ever
@@ -313,6 +318,18 @@ class Desk:
         order = _tracked(signal, Leg.ENTRY, 1, name, Side.BUY, "", ZERO, now.account_ms)
         self.ledger.orders[name] = order
         self._unknown(order, "older than this start, and the journal may have lost it", now)
+
+    def ruled(self, found: SymbolRules, now: Now) -> None:
+        """The exchange's rules for the symbol, asked for again. They may say that it trades while
+        every order is refused as closed: then one may be tried again only after a while."""
+        before, until_ms = self.filters, self.closed_ms + CLOSED_MS
+        if before is not None and found.status == TRADING and before.status == _SHUT:
+            found = replace(found, status=_SHUT if now.account_ms < until_ms else TRADING)
+        if before is not None and found.status != before.status:
+            what = f"{self.symbol} is {found.status} now, before {before.status}"
+            self.core.news(Level.ALERT, "symbol_status", what, self.symbol)
+        self.filters = found
+        self.advance(now)
 
     # -- candles ------------------------------------------------------------------------------
 
@@ -872,7 +889,8 @@ class Desk:
         is_closed = _CLOSED in result.text.lower()
         if is_closed and self.filters is not None:
             # Until the exchange tells what it is, and by the newest word trades again.
-            self.filters = replace(self.filters, status="closed")
+            self.filters = replace(self.filters, status=_SHUT)
+            self.closed_ms = now.account_ms
             self.core.request(self.symbol, FetchRules())
         elif result.code == _INSUFFICIENT:
             self.core.request(self.symbol, FetchBalances())

@@ -64,8 +64,8 @@ from shared.times import floor_ms
 from trader.archive import Archivist
 from trader.candles import Candles
 from trader.clock import AccountClock
-from trader.core import NOT_RECONCILED, TRADING, Core
-from trader.desk import SETTLE_MS, Desk
+from trader.core import NOT_RECONCILED, Core
+from trader.desk import SETTLE_MS, TRADING, Desk
 from trader.journal import Journal, Taken
 from trader.merge import merge
 from trader.messages import (
@@ -982,12 +982,7 @@ class Shell:
         await self._put(partial(self._ruled, symbol, found))
 
     def _ruled(self, symbol: str, found: SymbolRules) -> None:
-        desk = self.core.desks[symbol]
-        if desk.filters is not None and found.status != desk.filters.status:
-            what = f"{symbol} is {found.status} now, before {desk.filters.status}"
-            self.core.news(Level.ALERT, "symbol_status", what, symbol)
-        desk.filters = found
-        desk.advance(self.now(symbol))
+        self.core.desks[symbol].ruled(found, self.now(symbol))
 
     # -- the switch, time ---------------------------------------------------------------------
 

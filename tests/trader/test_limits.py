@@ -332,6 +332,22 @@ def test_a_position_in_a_closed_market_is_neither_sold_nor_protected_again_and_a
     assert [r.order.side for _, r in made.take().requests if isinstance(r, Place)] == [Side.SELL]
 
 
+def test_a_market_that_says_it_trades_and_refuses_as_closed_is_tried_every_ten_seconds() -> None:
+    made = holding(SYMBOL)
+    desk = made.desks[SYMBOL]
+    desk.rule = RULES._replace(stop_loss=0.02)
+    sent_ms = []
+    for late_ms in range(0, 45_000, 500):
+        at = Now(now(0).account_ms + late_ms, now(0).market_ms + late_ms, 0)
+        desk.ruled(FILTERS, at)
+        for _, request in made.take().requests:
+            if isinstance(request, Place):
+                sent_ms.append(late_ms)
+                desk.placed(request.client_ids, Refused(-2010, "Market is closed."), at)
+    assert sent_ms == [0, 10_000, 20_000, 30_000, 40_000]
+    assert not halted(made)
+
+
 def test_signals_that_lead_to_nothing_have_one_line_that_says_why() -> None:
     made = core()
     assert decide(made, 0, SELL).reason == "nothing to sell"
