@@ -95,6 +95,8 @@ class Account:
             "target": _number(_of(Leg.TARGET, resting, "price")),
             "worth": _number(ledger.first_worth),
             "since": ledger.since_ms or None,
+            "first_price": _number(ledger.first_price),
+            "exit": ledger.exit_ms or None,
             "realised": float(ledger.profit),
             "cost": float(ledger.cost),
             "fees": {asset: str(fee) for asset, fee in ledger.fees.items()},

@@ -162,9 +162,9 @@ class Ledger:
     of the newest. refusals: by the exchange, in a row. switch: what is in force; commands: reasons
     of all its lines. For limits, which an operator's RESUMED lets begin anew: day_profit, realised
     on the market's day `day`; curve and peak, all that was realised and the most that it ever was.
-    since_ms: market time of the first fill, 0 = none. first_worth: of the account, at the first
-    decision. dust: base that was left as too little to be sold, when that was last so. ended:
-    orders that came to their end, the last ones.
+    since_ms, first_price: market time (0 = none) and price of the first fill. first_worth: of the
+    account, at the first decision. dust: base that was left as too little to be sold, when that was
+    last so. ended: orders that came to their end, the last ones.
     """
 
     base: str
@@ -199,6 +199,7 @@ class Ledger:
     curve: Decimal = ZERO
     peak: Decimal = ZERO
     since_ms: int = 0
+    first_price: Decimal | None = None
     first_worth: Decimal | None = None
     dust: Decimal = ZERO
     ended: deque[str] = field(default_factory=lambda: deque(maxlen=_ENDED))
@@ -289,7 +290,8 @@ class Ledger:
         if fill.trade_id in self.trades:
             return
         self.trades.add(fill.trade_id)
-        self.since_ms = self.since_ms or market_ms
+        if not self.since_ms:
+            self.since_ms, self.first_price = market_ms, fill.price
         order.executed += fill.quantity
         order.quote += fill.quote_quantity
         quantity, money = fill.quantity, fill.quote_quantity

@@ -71,9 +71,8 @@ class Trades {
 
   ofTrader(row) {
     const { account } = this.page.store;
-    const [first] = account.trades;
-    if (row.result === null || !account.worth || !first?.price) return null;
-    return [row.result / account.worth, row.close === null ? null : row.close / first.price - 1];
+    if (row.result === null || !account.worth || !account.first_price) return null;
+    return [row.result / account.worth, row.close === null ? null : row.close / account.first_price - 1];
   }
 
   redraw() {
@@ -123,10 +122,10 @@ class Trades {
     if (account !== null) {
       this.once("head", [symbol, account], () => this.head(account));
       this.once("chart", [symbol, account.since, account.worth], () => this.chart(this.own.lines, (row) => this.ofTrader(row)));
-      this.once("own", [symbol, account.trades], () => {
+      this.once("own", [symbol, account.trades, account.since], () => {
         this.own.trades.replaceChildren(this.table("The trader's orders that were filled", account.trades.map((trade) => ({
           ...trade, time: trade.market_ms, reason: this.reason(trade),
-        })), "Nothing has been filled yet."));
+        })), account.since ? "What was filled is no longer on the bus." : "Nothing has been filled yet."));
       });
     }
     const line = store.orders[store.orders.length - 1];

@@ -88,9 +88,9 @@ export class Tiles {
     const close = row?.close ?? null;
     const base = hello.bases[store.symbol] ?? "";
     if (!held.quantity || held.is_dust) {
-      const last = held.trades[held.trades.length - 1];
+      const left = account === null ? whatif.trades[whatif.trades.length - 1]?.open_time_ms : account.exit;
       setText($("position"), "flat");
-      setText($("position-note"), last ? `since ${short(last.market_ms ?? last.open_time_ms, store.last.time)}` : "no trade yet");
+      setText($("position-note"), left ? `since ${short(left, store.last.time)}` : "no trade yet");
     } else {
       const gain = close === null || held.entry === null
         ? null : (close / held.entry - 1) * Math.sign(held.quantity);
@@ -117,9 +117,8 @@ export class Tiles {
       return;
     }
     const amount = `${signed(row.result, 2)} ${this.store.hello.quote}`;
-    const [first] = account.trades;
     const notes = [account.worth ? amount : "", `${whole(account.trips)} round trips`,
-      first?.price ? `held instead ${percent(row.close / first.price - 1)}` : ""];
+      account.first_price ? `held instead ${percent(row.close / account.first_price - 1)}` : ""];
     this.result(account.worth ? percent(row.result / account.worth) : amount, row.result,
       notes.filter(Boolean).join(" · "));
   }

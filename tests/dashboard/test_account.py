@@ -11,7 +11,7 @@ from shared.bus import Entry, Source
 from shared.config import Settings
 from shared.events import Meta, Order
 from shared.exchange import Fill, Side
-from shared.ledger import packed
+from shared.ledger import ledger_of, packed
 from shared.streams import ORDER
 from tests.dashboard.recorded import MINUTE, START, Recording
 from tests.dashboard.test_track import entries
@@ -106,6 +106,28 @@ def test_results_are_realised_and_unrealised_profit_after_fees_at_each_close() -
     assert {asset: Decimal(fee) for asset, fee in shown["fees"].items()} == {
         "BTC": Decimal("0.0001"), "USDT": Decimal("3.0969"),
     }  # fmt: skip
+
+
+def test_holding_begins_at_the_first_fill_of_all_however_much_of_the_journal_is_left() -> None:
+    later = [
+        line("FILLED", 20, client_id="c", leg="entry",
+             fills=fill(3, Side.BUY, "0.1", "40000", "0", "BTC")),
+        line("FILLED", 30, client_id="d", leg="exit", side="SELL", profit="100",
+             fills=fill(4, Side.SELL, "0.1", "41000", "0", "USDT")),
+    ]  # fmt: skip
+    sum_ = ledger_of([*BOUGHT, *SOLD], "BTC", "USDT", "paper").carried()
+    carried = line("CARRIED", 10, side="", carried=sum_)
+    sold_ms, last_ms = START + 6 * MINUTE + 40, START + 31 * MINUTE + 40
+    for lines, exit_ms, trades in (
+        ([*BOUGHT, *SOLD], sold_ms, 2),
+        ([carried], sold_ms, 0),
+        ([carried, *later], last_ms, 2),
+    ):
+        shown = account(lines).shown()
+        assert (shown["first_price"], shown["exit"]) == (30010, exit_ms)
+        assert shown["since"] == START + MINUTE + 40
+        assert len(shown["trades"]) == trades
+    assert (account([]).shown()["first_price"], account([]).shown()["exit"]) == (None, None)
 
 
 def test_lines_told_again_and_those_of_another_mode_change_nothing() -> None:

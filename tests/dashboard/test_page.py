@@ -19,7 +19,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from dashboard.credentials import PasswordHash, write_password
-from shared.bus import Bus, Write
+from shared.bus import Bus, Source, Write
+from shared.ledger import ledger_of
+from shared.streams import ORDER
 from tests.browser import Tab, browser
 from tests.dashboard.axe import audit
 from tests.dashboard.recorded import (
@@ -29,6 +31,7 @@ from tests.dashboard.recorded import (
     put_release,
     settings_for,
 )
+from tests.dashboard.test_account import BOUGHT, SOLD, line
 from tests.valkey import Server, free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -272,6 +275,30 @@ def test_text_from_the_bus_is_text(served: Served, tab: Tab) -> None:
     )
     assert "owned" not in tab.evaluate("document.title")
     assert tab.messages == []
+
+
+def test_an_account_whose_trades_are_no_longer_on_the_bus_is_compared_from_its_first(
+    tmp_path: Path, tab: Tab
+) -> None:
+    sum_ = ledger_of([*BOUGHT, *SOLD], "BTC", "USDT", "paper").carried()
+    carried = line("CARRIED", 10, side="", carried=sum_)
+    with serving(tmp_path, ITB_TRADER__MODE="paper") as served:
+        served.put([served.written], Write(source=Source(ORDER, "BTCUSDT"), event=carried))
+        show(tab, served, at="#trades")
+        # Bought for 30,010; the one sale made 92.80 on 10,000.
+        gain = 100 * (served.recording.closes()[served.written - 1] / 30_010 - 1)
+        tab.until("document.querySelector('#equity').textContent === '+0.93 %'")
+        note = tab.evaluate("document.querySelector('#equity-note').textContent")
+        sign = "−" if gain < 0 else "+"
+        assert note == f"+92.80 USDT · 1 round trips · held instead {sign}{abs(gain):.2f} %"
+        assert tab.evaluate("document.querySelector('#position').textContent") == "flat"
+        since = tab.evaluate("document.querySelector('#position-note').textContent")
+        assert since.startswith("since ")
+        tab.until("document.querySelector('#panel-trades section .empty')")
+        empty = tab.evaluate("document.querySelector('#panel-trades section .empty').textContent")
+        assert empty == "What was filled is no longer on the bus."
+        picture(tab, "carried", tmp_path)
+        assert tab.messages == []
 
 
 def test_the_page_comes_back_by_itself_when_the_server_does(tmp_path: Path, tab: Tab) -> None:

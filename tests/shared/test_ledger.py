@@ -54,6 +54,7 @@ def test_a_round_trip_by_hand() -> None:
     # Bought 1 above the close that decided it, sold 1 below.
     assert found.slippage == D("1") + D("0.999")
     assert found.worth == 10_000
+    assert found.first_price == 100
     assert not found.open
 
 
