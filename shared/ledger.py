@@ -399,6 +399,16 @@ def begins_anew(line: Order) -> bool:
     return line.state == OrderState.RESUMED and NEW_ACCOUNT in line.reason.split()
 
 
+def is_sum_of(carried: str, lines: Iterable[Order], mode: str) -> bool:
+    """Whether all that a mode's lines of one symbol come to is what is carried, to the last digit,
+    whichever version wrote that.
+
+    Raises: ValueError: it was not written by `Ledger.carried`.
+    """
+    told = _adapter().validate_json(carried)
+    return ledger_of(lines, told.base, told.quote, mode).carried() == told.carried()
+
+
 def open_in(carried: str) -> set[str]:
     """Names of the orders that were open where this was carried."""
     return set(json.loads(carried)["open"])

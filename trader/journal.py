@@ -81,7 +81,8 @@ class Journal:
     _fd: int = -1
     _size: int = 0
     _places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    _taken_in: set[tuple[str, int]] = field(default_factory=set)
+    # By identity: how many of the symbol's lines stand before it.
+    _taken_in: dict[tuple[str, int], int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> "Journal":
@@ -204,7 +205,7 @@ class Journal:
             self.last = max(self.last, line.number)
             places.append((line.number, offset))
         else:
-            self._taken_in.add((line.journal, line.number))
+            self._taken_in[line.journal, line.number] = len(places)
             places.append((0, offset))
 
     def _note_on_bus(self, body: dict[str, Any]) -> None:
@@ -222,6 +223,14 @@ class Journal:
         if line.journal == self.id:
             return line.number <= self.last
         return (line.journal, line.number) in self._taken_in
+
+    def newest(self, symbol: str, *, before: Order | None = None) -> int:
+        """Number of this file's own newest line of a symbol, 0 = none; before: that stands before
+        this one, which it took in."""
+        places = self._places.get(symbol, [])
+        if before is not None:
+            places = places[: self._taken_in[before.journal, before.number]]
+        return max((number for number, _ in places), default=0)
 
     def knows(self, symbol: str) -> bool:
         """Whether it holds a line of that symbol."""

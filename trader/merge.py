@@ -2,8 +2,8 @@
 
 Lines that the bus lacks were written when it was not there, or were lost with it (it may lose the
 last second). Lines that the file lacks come from another machine that traded meanwhile, or the file
-itself is new. A bus that begins with a CARRIED line has no more of what came before: a file that
-holds a part of that, and not the line, cannot be brought up to date.
+itself is new. A bus that begins with a CARRIED line has what came before in that sum, and nothing
+else of it: a file that holds another part of that, and not the line, cannot be brought up to date.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from shared.bus import Bus, Source, Step, Write
 from shared.errors import Failure
 from shared.events import Order, OrderState
+from shared.ledger import is_sum_of
 from shared.streams import ORDER
 from trader.journal import Journal
 
@@ -87,10 +88,10 @@ def _loss(bus: Bus, journal: Journal, symbol: str, there: int) -> str:
 async def _behind(
     bus: Bus, journal: Journal, source: Source[Order], mode: str, unread: list[str]
 ) -> tuple[int, list[Order]]:
-    """(number of the file's newest line that the bus has, lines that the file lacks). -1: the bus
-    has none of what the file holds."""
+    """(number of the file's newest line that the bus has, at least in a sum, lines that the file
+    lacks). -1: the bus has none of what the file holds."""
     lacking: list[Order] = []
-    there, upto = -1, "+"
+    there, summed, upto = -1, 0, "+"
     while there <= 0 and (page := await bus.tail(source, _PAGE, upto=upto)):
         upto = f"({page[0].id}"
         for entry in reversed(page):
@@ -106,11 +107,26 @@ async def _behind(
                 break
             else:
                 there = 0
+                if line.state == OrderState.CARRIED:
+                    summed = journal.newest(source.symbol, before=line)
+    if there == 0:
+        there = summed
     lacking.reverse()
     is_cut = there < 0 and lacking and lacking[0].state == OrderState.CARRIED
     if is_cut and journal.knows(source.symbol):
+        if _is_sum(lacking[0], journal):
+            return journal.newest(source.symbol), lacking
         raise Failure(
             f"{journal.path} lacks what another trader did and {source.key} does not hold any "
             "more: move it away; the trader takes what the bus and the exchange know"
         )
     return there, lacking
+
+
+def _is_sum(carried: Order, journal: Journal) -> bool:
+    """Whether it is of all that the file holds, and of nothing else: a trader of another mode told
+    it."""
+    try:
+        return is_sum_of(carried.carried, journal.since(carried.symbol, -1), carried.mode)
+    except ValueError:
+        return False

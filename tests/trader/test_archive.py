@@ -243,6 +243,59 @@ async def test_a_server_that_came_again_with_all_of_it_is_known_to_have_it(
             assert "is gone, though the server has not been away" in told[0]
 
 
+async def test_behind_a_sum_that_another_trader_told_nothing_is_written_again(
+    valkey: Server, tmp_path: Path
+) -> None:
+    """paper, live, paper: of paper the bus holds the sum that live told, and nothing else."""
+    halted = line("", "HALTED", client_id="", reason="limit: x", time_ms=OLD_MS)
+    async with Bus.session(valkey.url, service="trader") as bus:
+        desk = Desk(bus, tmp_path)
+        with Journal.open(tmp_path / "j") as journal:
+            list(journal.lines())
+            own = journal.append([*trade(0, BOUGHT, OLD_MS), halted])
+            [sum_] = journal.append([replace(carried(own), journal="live", number=9)])
+            await bus.write(Write(source=SOURCE, event=sum_))
+            for count in (0, 1, 0):
+                list(journal.lines())
+                own += (newer := journal.append(trade(count, SOLD, NOW_MS)[:count]))
+                merged = await merge(bus, journal, [SYMBOL], "paper")
+                assert (merged.taken, merged.unread) == ([], [])
+                assert (await desk.lines())[0] == sum_
+                assert (await desk.lines())[-len(newer) :][:count] == newer
+            assert len(await desk.lines()) == 2
+            assert sums(await desk.lines()) == sums(own)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_sum_of_exactly_the_file_s_lines_that_the_file_lacks_is_taken_in(
+    valkey: Server, tmp_path: Path, is_whole: bool
+) -> None:
+    """paper, live for weeks, paper: live told the sum of paper and cut the stream there."""
+    async with Bus.session(valkey.url, service="trader") as bus:
+        desk = Desk(bus, tmp_path)
+        with Journal.open(tmp_path / "j") as journal:
+            list(journal.lines())
+            own = journal.append([*trade(0, BOUGHT, OLD_MS), *trade(1, SOLD, OLD_MS)])
+            known = own if is_whole else [*own, *trade(2, TRADES[2], OLD_MS)]
+            sum_ = replace(carried(known), journal="live", number=9)
+            again = replace(sum_, number=12)
+            live = replace(trade(7, BOUGHT, NOW_MS, "live")[1], journal="live", number=11)
+            for one in (sum_, live, again):
+                await bus.write(Write(source=SOURCE, event=one))
+            if not is_whole:
+                with pytest.raises(Failure, match="lacks what another trader did"):
+                    await merge(bus, journal, [SYMBOL], "paper")
+                return
+            merged = await merge(bus, journal, [SYMBOL], "paper")
+            assert merged.taken == [sum_, again]
+            assert await desk.lines() == [sum_, live, again]
+            own += (newer := journal.append(trade(2, TRADES[2], NOW_MS)))
+            list(journal.lines())
+            assert (await merge(bus, journal, [SYMBOL], "paper")).taken == []
+            assert await desk.lines() == [sum_, live, again, *newer]
+            assert sums(await desk.lines()) == sums(own) == sums(list(journal.lines()))
+
+
 async def test_the_trader_cuts_its_stream_while_it_trades_and_a_new_machine_goes_on(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
