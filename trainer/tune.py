@@ -23,6 +23,7 @@ is that of its data, space and settings: with other candles a new one begins.
 """
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
@@ -40,7 +41,7 @@ import numpy.typing as npt
 import optuna
 from optuna.storages.journal import JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from shared.config import Algorithm, Settings
 from shared.errors import Failure, Usage
@@ -708,7 +709,17 @@ def storage_of(url: str) -> Any:
         raise Usage(f"--storage {url}: give a URL such as sqlite:///tune.db or redis://host:6379/1")
     # Processes that share a SQLite file wait for each other rather than fail.
     engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    return _with_storage(lambda: optuna.storages.RDBStorage(url, engine_kwargs=engine))
+
+    def tables() -> Any:
+        # Of processes that make the tables of an empty storage at once, one wins; the others find
+        # them there.
+        for pause_s in (0.2, 1.0):
+            with contextlib.suppress(DatabaseError):
+                return optuna.storages.RDBStorage(url, engine_kwargs=engine)
+            time.sleep(pause_s)
+        return optuna.storages.RDBStorage(url, engine_kwargs=engine)
+
+    return _with_storage(tables)
 
 
 def _with_storage(work: Callable[[], Any]) -> Any:

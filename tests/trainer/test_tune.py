@@ -14,6 +14,7 @@ import optuna
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
+from sqlalchemy.exc import IntegrityError
 
 from shared import klinefiles
 from shared.config import Settings, Trainer
@@ -284,6 +285,23 @@ def test_processes_share_a_study_over_redis(tmp_path: Path, file: Path, valkey: 
     second = tuned(tmp_path / "b", file, "--what", "lc", "--trials", "3", "--storage", valkey.url)
     assert first["studies"][0]["study"] == second["studies"][0]["study"]
     assert second["studies"][0]["complete"] + second["studies"][0]["pruned"] == 3
+
+
+def test_who_comes_second_to_an_empty_storage_takes_the_tables_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two processes that begin at once: the second fails on a row that the first has written."""
+    real, calls = optuna.storages.RDBStorage, []
+
+    def late(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", late)
+    storage = tune.storage_of(f"sqlite:///{tmp_path / 'shared.db'}")
+    assert storage.get_all_studies() == []
 
 
 @pytest.mark.slow
