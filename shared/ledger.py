@@ -245,6 +245,8 @@ class Ledger:
                         self.first_worth = self.worth
         elif RANKS[state] > RANKS[order.state] or line.is_adopted:
             order.state = state
+        if not order.quantity:  # its intent is lost: the exchange has told it since
+            _set_terms(order, line)
         if line.order_id:
             order.order_id = line.order_id
             self.by_order_id[line.order_id] = order
@@ -414,18 +416,26 @@ def open_in(carried: str) -> set[str]:
     return set(json.loads(carried)["open"])
 
 
+def _set_terms(order: Tracked, line: Order) -> None:
+    """What was ordered."""
+    order.type = line.type
+    order.quantity = Decimal(line.order_quantity or "0")
+    order.price = Decimal(line.order_price) if line.order_price else None
+    order.stop_price = Decimal(line.stop_price) if line.stop_price else None
+
+
 def _tracked(line: Order, state: OrderState) -> Tracked:
-    return Tracked(
+    order = Tracked(
         client_id=line.client_id,
         signal_id=line.signal_id,
         open_time_ms=line.open_time_ms,
         leg=line.leg,
         attempt=line.attempt,
         side=line.side,
-        type=line.type,
-        quantity=Decimal(line.order_quantity or "0"),
-        price=Decimal(line.order_price) if line.order_price else None,
-        stop_price=Decimal(line.stop_price) if line.stop_price else None,
+        type="",
+        quantity=ZERO,
+        price=None,
+        stop_price=None,
         list_id=line.list_id,
         sent_ms=line.sent_ms,
         state=state,
@@ -433,6 +443,8 @@ def _tracked(line: Order, state: OrderState) -> Tracked:
         score=line.score,
         release=line.release,
     )
+    _set_terms(order, line)
+    return order
 
 
 def ledger_of(lines: Iterable[Order], base: str, quote: str, mode: str) -> Ledger:

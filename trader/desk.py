@@ -1023,9 +1023,10 @@ class Desk:
             self._write(self._about(order, OrderState.ACKED, now, reason=what, adopted=True))
             self._raise_alarm("adopted", f"{what}: it is taken in", now)
         if not order.quantity:  # of an order whose intent is lost
-            order.quantity, order.type = report.quantity, report.type
-            order.price = report.price or None
-            order.stop_price = report.stop_price or None
+            # In the digits of the line that will tell it.
+            order.quantity, order.type = Decimal(text(report.quantity)), report.type
+            order.price = Decimal(text(report.price)) if report.price else None
+            order.stop_price = Decimal(text(report.stop_price)) if report.stop_price else None
         is_new = order.order_id != report.order_id
         order.order_id = report.order_id
         self._news_of(

@@ -8,7 +8,7 @@ import pytest
 from shared.control import Command, Word
 from shared.events import OrderState
 from shared.exchange import Fill, NewOco, NewOrder, OrderReport, OrderType, Side, Status
-from shared.ledger import NEW_ACCOUNT
+from shared.ledger import NEW_ACCOUNT, ledger_of
 from shared.rules import NAN, Bar, Rules
 from tests.trader.world import BUY, FILTERS, MINUTE, RULES, SELL, START, SYMBOL, bar, signal
 from trader.core import Core, Limits
@@ -285,3 +285,24 @@ def test_behind_a_new_account_no_news_of_the_old_one_counts() -> None:
     assert (table.core.switch, table.core.take().requests) == (OrderState.RESUMED, [])
     table.desk.reported(replace(report, client_id="by-hand"), table.now)
     assert [news.code for news in table.core.take().news] == ["foreign_order"]
+
+
+def test_of_an_order_whose_intent_is_lost_the_journal_tells_what_the_desk_knows() -> None:
+    table = Table(RULES)
+    table.desk.expect(signal(0, BUY), table.now)
+    name = next(iter(table.desk.ledger.open))
+    report = OrderReport(
+        symbol=SYMBOL, order_id=77, list_id=None, client_id=name, side=Side.BUY,
+        type=OrderType.LIMIT, status=Status.NEW, quantity=Decimal("1.50000000"),
+        price=Decimal("99.90000000"), stop_price=Decimal(0), executed=Decimal(0),
+        executed_quote=Decimal(0), time_ms=table.t, update_ms=table.t,
+    )  # fmt: skip
+    for status in (Status.NEW, Status.CANCELED):
+        table.desk.reported(replace(report, status=status), table.now)
+        known = table.desk.ledger
+        lines = table.core.out.lines
+        assert ledger_of(lines, "BTC", "USDT", "paper").carried() == known.carried()
+        told = known.orders[name]
+        assert (told.type, told.quantity, told.price, told.stop_price) == (
+            "LIMIT", Decimal("1.5"), Decimal("99.9"), None,
+        )  # fmt: skip
