@@ -82,6 +82,8 @@ _STATES = {
     Status.REJECTED: OrderState.REJECTED,
 }
 _WORKING = (OrderState.ACKED, OrderState.PARTIAL)
+# Of lines about no order, those that only a trader writes that has been reconciled.
+_AT_WORK = (OrderState.DROPPED, OrderState.CARRIED)
 _OPEN_QUESTION = (OrderState.INTENT, OrderState.UNKNOWN)
 _NOWHERE = (OrderState.NOT_PLACED, OrderState.REJECTED, OrderState.DROPPED)
 _STOOD = (*_WORKING, OrderState.CANCELED)
@@ -176,6 +178,7 @@ class Desk:
         self.foreign: set[int] = set()
         self.is_rebuilding = False
         self.knows_orders = False  # the journal has told of one, ever
+        self.known_ms = 0  # what was sent until then, account clock, stands in the journal
         self.suspect = False  # the journal may have lost what a former life did
 
     # -- the journal --------------------------------------------------------------------------
@@ -192,6 +195,10 @@ class Desk:
             self.told.clear()
         if line.client_id or line.state == OrderState.CARRIED:
             self.knows_orders = True
+        if line.client_id:
+            self.known_ms = max(self.known_ms, line.sent_ms)
+        elif line.state in _AT_WORK:
+            self.known_ms = max(self.known_ms, line.time_ms)
 
     def _write(self, line: Order) -> None:
         self.decisions.load(line)

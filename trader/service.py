@@ -468,7 +468,9 @@ class Shell:
             if not desk.knows_orders:
                 await self._rebuild(symbol, desk)
             else:
-                since_ms = min(oldest_ms, asked_ms - _LOOK_BACK_MS)
+                # Bus and journal may be of an old backup: what came after them is asked for, too.
+                known_ms = min(asked_ms, desk.known_ms or asked_ms)
+                since_ms = min(oldest_ms, known_ms - _LOOK_BACK_MS)
                 reports = await self._account.orders_since(symbol, since_ms)
                 reports += await self._account.open_orders(symbol)
                 desk.swept(await self._with_fills(symbol, desk, reports), self.now(symbol))

@@ -402,6 +402,34 @@ async def test_another_account_halts_once_and_after_the_operator_s_word_its_fill
         assert (await other.ledger()).position == (await other.balances())["BTC"] > 0
 
 
+async def test_orders_that_came_after_an_old_backup_of_bus_and_journal_are_taken_in_and_halt(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long ago they ended: the journal's newest line says where to begin."""
+    monkeypatch.setattr(trader.service, "_LOOK_BACK_MS", 100)
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+    shutil.copytree(tmp_path / "journal", tmp_path / "backup")
+    bus = await market.desk.raw.dump("order:{BTCUSDT}")
+    async with at_work(market, tmp_path):
+        await market.candle(SELL)
+        await market.until_state("FILLED", count=2)
+        sold = await market.ledger()
+        await market.candle(HOLD)
+    await asyncio.sleep(0.2)  # more than _LOOK_BACK_MS
+    shutil.rmtree(tmp_path / "journal")
+    shutil.copytree(tmp_path / "backup", tmp_path / "journal")
+    await market.desk.raw.restore("order:{BTCUSDT}", 0, bus, replace=True)
+    assert (await market.ledger()).position > sold.position
+    for _ in range(2):
+        async with at_work(market, tmp_path):
+            ledger = await market.ledger()
+            assert (ledger.position, ledger.flow) == (sold.position, sold.flow)
+            assert ledger.switch.state == "HALTED"
+            assert "the journal does not know order" in ledger.switch.reason
+
+
 async def test_all_orders_of_a_lost_journal_are_taken_in_and_only_an_operator_goes_on(
     market: Floor, tmp_path: Path
 ) -> None:
