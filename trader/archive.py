@@ -14,7 +14,7 @@ A line of an order that is open still stays, and all that came after it.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shared.bus import Bus, Entry, Source, now_us
@@ -26,7 +26,7 @@ from shared.logs import Quiet
 from shared.runtime import Session
 from shared.stage import kept_ms
 from shared.streams import ORDER
-from trader.journal import Journal, Taken
+from trader.journal import Journal, Taken, digest
 from trader.places import OBSERVE, journal_folder
 
 FIRST_S = 600.0
@@ -125,16 +125,15 @@ def keep(path: Path, lines: Sequence[Order]) -> None:
         Taken, Failure, Unavailable: as `Journal`.
     """
     with Journal.open(path) as archive:
-        there = {_name(line, archive.id) for line in archive.lines()}
-        archive.append([line for line in lines if _name(line, archive.id) not in there])
+        there = {_digest(line, archive.id) for line in archive.lines()}
+        archive.append([line for line in lines if _digest(line, archive.id) not in there])
         archive.sync()
 
 
-def _name(line: Order, archive: str) -> tuple[str, int]:
-    """Lines of OBSERVE have no number but one per signal."""
-    if line.journal in ("", archive):
-        return line.signal_id, line.open_time_ms
-    return line.journal, line.number
+def _digest(line: Order, archive: str) -> bytes:
+    """Of the line as the bus has it: one of OBSERVE got its number here. A number alone names no
+    line: a journal that was restored gives those behind its end out again."""
+    return digest(replace(line, journal="", number=0) if line.journal == archive else line)
 
 
 def _is_carried(entry: Entry[Order]) -> bool:

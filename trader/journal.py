@@ -12,6 +12,7 @@ told loudly. One process at a time: the file is locked.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -335,6 +336,11 @@ def _changed(line: Order) -> dict[str, Any]:
         if value != _DEFAULTS[name]:
             body[name] = value
     return body
+
+
+def digest(line: Order) -> bytes:
+    """Of everything that a record of the line says."""
+    return hashlib.blake2b(_record(_changed(line)), digest_size=16).digest()
 
 
 def _line(body: dict[str, Any]) -> Order | None:

@@ -342,3 +342,17 @@ def test_the_archive_takes_what_it_has_not(tmp_path: Path) -> None:
     keep(tmp_path / "a", lines)
     with Journal.open(tmp_path / "a") as found:
         assert list(found.lines()) == lines
+
+
+def test_numbers_that_were_given_out_again_after_a_restore_hide_no_line(tmp_path: Path) -> None:
+    first = [replace(one, journal="j", number=n) for n, one in enumerate(trade(0, BOUGHT, 1))]
+    other = [replace(one, journal="j", number=n) for n, one in enumerate(trade(1, SOLD, 2))]
+    seen = line("o", "OBSERVED", mode="observe", client_id="", score=float("nan"))
+    bare = [seen, replace(seen, signal_id="p")]
+    for lines in (first, [*first, *other, *bare], [*other, *bare]):
+        keep(tmp_path / "a", lines)
+    with Journal.open(tmp_path / "a") as found:
+        kept = list(found.lines())
+        assert kept[: len([*first, *other])] == [*first, *other]
+        assert [one.signal_id for one in kept[-2:]] == ["o", "p"]
+        assert len(kept) == len(first) + len(other) + 2
