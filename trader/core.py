@@ -128,6 +128,10 @@ class Core:
             desk.switch_line(OrderState.HALTED, f"limit: {why}", now)
         self.news(Level.ALERT, "halted", f"HALT: {why}; no orders are sent until `itb resume`")
 
+    def has_halted(self, why: str) -> bool:
+        """Whether the journal knows of such a HALT, in force or not."""
+        return any(f"limit: {why}" in desk.ledger.commands for desk in self.desks.values())
+
     def _journalled(self) -> OrderState:
         states = [desk.ledger.switch.state for desk in self.desks.values()]
         return max(states, key=_STRICTNESS.index, default=OrderState.RESUMED)

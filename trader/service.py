@@ -442,11 +442,10 @@ class Shell:
             text = f"{path}: its end was cut off ({found.cut} bytes); the exchange is asked"
             await self._session.notice(Level.WARNING, "journal", text)
         if found.damaged:
-            now = self._any_now()
             why = f"{found.damaged} lines of {path} are damaged: compare with the exchange"
-            await self._session.notice(Level.ALERT, "journal", why)
-            if all("damaged" not in d.ledger.switch.reason for d in self.core.desks.values()):
-                self.core.halt(why, now)
+            if not self.core.has_halted(why):  # else an operator knows: they stay as they are
+                await self._session.notice(Level.ALERT, "journal", why)
+                self.core.halt(why, self._any_now())
 
     async def _reconcile(self) -> None:
         """Rules, orders, fills and balances of every symbol; of many symbols, which ask for more

@@ -402,6 +402,35 @@ async def test_another_account_halts_once_and_after_the_operator_s_word_its_fill
         assert (await other.ledger()).position == (await other.balances())["BTC"] > 0
 
 
+async def test_a_damaged_line_halts_until_an_operator_resumes_and_not_again_at_every_start(
+    market: Floor, tmp_path: Path
+) -> None:
+    async with at_work(market, tmp_path):
+        await market.candle(BUY)
+        await market.until_state("FILLED")
+        await market.candle(SELL)
+        await market.until_state("FILLED", count=2)
+    path = tmp_path / "journal" / "paper.journal"
+    body = bytearray(path.read_bytes())
+    body[body.index(b"INTENT")] ^= 1
+    path.write_bytes(bytes(body))
+    for _ in range(2):
+        async with at_work(market, tmp_path) as session:
+            switch = (await market.ledger()).switch
+            assert (switch.state, "1 lines of" in switch.reason) == ("HALTED", True)
+    async with at_work(market, tmp_path) as session:
+        await session.bus.put(CONTROL_KEY, "RESUME 1 somebody")
+        await market.until_state("RESUMED")
+    async with at_work(market, tmp_path):
+        assert (await market.ledger()).switch.state == "RESUMED"
+    assert sum(line.state == "HALTED" for line in await market.lines()) == 1
+    body[body.rindex(b"FILLED")] ^= 1
+    whole = path.read_bytes()
+    path.write_bytes(bytes(body) + whole[len(body) :])
+    async with at_work(market, tmp_path):
+        assert "2 lines of" in (await market.ledger()).switch.reason
+
+
 async def test_orders_that_came_after_an_old_backup_of_bus_and_journal_are_taken_in_and_halt(
     market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
