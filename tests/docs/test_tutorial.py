@@ -31,7 +31,7 @@ def test_every_command_of_the_tutorial_works(tmp_path: Path) -> None:
         if not language:  # the words Ctrl-C
             assert running is not None
             running.send_signal(signal.SIGINT)
-            running.wait(60)
+            running.communicate(timeout=60)
             running = None
             continue
         for line in block.splitlines():
