@@ -21,6 +21,8 @@ from trader.messages import Balances, News, Now, Output, Request
 from trader.orders import text
 
 NOT_RECONCILED = "not_reconciled"
+# An entry may cost so much more than `max_notional` before it halts.
+SLIPPAGE = Decimal("0.02")
 _MINUTE_MS = 60_000
 _STATES = {
     Word.HALT: OrderState.HALTED,
@@ -316,15 +318,21 @@ class Core:
         since_ms = now.market_ms - _MINUTE_MS
         return sum(_since(desk.ledger.intents, since_ms) for desk in self.desks.values())
 
-    def spent(self, order: Tracked, now: Now) -> None:
+    def spent(self, order: Tracked, now: Now) -> str:
         """An entry is sized to the limit at the price that decided it; the market may have gone
-        further than what is left to it (`RESERVE`)."""
+        further than what is left to it (`RESERVE`). What is to be told of that, "" = nothing; far
+        beyond (`SLIPPAGE`) it is no slippage any more, and halts."""
         most = self.limits.max_notional
-        if most and order.leg == Leg.ENTRY and order.quote > most * (1 + RESERVE):
-            self.halt(
-                f"entry {order.client_id} cost {text(order.quote)}, "
-                f"trader.limits.max_notional is {text(most)}", now,
-            )  # fmt: skip
+        if not most or order.leg != Leg.ENTRY or order.quote <= most * (1 + RESERVE):
+            return ""
+        what = (
+            f"entry {order.client_id} cost {text(order.quote)}, "
+            f"trader.limits.max_notional is {text(most)}"
+        )
+        if order.quote > most * (1 + SLIPPAGE):
+            self.halt(what, now)
+            return ""
+        return what
 
     def refusals(self) -> int:
         """Orders that the exchange refused in a row, on the worst symbol."""

@@ -1058,8 +1058,8 @@ class Desk:
             self.ledger.fill(order, fill, now.market_ms)
             self.core.count(fill, self.ledger)
             self.active_ms = max(self.active_ms, fill.time_ms)
-        if new:
-            self.core.spent(order, now)
+        if new and (what := self.core.spent(order, now)):
+            self._alarm(f"cost {name}", "max_notional", what)
         told = self.told.get(name)
         if told is not None and (
             told.executed > executed or (told.executed == executed and _is_final(told.state))
