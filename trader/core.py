@@ -88,10 +88,11 @@ class Core:
         return desk
 
     def load(self, lines: Iterable[Order]) -> None:
-        """What stands in the journal, oldest first. Lines of other symbols are left out."""
+        """What stands in the journal, oldest first. Lines of other symbols are left out; those of
+        another interval are about the same account."""
         for line in lines:
             desk = self.desks.get(line.symbol)
-            if desk is not None and line.interval == self.interval:
+            if desk is not None:
                 desk.load(line)
 
     def take(self) -> Output:

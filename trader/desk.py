@@ -185,7 +185,8 @@ class Desk:
 
     def load(self, line: Order) -> None:
         """A line that stands in the journal already."""
-        self.decisions.load(line)
+        if line.interval == self.interval:
+            self.decisions.load(line)
         if line.mode == self.core.mode:
             self._add(line)
 

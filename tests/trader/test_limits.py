@@ -12,6 +12,7 @@ from shared.exchange import Fill, OrderReport, OrderType, Side, Status
 from shared.ledger import DAY_MS, packed
 from shared.rules import Bar
 from tests.trader.world import BUY, FILTERS, MINUTE, RULES, SELL, START, SYMBOL, bar, signal
+from trader.archive import Fold
 from trader.core import Core, Limits
 from trader.messages import (
     Balances,
@@ -186,6 +187,27 @@ def test_the_best_that_the_account_ever_was_is_what_a_drawdown_counts_from() -> 
     assert "below its best" in decide(made, 0, BUY).reason
     assert halted(made)
     assert decide(core(*lines, drawdown=D("0.21")), 0, BUY).state == "INTENT"
+
+
+def test_what_was_traded_at_another_interval_is_held_owed_and_forbidden_all_the_same() -> None:
+    halt = replace(
+        past("h", "SELL", "1", 9), state="HALTED", client_id="", reason="limit: x", fills={}
+    )
+    lines = [
+        replace(line, interval="5m")
+        for line in (*trip(1, "100", "90"), past("b3", "BUY", "100", 8), halt)
+    ]
+    made = core(*lines)
+    desk = made.desks[SYMBOL]
+    assert (desk.ledger.position, desk.ledger.losses, halted(made)) == (1, 1, True)
+    fold = Fold("BTC", "USDT")
+    for line in lines:
+        fold.add(line)
+    assert fold.carried() == {"paper": desk.ledger.carried()}
+    # A signal's candle is told by the interval, too: what was decided there is not decided here.
+    done = replace(signal(0, BUY), interval="5m")
+    desk.load(replace(past("b9", "BUY", "100", 20), signal_id=done.id, interval="5m"))
+    assert not desk.decisions.is_done(signal(0, BUY))
 
 
 def test_losses_in_a_row_halt_and_a_resume_lets_them_count_anew() -> None:
