@@ -159,7 +159,7 @@ class Ledger:
     market time of the last sale. losses: round trips lost in a row; trips, won: those that ended;
     trip_profit: of the one under way, so far. worth: of the account, as last told. slippage: quote
     units by which takers' fills were worse than the close that decided them. intents: market times
-    of the newest. refusals: by the exchange, in a row. switch: what is in force; commands: reasons
+    of the newest. refusals: about the order, in a row. switch: what is in force; commands: reasons
     of all its lines. For limits, which an operator's RESUMED lets begin anew: day_profit, realised
     on the market's day `day`; curve and peak, all that was realised and the most that it ever was.
     since_ms, first_price: market time (0 = none) and price of the first fill. first_worth: of the
@@ -256,7 +256,8 @@ class Ledger:
             for fill in fills_of(line):
                 self.fill(order, fill, line.market_ms)
         if state == OrderState.REJECTED:
-            self.refusals += not (line.list_id and line.leg == Leg.STOP)  # a pair counts once
+            is_counted = bool(line.list_id) and line.leg == Leg.STOP  # a pair counts once
+            self.refusals += not is_counted and _is_about_order(line.reason)
         elif state in (OrderState.ACKED, OrderState.PARTIAL, OrderState.FILLED) or (
             state == OrderState.CANCELED and order.executed
         ):
@@ -422,6 +423,11 @@ def _set_terms(order: Tracked, line: Order) -> None:
     order.quantity = Decimal(line.order_quantity or "0")
     order.price = Decimal(line.order_price) if line.order_price else None
     order.stop_price = Decimal(line.stop_price) if line.stop_price else None
+
+
+def _is_about_order(reason: str) -> bool:
+    """Of a refusal: what comes too late (-1021) or to a closed market is not looked at."""
+    return not reason.startswith("-1021 ") and "market is closed" not in reason.lower()
 
 
 def _tracked(line: Order, state: OrderState) -> Tracked:

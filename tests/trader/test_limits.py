@@ -374,6 +374,30 @@ def test_a_market_that_says_it_trades_and_refuses_as_closed_is_tried_every_ten_s
     assert not halted(made)
 
 
+@pytest.mark.parametrize(
+    "nothing", [Refused(-2010, "Market is closed."), Refused(-1021, "Timestamp for this request.")]
+)
+def test_refusals_that_are_not_about_the_order_do_not_count_towards_the_halt_of_one_that_is(
+    nothing: Refused,
+) -> None:
+    """The market opens below the stop: what cannot be protected is sold."""
+    made = holding(SYMBOL)
+    desk = made.desks[SYMBOL]
+    desk.rule = RULES._replace(stop_loss=0.02)
+    answers = [nothing] * 5 + [Refused(-2010, "Stop price would trigger immediately.")]
+    at = now(0)
+    for answer in answers:
+        desk.ruled(FILTERS, at)
+        (place,) = [r for _, r in made.take().requests if isinstance(r, Place)]
+        assert place.order.type == OrderType.STOP_LOSS
+        desk.placed(place.client_ids, answer, at)
+        made.clock_is_off = False
+        at = Now(at.account_ms + 10_000, at.market_ms + 10_000, 0)
+    assert not halted(made)
+    (place,) = [r for _, r in made.take().requests if isinstance(r, Place)]
+    assert place.order.type == OrderType.MARKET
+
+
 def test_signals_that_lead_to_nothing_have_one_line_that_says_why() -> None:
     made = core()
     assert decide(made, 0, SELL).reason == "nothing to sell"
