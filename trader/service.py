@@ -18,9 +18,10 @@ an order of unknown fate is read again after a crash.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -113,6 +114,8 @@ _LAG_MS = 5_000
 # Requests of a life that no journal tells of: what is older is not executed any more.
 _SETTLE_MS = SETTLE_MS
 _SETTLE_S = 1.0
+_NOTE_S = 1.0
+_SIGN_LINES = 5_000
 _LASTING_S = 2.5  # appendfsync everysec may lose two
 _YOUNG_SWEEP_S = 5.0
 _CLAIM_MS = 2 * 86_400_000
@@ -282,6 +285,8 @@ class Shell:
         self._day: int | None = None
         self._reconciled: set[str] = set()
         self._opened: dict[str, int] = {}  # the candle in which the exchange's market was at start
+        self._acked: dict[str, int] = {}  # on the bus, not noted yet
+        self._noted_s = -math.inf
         self._fresh: deque[tuple[float, dict[str, int]]] = deque()  # on the bus, when
         self._untimed: set[str] = set()  # of symbols without a candle on the bus then
 
@@ -302,7 +307,7 @@ class Shell:
         health = self._session.health
         health.facts["mode"] = self._exchange.mode
         health.not_ready("reading the journal")
-        self.core.load(self._journal.lines())
+        self.core.load(_showing_life(self._journal.lines(), self._session.alive))
         await self._tell_found()
         await self._bus.join(self._sources.values())
         await self._bus.take_over(list(self._sources.values()))
@@ -760,13 +765,22 @@ class Shell:
         """The bus has them now: if it ever lacks them, it was not because they never came."""
         newest = {line.symbol: line.number for line in lines if line.journal == self._journal.id}
         if newest:
-            self._journal.bus_has(newest, self._bus.server_id)
+            self._acked |= newest
+            self._note_acked()
             self._fresh.append((time.monotonic(), newest))
             for symbol in newest:
                 self._bus.must_exist(Source(ORDER, symbol))
 
+    def _note_acked(self) -> None:
+        """At most once in a while: else the file would grow by a record for every line. What a
+        session does not come to note, the next one finds on the bus."""
+        if self._acked and time.monotonic() - self._noted_s >= _NOTE_S:
+            self._journal.bus_has(self._acked, self._bus.server_id)
+            self._acked, self._noted_s = {}, time.monotonic()
+
     def _bus_answers(self) -> None:
         """What it acknowledged some seconds ago is on its disk: a crash does not take it."""
+        self._note_acked()
         lasting: dict[str, int] = {}
         while self._fresh and time.monotonic() - self._fresh[0][0] > _LASTING_S:
             lasting |= self._fresh.popleft()[1]
@@ -1054,6 +1068,14 @@ class Shell:
         metrics.set(PROFIT, float(profit), "all")
         for guard, is_active in self.core.guards().items():
             metrics.set(GUARD, float(is_active), guard)
+
+
+def _showing_life(lines: Iterable[Order], alive: Callable[[], None]) -> Iterator[Order]:
+    """For the watchdog, the lines of a journal of years."""
+    for number, line in enumerate(lines):
+        if number % _SIGN_LINES == 0:
+            alive()
+        yield line
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from shared.ledger import NEW_ACCOUNT
 from shared.runtime import Health, Session
 from shared.streams import KLINE, intent_key
 from shared.times import floor_ms
+from tests.shared.test_ledger import line
 from tests.simulator.client import Client
 from tests.simulator.exchange import exchange
 from tests.trader.rig import BUY, HOLD, MINUTE, SELL, SYMBOL, Floor, floor, trades, trading
@@ -457,6 +459,39 @@ async def test_orders_that_came_after_an_old_backup_of_bus_and_journal_are_taken
             assert (ledger.position, ledger.flow) == (sold.position, sold.flow)
             assert ledger.switch.state == "HALTED"
             assert "the journal does not know order" in ledger.switch.reason
+
+
+async def test_what_the_bus_has_is_noted_once_in_a_while_and_of_the_newest_line_in_the_end(
+    market: Floor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal" / "paper.journal"
+
+    def noted() -> list[int]:
+        records = [json.loads(text[9:]) for text in path.read_text().splitlines()]
+        return [r["on_bus"][SYMBOL] for r in records if "on_bus" in r and not r["lasting"]]
+
+    monkeypatch.setattr(trader.service, "_CONTROL_S", 0.05)
+    monkeypatch.setattr(trader.service, "_NOTE_S", 3_600.0)
+    async with at_work(market, tmp_path):
+        for score, filled in ((BUY, 1), (SELL, 2), (BUY, 3)):
+            await market.candle(score)
+            await market.until_state("FILLED", count=filled)
+    assert len(noted()) == 1
+    monkeypatch.setattr(trader.service, "_NOTE_S", 0.2)
+    async with at_work(market, tmp_path):
+        assert noted()[1:] == [(await market.lines())[-1].number]
+        await market.candle(SELL)
+        await market.until_state("FILLED", count=4)
+        newest = (await market.lines())[-1].number
+        await until(lambda: noted()[-1] == newest)
+
+
+def test_however_long_a_journal_is_its_reader_shows_that_it_lives() -> None:
+    lines, signs, read = [line("a", "INTENT")] * 10_001, list[int](), list[Order]()
+    for one in trader.service._showing_life(lines, lambda: signs.append(len(read))):
+        read.append(one)
+    assert len(read) == len(lines)
+    assert signs == [0, 5_000, 10_000]
 
 
 async def test_all_orders_of_a_lost_journal_are_taken_in_and_only_an_operator_goes_on(
