@@ -412,6 +412,14 @@ def is_sum_of(carried: str, lines: Iterable[Order], mode: str) -> bool:
     return ledger_of(lines, told.base, told.quote, mode).carried() == told.carried()
 
 
+def rewritten(carried: str) -> str:
+    """What is carried as this version writes it; what an older one did not tell has its default.
+
+    Raises: ValueError: it was not written by `Ledger.carried`.
+    """
+    return _adapter().validate_json(carried).carried()
+
+
 def open_in(carried: str) -> set[str]:
     """Names of the orders that were open where this was carried."""
     return set(json.loads(carried)["open"])

@@ -21,7 +21,7 @@ from shared.bus import Bus, Entry, Source, now_us
 from shared.config import Settings
 from shared.errors import Failure, Unavailable
 from shared.events import Level, Order, OrderState
-from shared.ledger import DAY_MS, Ledger, open_in
+from shared.ledger import DAY_MS, Ledger, open_in, rewritten
 from shared.logs import Quiet
 from shared.runtime import Session
 from shared.stage import kept_ms
@@ -95,7 +95,7 @@ def cut_of(
     while place >= 0 and _is_carried(lines[place]):
         line = lines[place].event
         assert line is not None  # noqa: S101  # as it is carried
-        told.setdefault(line.mode, line.carried)
+        told.setdefault(line.mode, rewritten(line.carried))
         place -= 1
     place += 1
     for entry in lines[:place]:

@@ -1,5 +1,6 @@
 """The journal's streams stay short, and whoever folds what is left gets the same sums."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,20 @@ async def test_what_does_not_come_to_what_is_carried_stays_and_people_are_told(
         told = await bus.tail(Source(NOTICE), 1)
         assert told[0].event is not None
         assert "do not come to what is carried" in told[0].event.text
+
+
+async def test_a_sum_that_an_older_version_wrote_is_compared_as_this_one_would_write_it(
+    valkey: Server, tmp_path: Path
+) -> None:
+    old = trade(0, BOUGHT, OLD_MS)
+    sum_ = carried(old)
+    body = json.loads(sum_.carried)
+    for order in body["orders"].values():
+        del order["is_former"]
+    async with Bus.session(valkey.url, service="trader") as bus:
+        desk = Desk(bus, tmp_path)
+        await desk.write(*old, replace(sum_, carried=json.dumps(body)), *trade(1, SOLD, NOW_MS))
+        assert await desk.archivist.look(SYMBOL) == len(old)
 
 
 async def test_a_line_of_an_open_order_stays(valkey: Server, tmp_path: Path) -> None:
