@@ -89,7 +89,7 @@ def start(what: str, valkey: Server, *options: str, **env: str) -> subprocess.Po
 
 
 def wait_for(valkey: Server, condition: Any, what: str) -> Any:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60  # a disk that others flush to holds the server up
     with redis.Redis(port=valkey.port) as client:
         while time.monotonic() < deadline:
             try:
