@@ -21,6 +21,7 @@ sys.exit(str(wrong) if wrong else 0)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_bills_of_materials_are_valid_and_whole(tmp_path: Path) -> None:
     if not (TOOLS / ".ready").exists():
         pytest.skip("the audit's tools are not installed here: `make audit` installs them")

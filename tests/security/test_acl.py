@@ -254,6 +254,7 @@ class _Guarded(System):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_the_whole_system_works_under_its_users(
     tmp_path: Path,
     models: Path,  # noqa: F811  # the fixture

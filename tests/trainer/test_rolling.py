@@ -360,6 +360,7 @@ def test_a_run_goes_on_where_another_stopped(folder: Path, result: dict[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_at_any_moment_it_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     path = write(tmp_path / "TESTUSDT-1m.parquet", candles())
     file = tmp_path / "config.json"

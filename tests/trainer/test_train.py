@@ -524,6 +524,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_between_fits_it_goes_on_to_the_same_graphs(
     undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path
 ) -> None:
