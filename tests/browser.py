@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
+from tests.waiting import wait_until
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _TIMEOUT_S = 60
 
@@ -91,12 +93,7 @@ class Tab:
     def until(self, expression: str) -> None:
         """Waits until the expression is true, on whatever page there is then."""
         safe = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
-        deadline = time.monotonic() + _TIMEOUT_S
-        while time.monotonic() < deadline:
-            if self.evaluate(safe):
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"it never was so: {expression}")
+        wait_until(lambda: self.evaluate(safe), expression, timeout_s=_TIMEOUT_S)
 
     def press(self, *keys: str) -> None:
         """Keys by their names (`Tab`, `ArrowLeft`, `Enter`, `Shift+Tab`) or one character."""
@@ -190,10 +187,10 @@ def browser(folder: Path) -> Iterator[Tab]:
 def _port(folder: Path, process: "subprocess.Popen[bytes]") -> int:
     """What Chromium writes once it listens: its log is read until then."""
     file = folder / "profile" / "DevToolsActivePort"
-    deadline = time.monotonic() + _TIMEOUT_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, (folder / "chromium.log").read_text()
-        if file.exists() and (lines := file.read_text().splitlines()):
-            return int(lines[0])
-        time.sleep(0.05)
-    raise AssertionError((folder / "chromium.log").read_text())
+    log = folder / "chromium.log"
+
+    def lines() -> list[str]:
+        assert process.poll() is None, log.read_text()
+        return file.read_text().splitlines() if file.exists() else []
+
+    return int(wait_until(lines, log.read_text, timeout_s=_TIMEOUT_S)[0])

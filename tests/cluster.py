@@ -1,6 +1,5 @@
 """A Redis Cluster of three masters for tests, from the same server binary."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import redis
 
 from tests.valkey import Server, free_port
+from tests.waiting import wait_until
 
 _SLOTS = 16_384
 
@@ -51,10 +51,7 @@ class ThreeNodes:
         return text["cluster_state"] == "ok" and text["cluster_known_nodes"] == "3"
 
     def until(self, condition: Callable[[], Any], what: str) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, f"waited in vain: {what}"
-            time.sleep(0.02)
+        wait_until(condition, what)
 
     def client(self, number: int) -> "redis.Redis":
         """A plain client of one node: it follows no redirection."""

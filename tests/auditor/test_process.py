@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -17,18 +16,18 @@ from shared.streams import PARITY, RECORD, SIGNAL, health_key
 from tests.played import Played
 from tests.resilience.tape import SYMBOL
 from tests.valkey import free_port
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 60.0
 
 
 def until(condition: Callable[[], Any], process: "subprocess.Popen[bytes]") -> Any:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not (found := condition()):
+    def met() -> Any:
         assert process.poll() is None, "it has ended"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
+        return condition()
+
+    return wait_until(met, "what the auditor does")
 
 
 def test_it_records_and_certifies_and_tells_how_far_it_is(own: Played, tmp_path: Path) -> None:

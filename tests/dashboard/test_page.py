@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from tests.dashboard.recorded import (
 )
 from tests.dashboard.test_account import BOUGHT, SOLD, line
 from tests.valkey import Server, free_port
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 PASSWORD = "correct horse battery"
@@ -71,14 +71,16 @@ class Served:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dashboard"], env=environment, stderr=log
             )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, (self.folder / "dashboard.log").read_text()
+        process, log_file = self.process, self.folder / "dashboard.log"
+
+        def answers() -> bool:
+            assert process.poll() is None, log_file.read_text()
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{self.url}healthz", timeout=5)  # noqa: S310  # our http
-                return
-            time.sleep(0.05)
-        raise AssertionError((self.folder / "dashboard.log").read_text())
+                return True
+            return False
+
+        wait_until(answers, log_file.read_text)
 
     def stop(self) -> None:
         assert self.process is not None

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from tests.dashboard.recorded import (
 )
 from tests.dashboard.rig import running
 from tests.valkey import Server, free_port
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -52,12 +53,6 @@ async def served_again_and_again(dashboard: Dashboard, settings: Settings) -> No
         except* (Unavailable, OutOfSync):
             pass  # the next one begins from the streams
         await asyncio.sleep(0.05)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Waits for what nobody tells."""
-    while not true():  # noqa: ASYNC110  # nobody tells
-        await asyncio.sleep(0.01)
 
 
 async def test_a_page_gets_the_window_and_then_each_candle_as_it_comes(

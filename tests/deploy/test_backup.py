@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import redis
 from deploy.backup import AOF, back_up, hold, restore
 from shared.errors import BadInput, Failure
 from tests.valkey import Server, free_port
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 STREAMS = ("kline:{BTCUSDT}:1m", "order:{BTCUSDT}")
@@ -213,14 +213,14 @@ def test_the_server_of_a_container_holds_its_folder_until_it_ends(tmp_path: Path
         cwd=ROOT, stdout=subprocess.DEVNULL,
         env={**os.environ, "ITB_BUS_FOLDER": str(tmp_path / "bus"), "ITB_BUS_ACL": ""},
     )  # fmt: skip
+
+    def answers() -> bool:
+        with contextlib.suppress(redis.ConnectionError), redis.Redis(port=port) as client:
+            return bool(client.ping())
+        return False
+
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(redis.ConnectionError), redis.Redis(port=port) as client:
-                if client.ping():
-                    break
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(answers, "the server")
         done = itb("restore", "-", "--folder", str(tmp_path / "bus"))
         assert done.returncode == 1
         assert b"stop everything first" in done.stderr

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from shared.explain import Explainer
 from shared.klinefiles import klines_folder, read_history, write_columns
 from shared.klines import KLINE_COLUMNS
 from simulator import synthetic
+from tests.waiting import wait_until
 
 _STEP_MS = 60_000
 _END_MS = 1_735_689_600_000
@@ -82,14 +84,26 @@ class _Run:
 
     def child(self, name: str, timeout_s: float = 30) -> psutil.Process:
         """The process of that name, once there is one: it may be between two lives."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+
+        def found() -> psutil.Process | None:
             for process in self.family():
                 with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one of these
                     if name in " ".join(process.cmdline()[:4]):
                         return process
-            time.sleep(0.02)
-        raise AssertionError(f"there is no {name}: {self.errors.read_text()}")
+            return None
+
+        process = wait_until(
+            found, lambda: f"{name}: {self.errors.read_text()}", timeout_s=timeout_s
+        )
+        assert process is not None
+        return process
+
+    def until_streaming(self, timeout_s: float) -> None:
+        def is_streaming() -> bool:
+            assert self.process.poll() is None, self.errors.read_text()
+            return "streaming" in self.errors.read_text()
+
+        wait_until(is_streaming, self.errors.read_text, timeout_s=timeout_s)
 
 
 @pytest.fixture
@@ -205,11 +219,7 @@ def test_a_killed_process_loses_and_doubles_nothing(
     ]
     data.write_text("open_time,open,high,low,close,volume\n" + "\n".join(lines) + "\n")
     run = start("--data", str(data), "--bars", str(_BARS), "--speed", "600", "--json")
-    deadline = time.monotonic() + 90
-    while "streaming" not in run.errors.read_text():
-        assert time.monotonic() < deadline
-        assert run.process.poll() is None, run.errors.read_text()
-        time.sleep(0.05)
+    run.until_streaming(90)
     run.child(victim).kill()
     result = run.line()
     assert run.process.wait(timeout=10) == 0
@@ -227,11 +237,7 @@ def test_a_thousand_signals_are_explained_with_equal_bits_after_kills_in_the_mid
     data = tmp_path / "TESTUSDT-1m.parquet"
     _market(data, 5_000 + bars)
     run = start("--data", str(data), "--bars", str(bars), "--speed", "1200", "--json", "--hold")
-    deadline = time.monotonic() + 120
-    while "streaming" not in run.errors.read_text():
-        assert time.monotonic() < deadline
-        assert run.process.poll() is None, run.errors.read_text()
-        time.sleep(0.05)
+    run.until_streaming(120)
     config = load(tmp_path / "work" / "config.json")
     server = redis.Redis.from_url(config.redis_url, retry=Retry(ConstantBackoff(0.1), 300))
     signals = "signal:{TESTUSDT}:1m"
@@ -239,9 +245,8 @@ def test_a_thousand_signals_are_explained_with_equal_bits_after_kills_in_the_mid
     victims = ("featurizer", "valkey-server", "predictor", "collector") * 2
     for number, victim in enumerate(victims):
         wanted = first_ms + _STEP_MS * (bars * number // 9)
-        while not server.xrange(signals, min=wanted, count=1):
-            assert time.monotonic() < deadline + 120
-            time.sleep(0.02)
+        reached = partial(server.xrange, signals, min=wanted, count=1)
+        wait_until(reached, f"signal {wanted}", timeout_s=240)
         run.child(victim).kill()
     result = run.line()
     assert result["lost"] == result["doubled"] == 0
@@ -259,9 +264,7 @@ def test_a_thousand_signals_are_explained_with_equal_bits_after_kills_in_the_mid
         kept = read_history(archive, symbol="TESTUSDT", interval="1m")
         return len(kept) > 0 and bool(kept.open_time_ms[-1] >= newest[100])
 
-    while not is_archived():
-        assert time.monotonic() < deadline + 180
-        time.sleep(0.1)
+    wait_until(is_archived, "the archive", timeout_s=300)
     candles = "kline:{TESTUSDT}:1m"
     beginning = _id_ms(server.xrange(candles, count=1)[0][0])
     server.xtrim(candles, minid=newest[100], approximate=False)

@@ -14,7 +14,7 @@ import pytest
 
 from deploy.supervisor import Program, Supervisor
 from shared.errors import Failure
-from tests.deploy.waiting import until
+from tests.waiting import until
 
 _SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 

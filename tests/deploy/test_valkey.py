@@ -11,8 +11,8 @@ from deploy.valkey import EmbeddedValkey, check_free, free_port, repair
 from shared.bus import Bus
 from shared.errors import Failure
 from shared.link import Link
-from tests.deploy.waiting import until
 from tests.valkey import Server
+from tests.waiting import until
 
 
 async def test_services_accept_it_and_its_data_survives_a_kill(tmp_path: Path) -> None:

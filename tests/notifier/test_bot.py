@@ -1,9 +1,8 @@
 """The bot between a real Valkey, people and strangers, over the wire."""
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +23,7 @@ from tests.fakes.telegram import CHAT, TOKEN, Chat, FakeTelegram, Hang, RetryAft
 from tests.notifier.desk import START, Desk, open_desk, serving, settings
 from tests.played import Played
 from tests.valkey import Server
+from tests.waiting import until
 
 PNG = b"\x89PNG\r\n\x1a\n"
 STRANGER = 666
@@ -72,11 +72,6 @@ async def answer(
 
 def _ours(telegram: FakeTelegram, chat: int) -> list[dict[str, Any]]:
     return [m for m in telegram.chats[chat].messages.values() if m["from"]["is_bot"]]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # what is waited for tells nobody
-        await asyncio.sleep(0.005)
 
 
 async def test_every_command_of_the_menu_is_answered_with_facts(

@@ -26,6 +26,7 @@ from shared.streams import FEATURE, KLINE, NOTICE
 from tests.resilience.conftest import FEATURES
 from tests.resilience.tape import Tape, record
 from tests.valkey import Server
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SYMBOLS = tuple(f"S{n}USDT" for n in range(12))
@@ -190,13 +191,6 @@ def _named(kline: Kline, symbol: str) -> Kline:
     return Kline(**values | {"symbol": symbol})
 
 
-def until(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 async def test_three_featurizers_share_and_a_killed_one_is_replaced_within_seconds(
     valkey: Server, tmp_path: Path, tape: Tape
@@ -205,7 +199,7 @@ async def test_three_featurizers_share_and_a_killed_one_is_replaced_within_secon
     rows = len(tape.klines)
     with redis.Redis(port=valkey.port) as client, featurizers(valkey, tmp_path) as start:
         processes = [start() for _ in range(PARTS)]
-        until(lambda: len(beats(client)) == PARTS, "three parts in work")
+        wait_until(lambda: len(beats(client)) == PARTS, "three parts in work")
         fourth = start()
         pids = beats(client)
         assert sorted(pids.values()) == sorted(process.pid for process in processes)
@@ -215,14 +209,14 @@ async def test_three_featurizers_share_and_a_killed_one_is_replaced_within_secon
             lengths: list[Any] = [client.xlen(f"feature:{{{s}}}:1m") for s in SYMBOLS]
             return all(length >= count for length in lengths)
 
-        until(lambda: done(rows // 4), "the first features")
+        wait_until(lambda: done(rows // 4), "the first features")
         victim = next(process for process in processes if process.pid == pids[1])
         victim.kill()
         killed_s = time.monotonic()
-        until(lambda: beats(client).get(1) == fourth.pid, "the fourth in the killed one's place")
+        wait_until(lambda: beats(client).get(1) == fourth.pid, "the fourth in its place")
         took_s = time.monotonic() - killed_s
         await put(valkey.url, tape, rows // 2, rows)
-        until(lambda: done(rows), "every feature")
+        wait_until(lambda: done(rows), "every feature")
         assert took_s < 15, f"{took_s:.1f} s on a busy machine"
         for symbol in SYMBOLS:
             consumers: Any = client.xinfo_consumers(f"kline:{{{symbol}}}:1m", "featurizer")

@@ -41,8 +41,8 @@ from shared.exchange import (
     StreamLost,
     UserEvent,
 )
-from tests.deploy.waiting import until
 from tests.fakes.account import HTML, Answer, ScriptedAccount
+from tests.waiting import until
 
 D = Decimal
 KEY = "canary-key-0123456789abcdef"

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from tests.valkey import Server, free_port
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 # A service that counts its sessions on the bus and then does what it is told.
@@ -89,16 +90,16 @@ def start(what: str, valkey: Server, *options: str, **env: str) -> subprocess.Po
 
 
 def wait_for(valkey: Server, condition: Any, what: str) -> Any:
-    deadline = time.monotonic() + 60  # a disk that others flush to holds the server up
+    """60 s: a disk that others flush to holds the server up."""
+
+    def met() -> Any:
+        try:
+            return condition(client)
+        except redis.ConnectionError:
+            return None
+
     with redis.Redis(port=valkey.port) as client:
-        while time.monotonic() < deadline:
-            try:
-                if found := condition(client):
-                    return found
-            except redis.ConnectionError:
-                pass
-            time.sleep(0.02)
-    raise AssertionError(f"waited in vain: {what}")
+        return wait_until(met, what)
 
 
 def count(client: Any) -> int:
@@ -266,13 +267,14 @@ def ask(port: int, path: str, *, timeout: float = 5) -> tuple[int, str]:
 
 
 def until_status(port: int, path: str, status: int) -> str:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        found, body = ask(port, path)
-        if found == status:
-            return body
-        time.sleep(0.02)
-    raise AssertionError(f"{path} never answered {status}, but {found}: {body}")
+    found: list[tuple[int, str]] = []
+
+    def answered() -> bool:
+        found[:] = [ask(port, path)]
+        return found[0][0] == status
+
+    wait_until(answered, lambda: f"{status} of {path}, which answers {found}")
+    return found[0][1]
 
 
 def ready(*options: str, **env: str) -> tuple[int, str]:

@@ -39,9 +39,9 @@ from simulator.journal import Journal
 from simulator.live import LiveBoard, LiveSymbol
 from simulator.mirror import Mirror, mirroring
 from simulator.server import PositionFile
-from tests.deploy.waiting import until
 from tests.fakes.account import Answer, ScriptedAccount
 from tests.simulator.exchange import Exchange, exchange
+from tests.waiting import until
 
 D = Decimal
 SYMBOL = "BTCUSDT"

@@ -5,7 +5,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tests.simulator.client import Client
 from tests.simulator.exchange import exchange
 from tests.trader.rig import BUY, HOLD, MINUTE, SELL, SYMBOL, Floor, floor, trades, trading
 from tests.valkey import Server
+from tests.waiting import until
 from trader.journal import Journal, Taken
 from trader.orders import client_id
 from trader.places import place_of
@@ -64,13 +65,6 @@ async def reason(market: Floor, signal_id: str, state: str = "DROPPED") -> str:
 
 async def codes(market: Floor) -> list[str]:
     return [notice.code for notice in await market.desk.notices("trader")]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for something that no event tells."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  # as it says
-            await asyncio.sleep(0.01)
 
 
 def guards(session: Any) -> set[str]:
