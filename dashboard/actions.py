@@ -7,13 +7,13 @@ reads last before every order.
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dashboard.account import OBSERVE
+from dashboard.children import run_module
 from dashboard.service import Dashboard, heartbeats
 from shared.config import Settings
 from shared.control import CONTROL_KEY, Word, text_of
@@ -70,29 +70,8 @@ class Description:
 
 
 async def run_trainer(arguments: Sequence[str]) -> tuple[int, str, str]:
-    """
-    Raises:
-        Failure: it does not end.
-    """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "trainer",
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(_TRAINER_S):
-            out, err = await process.communicate()
-    except TimeoutError:
-        raise Failure(f"trainer {arguments[0]} did not end within {_TRAINER_S:.0f} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
+    """Raises: Failure: it does not end."""
+    return await run_module("trainer", arguments, timeout_s=_TRAINER_S)
 
 
 class Actions:

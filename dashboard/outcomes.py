@@ -8,13 +8,13 @@ live container, the page says so and shows the first alone.
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from dashboard.account import Json
+from dashboard.children import run_module
 from dashboard.library import Library
 from shared.bus import Bus, Source
 from shared.config import Settings
@@ -32,31 +32,8 @@ Measure = Callable[[Sequence[str]], Coroutine[Any, Any, tuple[int, str, str]]]
 
 
 async def run_outcomes(arguments: Sequence[str]) -> tuple[int, str, str]:
-    """At the low priority of the dashboard.
-
-    Raises:
-        Failure: it does not end.
-    """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "deploy.cli",
-        "outcomes",
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(_MEASURE_S):
-            out, err = await process.communicate()
-    except TimeoutError:
-        raise Failure(f"itb outcomes did not end within {_MEASURE_S:.0f} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
+    """Raises: Failure: it does not end."""
+    return await run_module("deploy.cli", ["outcomes", *arguments], timeout_s=_MEASURE_S)
 
 
 class Outcomes:
