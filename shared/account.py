@@ -75,7 +75,7 @@ _ORDERS_WAIT_S = 10.0  # -1015 without a time: the shorter of the two windows of
 _UNCERTAIN = frozenset((-1000, -1001, -1006, -1007, -1008))
 _BAD_KEY = frozenset((-1002, -1022, -2008, -2014, -2015))
 _TOO_MUCH, _TOO_MANY_ORDERS = -1003, -1015
-_OUTSIDE_WINDOW, _NO_SUCH_SYMBOL = -1021, -1121
+_NO_SUCH_SYMBOL = -1121
 _CANCEL_REJECTED, _NO_SUCH_ORDER = -2011, -2013
 _STOP = frozenset((403, 418, 429))  # HTTP: it was not done, and nothing may be asked for a while
 _FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -534,7 +534,7 @@ class BinanceAccount:
 
     def _denied(self, what: str, reply: _Reply) -> Denied:
         code, text = reply.code or 0, reply.text.replace(self._key, "[key]")
-        if code == _OUTSIDE_WINDOW:
+        if code == OutsideWindow.CODE:
             return OutsideWindow(what, code, text)
         if code in _BAD_KEY or reply.status == 401:
             return KeyDenied(what, code, text)

@@ -33,6 +33,13 @@ class Denied(Rejected):
 class OutsideWindow(Denied):
     """-1021, the timestamp is too old or ahead: measure the clock; an order is not repeated."""
 
+    CODE = -1021
+
+
+def is_market_closed(text: str) -> bool:
+    """Whether a refusal's text says that the symbol does not trade now (-1013, -2010)."""
+    return "market is closed" in text.lower()
+
 
 class KeyDenied(Denied):
     """The key, its permissions, this address or the signature: nothing will work; tell a person."""

@@ -24,7 +24,7 @@ from functools import cache
 from pydantic import TypeAdapter
 
 from shared.events import FINAL, Leg, Order, OrderState
-from shared.exchange import Fill, Side
+from shared.exchange import Fill, OutsideWindow, Side, is_market_closed
 
 ZERO = Decimal(0)
 DAY_MS = 86_400_000
@@ -434,8 +434,8 @@ def _set_terms(order: Tracked, line: Order) -> None:
 
 
 def _is_about_order(reason: str) -> bool:
-    """Of a refusal: what comes too late (-1021) or to a closed market is not looked at."""
-    return not reason.startswith("-1021 ") and "market is closed" not in reason.lower()
+    """Of a refusal, "CODE TEXT": what comes too late or to a closed market is not looked at."""
+    return not reason.startswith(f"{OutsideWindow.CODE} ") and not is_market_closed(reason)
 
 
 def _tracked(line: Order, state: OrderState) -> Tracked:

@@ -99,9 +99,7 @@ _FREE = Costs(0.0, 0.0, True)  # only shorts look at costs here
 _PLACES = Decimal("1e-10")
 _CENTS = Decimal("1e-8")
 _INSUFFICIENT = -2010
-_OUTSIDE_WINDOW = -1021
 _DUPLICATE = "duplicate order sent"
-_CLOSED = "market is closed"
 _SHUT = "closed"  # the status of a symbol that refused an order so
 
 
@@ -891,11 +889,10 @@ class Desk:
         self._news(Level.WARNING, "order_refused", what)
         if result.is_about_key:
             self.core.halt(f"the exchange refuses the key: {result.text}", now)
-        if result.code == _OUTSIDE_WINDOW:
+        if result.is_late:
             self.core.clock_is_off = True
             self.core.request(self.symbol, MeasureClock())
-        is_closed = _CLOSED in result.text.lower()
-        if is_closed and self.filters is not None:
+        if result.is_closed and self.filters is not None:
             # Until the exchange tells what it is, and by the newest word trades again.
             self.filters = replace(self.filters, status=_SHUT)
             self.closed_ms = now.account_ms
@@ -906,10 +903,10 @@ class Desk:
                 # Somebody else sold or locked our coins: what is left is sold, once it is known.
                 self.is_short = True
                 self.goal = replace(goal, attempt=goal.attempt + 1)
-        is_late = result.code == _OUTSIDE_WINDOW
-        if is_late or is_closed:  # no word about the order: it may be sent under another name
+        if result.is_late or result.is_closed:
+            # No word about the order: it may be sent under another name.
             is_wanted = goal is not None and goal.signal.id == order.signal_id
-            if is_late and order.leg == Leg.EXIT and goal is not None and is_wanted:
+            if result.is_late and order.leg == Leg.EXIT and goal is not None and is_wanted:
                 self.goal = replace(goal, attempt=goal.attempt + 1)
             if order.leg != Leg.ENTRY:  # but not at once
                 self.pause_ms = now.account_ms + ASK_MS

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from shared.events import Level, Order
-from shared.exchange import NewOco, NewOrder
+from shared.exchange import NewOco, NewOrder, OutsideWindow, is_market_closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,14 @@ class Refused:
     code: int
     text: str
     is_about_key: bool = False
+
+    @property
+    def is_late(self) -> bool:
+        return self.code == OutsideWindow.CODE
+
+    @property
+    def is_closed(self) -> bool:
+        return is_market_closed(self.text)
 
 
 @dataclass(frozen=True, slots=True)
