@@ -27,6 +27,7 @@ import aiohttp
 from yarl import URL
 
 from shared.binance import Attempts, Busy, Weights, read_body, retry_after_s, weight_limit_in
+from shared.clock import AccountClock
 from shared.errors import BadInput, Unavailable, Unknown, Usage
 from shared.exchange import (
     CANCEL_SUFFIX,
@@ -149,8 +150,7 @@ class BinanceAccount:
             if parts.scheme not in kinds or not parts.hostname:
                 raise Usage(f"{url!r} is no address of an exchange ({kinds[1]}://...)")
         self.weights = weights if weights is not None else Weights()
-        self.skew_ms = 0.0  # as last measured
-        self._measured_s: tuple[float, float] | None = None  # when, monotonic; what it was then
+        self.clock = AccountClock()
         self._root = rest_url.rstrip("/")
         self._order_url = URL(f"{self._root}/api/v3/order", encoded=True)
         self._oco_url = URL(f"{self._root}/api/v3/orderList/oco", encoded=True)
@@ -187,10 +187,7 @@ class BinanceAccount:
 
     def now_ms(self) -> int:
         """The account clock, as it was last measured; steps of our own clock do not move it."""
-        if self._measured_s is None:
-            return round(time.time() * 1000)
-        at_s, then_ms = self._measured_s
-        return round(then_ms + (time.monotonic() - at_s) * 1000)
+        return self.clock.now_ms
 
     # -- orders ---------------------------------------------------------------------------------
 
@@ -437,7 +434,7 @@ class BinanceAccount:
         if stop_s > 0:
             raise Busy(f"time: not asked, no calls for {stop_s:.0f} s", stop_s)
         self.weights.sent(1, time.time())
-        before, since = time.time(), time.monotonic()
+        since = time.monotonic()
         try:
             reply = await self._send(self._sessions[0], "time", "GET", url, None)
         except (_NotSent, _NoAnswer) as error:
@@ -446,9 +443,8 @@ class BinanceAccount:
         body = self._answer("time", reply)
         with _Shaped("time"):
             there_ms = _time(_object(body), "serverTime")
-            self.skew_ms = there_ms - (before + took_s / 2) * 1000
-            self._measured_s = (since + took_s / 2, float(there_ms))
-        return self.skew_ms
+            self.clock.measured(since + took_s / 2, there_ms)
+        return self.clock.now_ms - time.time() * 1000
 
     async def _read(
         self, path: str, query: str, weight: int, *, signed: bool = True, waits: bool = False

@@ -64,7 +64,6 @@ from shared.streams import ORDER, SIGNAL, intent_key
 from shared.times import floor_ms
 from trader.archive import Archivist
 from trader.candles import Candles
-from trader.clock import AccountClock
 from trader.core import NOT_RECONCILED, Core
 from trader.desk import SETTLE_MS, TRADING, Desk
 from trader.journal import Journal, Taken
@@ -256,7 +255,7 @@ class Shell:
         self._account = account
         self._journal = journal
         self._folder = journal_folder(settings)
-        self._clock = AccountClock()
+        self._clock = account.clock
         self.core = Core(exchange.mode, settings.interval, rule_of(settings), limits_of(settings))
         rows = settings.trader.rules.volatility_candles
         if settings.trader.rules.sizing != "volatility":
@@ -967,7 +966,7 @@ class Shell:
 
     async def _measure(self) -> None:
         try:
-            self._clock.measured(await self._account.clock_skew_ms())
+            await self._account.clock_skew_ms()
         except (Unavailable, Denied):
             if self._clock.skew_ms is not None:
                 raise
