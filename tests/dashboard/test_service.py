@@ -125,6 +125,7 @@ async def test_the_page_lives_through_the_loss_of_the_bus_and_has_all_of_it_afte
         task = asyncio.ensure_future(served_again_and_again(dashboard, settings))
         try:
             await until(lambda: dashboard.hub.board is not None)
+            valkey.sync()
             valkey.kill9()
             await until(lambda: dashboard.hub.board is None)
             assert "no connection" in dashboard.hub.trouble

@@ -14,7 +14,7 @@ import pytest
 
 from deploy.supervisor import Program, Supervisor
 from shared.errors import Failure
-from tests.waiting import until
+from tests.waiting import until, wait_until
 
 _SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 
@@ -121,11 +121,8 @@ asyncio.run(main())
 def test_no_child_or_grandchild_outlives_a_killed_parent(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(tmp_path)])
     try:
-        deadline = time.monotonic() + 20
         log = tmp_path / "worker.log"
-        while not (log.exists() and log.read_text().strip()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: log.exists() and log.read_text().strip(), "the grandchild")
         family = psutil.Process(parent.pid).children(recursive=True)
         assert len(family) >= 3  # guard, child, grandchild
     finally:

@@ -99,7 +99,7 @@ class Demo:
                 raise AssertionError(
                     f"no {what} within {patience_s or _PATIENCE_S:.0f} s\n{self.tails()}"
                 )
-            time.sleep(0.5)
+            time.sleep(0.5)  # containers tell nobody, and each look starts a process
         return time.monotonic() - started
 
     def until_healthy(self) -> float:

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,22 @@ run_service("probe", serve)
 """
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def leave_no_process() -> Iterator[None]:
+    """Of a test that failed, what its processes said is told."""
+    yield
+    for process in _started:
+        if process.poll() is None:
+            process.kill()
+            print(process.communicate()[1])
+    _started.clear()
+
+
 def start(what: str, valkey: Server, *options: str, **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", SERVICE, what, *options],
         cwd=ROOT,
         env={**os.environ, "ITB_REDIS_URL": valkey.url, **env},
@@ -87,6 +102,8 @@ def start(what: str, valkey: Server, *options: str, **env: str) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
     )
+    _started.append(process)
+    return process
 
 
 def wait_for(valkey: Server, condition: Any, what: str) -> Any:
@@ -170,6 +187,7 @@ def test_a_bad_config_is_one_line_with_exit_code_2(valkey: Server, tmp_path: Pat
 def test_a_lost_server_is_found_again_with_a_new_session(valkey: Server) -> None:
     process = start("run", valkey)
     wait_for(valkey, count, "the first session")
+    valkey.sync()
     valkey.kill9()
     valkey.start()
     wait_for(valkey, lambda client: count(client) >= 2, "the second session")

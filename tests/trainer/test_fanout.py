@@ -15,6 +15,7 @@ import pytest
 
 from shared import klinefiles
 from shared.errors import Failure, Usage
+from tests.waiting import wait_until
 from trainer import fanout
 from trainer.fanout import Fanout
 
@@ -68,18 +69,17 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     try:
-        deadline = time.monotonic() + 60
-        while not file.exists() or len(file.read_text().split()) < 2:
-            assert parent.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+
+        def are_both_at_work() -> bool:
+            assert parent.poll() is None
+            return file.exists() and len(file.read_text().split()) >= 2
+
+        wait_until(are_both_at_work, "two workers")
     finally:
         parent.kill()
         parent.wait()
     workers = [int(pid) for pid in file.read_text().split()]
-    deadline = time.monotonic() + 30
-    while any(klinefiles.is_running(pid) for pid in workers):
-        assert time.monotonic() < deadline, workers
-        time.sleep(0.05)
+    wait_until(lambda: not any(klinefiles.is_running(pid) for pid in workers), f"end of {workers}")
 
 
 def test_an_address_that_is_none_is_refused() -> None:
@@ -106,10 +106,7 @@ class Cluster:
             "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
             "--scheduler-file", str(file),
         )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not file.exists() or not file.read_text():
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.05)
+        wait_until(lambda: file.exists() and file.read_text(), (folder / "log").read_text)
         self.address: str = json.loads(file.read_text())["address"]
         for _ in range(2):
             self.add_worker()

@@ -51,7 +51,7 @@ def peak_of_own_memory(folder: Path, rows: int, command: list[str]) -> float:
         for line in status.read_text().splitlines():
             if line.startswith("RssAnon:"):
                 peak = max(peak, 1024 * int(line.split()[1]))
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks at a process that tells nobody
     assert process.returncode == 0
     return peak
 

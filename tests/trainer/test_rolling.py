@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from shared.features.configured import configured
 from shared.klines import KLINE_COLUMNS, KlineTable
 from shared.score import PLAIN_KINDS, ScoreFormula, ScoreKind, score
 from tests.releases import market
+from tests.waiting import wait_until
 from trainer import fits, folds, inputs, leaks, rasters, rolling
 from trainer import train as train_command
 from trainer.fanout import Fanout
@@ -369,10 +369,12 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(tmp_path: Path) -> N
     command += ["--klines", str(path), "--folds", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     work = tmp_path / "data" / rolling.WORK
-    deadline = time.monotonic() + 60
-    while len(list(work.glob("*/fold-*.npy"))) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+
+    def has_come_so_far() -> bool:
+        assert process.poll() is None
+        return len(list(work.glob("*/fold-*.npy"))) >= 3
+
+    wait_until(has_come_so_far, "three fits")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "data" / "TESTUSDT-1m-features-rolling").exists()

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from shared.klines import KLINE_COLUMNS, KlineTable, to_raster
 from shared.releases import current_id, list_releases, read_release
 from shared.score import score, side
 from tests.releases import market
+from tests.waiting import wait_until
 from trainer import evaluate, fits, labels, predict, rasters, train
 from trainer.models import cases
 from trainer.models import rows as training_rows
@@ -535,10 +535,14 @@ def test_killed_between_fits_it_goes_on_to_the_same_graphs(
     work = tmp_path / "data" / train.WORK
     for least in (3, 14):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 90
-        while len([*work.glob("*/measured-*"), *work.glob("*/final-*")]) < least:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
+
+        def has_come_so_far(
+            process: "subprocess.Popen[bytes]" = process, least: int = least
+        ) -> bool:
+            assert process.poll() is None
+            return len([*work.glob("*/measured-*"), *work.glob("*/final-*")]) >= least
+
+        wait_until(has_come_so_far, f"{least} fits", timeout_s=90)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "models").exists()
