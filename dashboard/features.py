@@ -54,7 +54,13 @@ def against_training(
                 "spreads": _known(spread),
             }
         far = novelty_of(last, reference)
-        novelty = {"value": _known(far.value), "farthest": list(far.farthest[:3])}
+        novelty = {
+            "value": _known(far.value),
+            "own": _known(far.own),
+            "joint": far.joint,
+            "farthest": list(far.farthest[:3]),
+            "surprising": list(far.surprising[:3]),
+        }
     if drift is not None:
         for name in found.keys() & drift.psi.keys():
             found[name] |= {"psi": _known(drift.psi[name]), "usual": drift.usual.get(name)}

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -183,12 +183,20 @@ def _novelty(found: Explanation) -> Iterator[Text]:
     if far is None:
         return
     yield _head("Distance from the training rows")
-    farthest = ", ".join(f"{name} {z:+.1f}" for name, z in far.farthest)
     yield Text(
-        f"novelty {far.value:.2f} (1: as far out as the farthest hundredth of them); spreads from "
-        f"the median: {farthest}",
+        f"novelty {far.value:.2f} (1: as far out as the farthest hundredth of them)",
         style="yellow" if far.value > 1 else "",
     )
+    yield Text(f"  of the values {far.own:.2f}; spreads from the median: {_told(far.farthest)}")
+    if far.joint is not None:
+        yield Text(
+            f"  of their combination {far.joint:.2f}; deviations from what the other features let "
+            f"expect: {_told(far.surprising)}"
+        )
+
+
+def _told(features: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {z:+.1f}" for name, z in features)
 
 
 def _guards(found: Explanation) -> Iterator[Text | Table]:

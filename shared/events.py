@@ -313,7 +313,7 @@ class Drift:
     rows: feature vectors looked at, from first_ms to open_time_ms. psi: of each feature; usual:
     what 95 % of the stretches of training stay below, of the features for which that is known;
     score_psi, score_usual: of the score, None where nothing is known. novelty_*: median and 99 %
-    quantile; beyond: share of the vectors with a novelty above 1 (in training 1 %).
+    quantile; beyond: share of the vectors with a novelty above 1 (in training 1 to 2 %).
     """
 
     open_time_ms: int

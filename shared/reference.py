@@ -3,9 +3,14 @@
 `reference.json` of a release, written by `trainer.reference`. Three questions are asked of it:
 
 * **Novelty** of one feature vector. Per feature `z = (x - median) / spread`, kept within
-  +-`MOST_SPREADS`; the distance is the root mean square of z over the features that have a value.
-  Novelty is the distance divided by the one that 99 % of the training rows stay below: above 1, a
-  vector is as far out as the farthest hundredth of what the models have learnt from.
+  +-`MOST_SPREADS`, and two distances. That of the *values* is the root mean square of z over the
+  features that have a value. That of their *combination* is the same of `W z`, where `W'W` is the
+  inverse of the mean products of z over the training rows, with `NOISE` added to each feature's
+  own (Mahalanobis' distance from the medians): it sees values that each occurred, and never
+  together. A feature without a value counts as at its median, one that never moved by its own z.
+  Each distance is divided by the one that 99 % of the training rows stay below, and novelty is the
+  larger: above 1, a vector is as far out as the farthest hundredth of what the models have learnt
+  from.
 * **Population stability** of a feature over a stretch of candles: `PSI = sum((a - e) ln(a / e))`
   over bins that hold a tenth of the training rows each, and one for NaN; a, e: shares live and in
   training. Neighbouring candles are alike, so even a stretch of the training data itself differs
@@ -33,9 +38,12 @@ Ints = npt.NDArray[np.int64]
 
 REFERENCE = "reference.json"
 MOST_SPREADS = 10.0
+NOISE = 0.01
+"""A tenth of a spread, squared: what is below it is rounding, no broken relation of features."""
 QUANTILES = ("0.5", "0.9", "0.99", "0.999", "1")
 FARTHEST = 5
 """Features that are named as the farthest out."""
+_BLOCK = 1 << 17  # products that are held at once
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -89,12 +97,37 @@ class FeatureReference(_Entry):
     bins: Bins
 
 
+class Combination(_Entry):
+    """How features go together. whitening: W, row by row, each up to the diagonal; distances:
+    quantile -> distance of the training rows."""
+
+    whitening: tuple[tuple[_Finite, ...], ...]
+    distances: dict[str, _Finite]
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Combination":
+        if any(len(row) != n for n, row in enumerate(self.whitening, 1)):
+            raise ValueError("the whitening matrix is not triangular")
+        if missing := set(QUANTILES) - set(self.distances):
+            raise ValueError(f"no {min(missing)} quantile of the distances")
+        return self
+
+    @cached_property
+    def matrix(self) -> Floats:
+        """W, (n_features, n_features)."""
+        found = np.zeros((len(self.whitening),) * 2)
+        for n, row in enumerate(self.whitening):
+            found[n, : n + 1] = row
+        return found
+
+
 class Reference(_Entry):
     """The whole file.
 
     features: those that models use, by name. rows: of training. stretch_rows: candles of a stretch
-    that `usual` speaks of. distances: quantile -> distance of the training rows. score: None where
-    too few out-of-sample scores were there.
+    that `usual` speaks of. distances: quantile -> distance of the training rows' values.
+    combination: None in files of earlier versions. score: None where too few out-of-sample scores
+    were there.
     """
 
     format: Literal[1] = 1
@@ -102,12 +135,15 @@ class Reference(_Entry):
     stretch_rows: int = Field(ge=1)
     features: dict[str, FeatureReference] = Field(min_length=1)
     distances: dict[str, _Finite]
+    combination: Combination | None = None
     score: Bins | None
 
     @model_validator(mode="after")
     def _whole(self) -> "Reference":
         if missing := set(QUANTILES) - set(self.distances):
             raise ValueError(f"no {min(missing)} quantile of the distances")
+        if self.combination is not None and len(self.combination.whitening) != len(self.features):
+            raise ValueError("the whitening matrix does not fit the features")
         return self
 
     @cached_property
@@ -126,7 +162,27 @@ class Reference(_Entry):
 
     def novelty(self, values: Floats) -> Floats:
         """(n,) novelty of each row, NaN where no feature has a value."""
-        return distances(self.spreads(values)) / self.distances["0.99"]
+        return np.fmax(*self.novelties(values))
+
+    def novelties(self, values: Floats) -> tuple[Floats, Floats]:
+        """(n,) of the values and (n,) of their combination, NaN where that is not known."""
+        z = self.spreads(values)
+        own = distances(z) / self.distances["0.99"]
+        if self.combination is None:
+            return own, np.full(len(z), np.nan)
+        together = joint_distances(z, self.combination.matrix)
+        return own, together / self.combination.distances["0.99"]
+
+    def surprises(self, values: Floats) -> Floats:
+        """(n_features,) how many standard deviations each value of one row is above (+) or below
+        what the other features let expect (the residual of its regression on them); NaN for NaN."""
+        z = self.spreads(values[None])[0]
+        if self.combination is None:
+            return np.full(len(z), np.nan)
+        w = self.combination.matrix
+        inverse = w.T @ w
+        found = inverse @ np.where(np.isnan(z), 0.0, z) / np.sqrt(np.diagonal(inverse))
+        return np.where(np.isnan(z), np.nan, found)
 
 
 def columns_of(names: Sequence[str], reference: Reference) -> Ints:
@@ -152,41 +208,92 @@ def spreads(values: Floats, median: Floats, spread: Floats) -> Floats:
         return np.clip(z, -MOST_SPREADS, MOST_SPREADS)
 
 
+def joint_distances(z: Floats, whitening: Floats) -> Floats:
+    """(n,) root mean square of `whitening @ z` over the features that have a value.
+
+    z: (n, n_features), NaN where there is no value; whitening: (n_features, n_features). Products
+    are added by halves in a fixed order: a row has the same bits alone and among others, on every
+    machine, which a matrix product does not promise.
+    """
+    rows, width = z.shape
+    padded = 1 << max(0, width - 1).bit_length()
+    columns = np.zeros((padded, width))
+    columns[:width] = whitening.T
+    there = ~np.isnan(z)
+    filled = np.zeros((rows, padded))
+    filled[:, :width] = np.where(there, z, 0.0)
+    found = np.empty(rows)
+    step = max(1, _BLOCK // (padded * width))
+    for start in range(0, rows, step):
+        sums = filled[start : start + step, :, None] * columns
+        while sums.shape[1] > 1:
+            half = sums.shape[1] // 2
+            sums = sums[:, :half] + sums[:, half:]
+        found[start : start + step] = _sum_of_squares(sums[:, 0])
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.sqrt(found / there.sum(axis=1)))
+
+
 def distances(z: Floats) -> Floats:
     """(n,) root mean square of each row's z, (n, n_features), NaN left out."""
     there = ~np.isnan(z)
-    squares = np.where(there, z * z, 0.0)
-    # column by column: a row's bits do not depend on the rows beside it
+    with np.errstate(invalid="ignore"):
+        found: Floats = np.sqrt(_sum_of_squares(np.where(there, z, 0.0)) / there.sum(axis=1))
+    return found
+
+
+def _sum_of_squares(z: Floats) -> Floats:
+    """(n,) column by column: a row's bits do not depend on the rows beside it."""
+    squares = z * z
     total = np.zeros(len(z))
     for column in range(z.shape[1]):
         total += squares[:, column]
-    with np.errstate(invalid="ignore"):
-        found: Floats = np.sqrt(total / there.sum(axis=1))
-    return found
+    return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Novelty:
-    """Of one vector. farthest: (feature, spreads from its median), the farthest first."""
+    """Of one vector. value: the larger of own (of its values) and joint (of their combination, None
+    where the release does not know how its features go together).
+
+    farthest: (feature, spreads from its median); surprising: (feature, standard deviations from
+    what the other features let expect); the farthest first.
+    """
 
     value: float
+    own: float
+    joint: float | None
     distance: float
     farthest: tuple[tuple[str, float], ...]
+    surprising: tuple[tuple[str, float], ...]
 
     def __str__(self) -> str:
+        if self.joint is not None and self.joint > self.own:
+            told = ", ".join(f"{name} {z:+.1f}" for name, z in self.surprising[:3])
+            return f"{self.value:.2f} (deviations from what the other features say: {told})"
         told = ", ".join(f"{name} {z:+.1f}" for name, z in self.farthest[:3])
         return f"{self.value:.2f} (spreads from the training median: {told})"
 
 
 def novelty_of(values: Floats, reference: Reference) -> Novelty:
     """values: (n_features,) of the reference's features, in its order."""
-    z = reference.spreads(values[None])[0]
-    far = np.argsort(-np.abs(np.where(np.isnan(z), 0.0, z)), kind="stable")[:FARTHEST]
+    z = reference.spreads(values[None])
+    own, joint = (float(one[0]) for one in reference.novelties(values[None]))
     return Novelty(
         value=float(reference.novelty(values[None])[0]),
-        distance=float(distances(z[None])[0]),
-        farthest=tuple((reference.names[at], float(z[at])) for at in far.tolist()),
+        own=own,
+        joint=None if np.isnan(joint) else joint,
+        distance=float(distances(z)[0]),
+        farthest=_largest(z[0], reference.names),
+        surprising=_largest(reference.surprises(values), reference.names),
     )
+
+
+def _largest(values: Floats, names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Those of most weight, without the ones that are not known."""
+    size = np.where(np.isnan(values), -1.0, np.abs(values))
+    order = np.argsort(-size, kind="stable")[:FARTHEST]
+    return tuple((names[at], float(values[at])) for at in order.tolist() if size[at] >= 0)
 
 
 def parse(content: bytes) -> Reference:

@@ -10,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.reference import (
+    NOISE,
     QUANTILES,
     Bins,
+    Combination,
     FeatureReference,
     Reference,
     distances,
+    joint_distances,
     spreads,
 )
 from trainer.models.rows import Rows
@@ -59,7 +62,7 @@ def reference(
     medians = np.array([one.median for one in features.values()])
     widths = np.array([one.spread for one in features.values()])
     seen = rows.x[places][:, used].astype(np.float64)
-    far = distances(spreads(seen, medians, widths))
+    z = spreads(seen, medians, widths)
     score = None
     if scores is not None and (~np.isnan(scores)).sum() >= _FEWEST_SCORES:
         there = ~np.isnan(scores)
@@ -70,11 +73,33 @@ def reference(
         rows=len(rows),
         stretch_rows=stretch_rows,
         features=features,
-        # never 0, by which a novelty is divided
-        distances={q: max(float(np.quantile(far, float(q))), 1e-9) for q in QUANTILES},
+        distances=_quantiles(distances(z)),
+        combination=_combination(z),
         score=score,
     )
     return found.model_dump_json(indent=1).encode() + b"\n"
+
+
+def _quantiles(far: Floats) -> dict[str, float]:
+    """Never 0, by which a novelty is divided."""
+    return {q: max(float(np.quantile(far, float(q))), 1e-9) for q in QUANTILES}
+
+
+def _combination(z: Floats) -> Combination:
+    """z: (n, n_features) of training rows, NaN where there is no value."""
+    filled = np.where(np.isnan(z), 0.0, z)
+    # row by row: a matrix product adds in another order on another number of threads
+    products = np.array([(filled[:, n, None] * filled).sum(axis=0) for n in range(z.shape[1])])
+    products /= len(z)
+    # what never moved goes with nothing, and counts by its own z
+    noise = np.where(np.diagonal(products) > 0, NOISE, 1.0)
+    whitening = np.linalg.inv(np.linalg.cholesky(products + np.diag(noise)))
+    rows = tuple(
+        tuple(float(f"{value:.12g}") for value in row[: n + 1].tolist())
+        for n, row in enumerate(whitening)
+    )
+    found = Combination(whitening=rows, distances=dict.fromkeys(QUANTILES, 1.0))
+    return Combination(whitening=rows, distances=_quantiles(joint_distances(z, found.matrix)))
 
 
 def _feature(values: Floats, stretch: Ints, least: int) -> FeatureReference:

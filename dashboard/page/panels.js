@@ -401,7 +401,8 @@ class Features {
         : `Candle of ${moment(found.time)}, among the ${whole(found.candles)} candles shown. This release does not say what it was trained on.`),
       found.problem ? h("p", { class: "problem" }, found.problem) : "",
       novelty || drift ? facts([
-        novelty ? ["novelty of this candle", h("span", { class: novelty.value > 1 ? "warn" : "" }, fixed(novelty.value, 2))] : null,
+        novelty ? ["novelty of this candle", h("span", { class: novelty.value > 1 ? "warn" : "" }, fixed(novelty.value, 2)
+          + (novelty.joint === null ? "" : ` (values ${fixed(novelty.own, 2)}, combination ${fixed(novelty.joint, 2)})`))] : null,
         drift ? ["features that drifted", `${whole(drift.unusual)} of ${whole(drift.known)}`] : null,
         drift && drift.score_psi !== null ? ["PSI of the score", h("span", {
           class: drift.score_usual !== null && drift.score_psi > drift.score_usual ? "warn" : "",

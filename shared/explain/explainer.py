@@ -391,7 +391,15 @@ def _far(bundle: Bundle, values: Floats | None, limit: float | None) -> Far | No
     found = novelty_of(values[bundle.reference_columns], bundle.reference)
     if not math.isfinite(found.value):
         return None
-    return Far(value=found.value, distance=found.distance, limit=limit, farthest=found.farthest)
+    return Far(
+        value=found.value,
+        own=found.own,
+        joint=found.joint,
+        distance=found.distance,
+        limit=limit,
+        farthest=found.farthest,
+        surprising=found.surprising,
+    )
 
 
 def _at_medians(

@@ -80,13 +80,18 @@ class Guard:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Far:
     """How far the vector is from the training rows, see `shared.reference`. value: above 1, farther
-    than 99 % of them. limit: above which there is no score, None: there is none. farthest:
-    (feature, spreads from its median), the farthest first."""
+    than 99 % of them; the larger of own (of its values) and joint (of their combination; None where
+    the release does not know how its features go together). limit: above which there is no score,
+    None: there is none. farthest: (feature, spreads from its median); surprising: (feature,
+    standard deviations from what the other features let expect); the farthest first."""
 
     value: float
+    own: float
+    joint: float | None
     distance: float
     limit: float | None
     farthest: tuple[tuple[str, float], ...]
+    surprising: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

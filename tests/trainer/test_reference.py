@@ -2,11 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from shared.reference import Reference, novelty_of, parse, score_shift, shifts
+from shared.reference import (
+    Reference,
+    joint_distances,
+    novelty_of,
+    parse,
+    score_shift,
+    shifts,
+)
 from trainer.models.rows import Rows
 from trainer.reference import reference
 
@@ -69,8 +77,9 @@ def test_each_feature_is_described_by_its_quantiles() -> None:
 def test_novelty_is_1_at_the_farthest_hundredth_of_the_training_rows() -> None:
     given = rows()
     found = made(given)
-    novelty = found.novelty(given.x[:, :4].astype(np.float64))
+    novelty, together = found.novelties(given.x[:, :4].astype(np.float64))
     assert (novelty > 1).mean() == pytest.approx(0.01, abs=0.002)
+    assert (together > 1).mean() == pytest.approx(0.01, abs=0.002)
     z = (given.x[:, :3] - [found.features[name].median for name in NAMES[:3]]) / [
         found.features[name].spread for name in NAMES[:3]
     ]
@@ -79,13 +88,89 @@ def test_novelty_is_1_at_the_farthest_hundredth_of_the_training_rows() -> None:
     assert novelty == pytest.approx(expected / np.quantile(expected, 0.99), rel=0.02)
 
 
+def related(days: int = 4, seed: int = 3) -> Rows:
+    """Two features that are nearly one, a third for itself, a fourth that never moved."""
+    given = rows(days, seed)
+    noise = np.random.default_rng(seed + 1).normal(0, 0.2, len(given))
+    given.x[:, 1] = given.x[:, 0] + noise
+    return given
+
+
+def test_values_that_never_occurred_together_are_novel_and_named() -> None:
+    given = related()
+    found = made(given)
+    middle = np.array([found.features[name].median for name in NAMES[:4]])
+    apart = middle + np.array([1.5, -1.5, 0, 0])
+    told = novelty_of(apart, found)
+    assert told.own < 0.7
+    assert told.joint is not None
+    assert told.joint > 2
+    assert told.value == told.joint
+    assert {name for name, _ in told.surprising[:2]} == {"normal", "skewed"}
+    assert str(told).startswith(f"{told.value:.2f} (deviations from what the other features say: ")
+    like = novelty_of(middle + np.array([1.5, 1.5, 0, 0]), found)
+    assert like.joint is not None
+    assert like.joint < 0.7
+
+
+def test_the_distance_of_a_combination_is_mahalanobis_s() -> None:
+    given = related()
+    found = made(given)
+    z = found.spreads(given.x[:, :4].astype(np.float64))
+    filled = np.where(np.isnan(z), 0, z)
+    # of what never moved there is no covariance: its own z counts
+    covariance = filled.T @ filled / len(z) + np.diag([0.01, 0.01, 0.01, 1.0])
+    expected = np.sqrt(
+        np.einsum("ni,ij,nj->n", filled, np.linalg.inv(covariance), filled)
+        / (~np.isnan(z)).sum(axis=1)
+    )
+    assert found.combination is not None
+    together = joint_distances(z[:500], found.combination.matrix)
+    assert together == pytest.approx(expected[:500])
+    assert found.combination.distances["0.99"] == pytest.approx(np.quantile(expected, 0.99))
+
+
+def test_a_surprise_is_the_residual_of_a_regression_on_the_other_features() -> None:
+    given = related()
+    found = made(given)
+    z = np.nan_to_num(found.spreads(given.x[:, :4].astype(np.float64)))
+    products = z.T @ z / len(z) + np.diag([0.01, 0.01, 0.01, 1.0])
+    others = [1, 2, 3]
+    coefficients = np.linalg.solve(products[np.ix_(others, others)], products[others, 0])
+    width = np.sqrt(products[0, 0] - coefficients @ products[others, 0])
+    expected = (z[:, 0] - z[:, others] @ coefficients) / width
+    whole = ~np.isnan(given.x[:, 2])
+    surprises = [found.surprises(row)[0] for row in given.x[whole][:200, :4].astype(np.float64)]
+    assert surprises == pytest.approx(expected[whole][:200], abs=1e-6)
+
+
+def test_a_file_of_an_earlier_version_knows_nothing_of_combinations() -> None:
+    found = made(rows(3))
+    older = json.loads(found.model_dump_json())
+    del older["combination"]
+    old = parse(json.dumps(older).encode())
+    values = rows(1).x[:50, :4].astype(np.float64)
+    assert old.novelty(values).tobytes() == found.novelties(values)[0].tobytes()
+    told = novelty_of(values[0], old)
+    assert (told.joint, told.surprising) == (None, ())
+
+
 def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
     given = rows(3)
     found = made(given)
     values = given.x[:200, :4].astype(np.float64)
-    together = found.novelty(values)
-    alone = np.array([found.novelty(row[None])[0] for row in values])
+    assert np.isnan(values).any()
+    together = np.array(found.novelties(values))
+    alone = np.array([found.novelties(row[None]) for row in values])[:, :, 0].T
     assert together.tobytes() == alone.tobytes()
+    for width in (1, 2, 3, 51, 64, 65):
+        z = np.random.default_rng(width).normal(size=(5_000, width))
+        w = np.tril(np.random.default_rng(width + 1).normal(size=(width, width)))
+        many = joint_distances(z, w)  # several blocks
+        assert many == pytest.approx(np.sqrt(np.mean((z @ w.T) ** 2, axis=1)))
+        assert many[-50:].tobytes() == b"".join(
+            joint_distances(row[None], w).tobytes() for row in z[-50:]
+        )
 
 
 def test_the_farthest_features_are_named() -> None:
@@ -95,7 +180,10 @@ def test_the_farthest_features_are_named() -> None:
     assert [name for name, _ in told.farthest[:2]] == ["constant", "often_missing"]
     assert dict(told.farthest)["constant"] == -10  # it never moved before
     assert dict(told.farthest)["often_missing"] == pytest.approx(-8, abs=0.2)
-    assert str(told).startswith(
+    assert told.joint is not None
+    assert told.own < told.joint  # values that are far and go with nothing
+    kept = replace(told, joint=told.own / 2)
+    assert str(kept).startswith(
         f"{told.value:.2f} (spreads from the training median: constant -10.0"
     )
 

@@ -127,7 +127,12 @@ async def test_the_distance_from_the_training_rows_is_told_where_the_release_kno
     far = found.novelty
     assert far is not None
     assert far.distance == pytest.approx(np.sqrt(np.mean(np.square(z))))
-    assert far.value == pytest.approx(far.distance / bundle.reference.distances["0.99"])
+    assert far.own == pytest.approx(far.distance / bundle.reference.distances["0.99"])
+    assert bundle.reference.combination is not None
+    w = bundle.reference.combination.matrix
+    most = bundle.reference.combination.distances["0.99"]
+    assert far.joint == pytest.approx(np.sqrt(np.mean(np.square(w @ z))) / most)
+    assert far.value == max(far.own, far.joint)
     assert [one.spreads for one in found.features] == pytest.approx(z)
     assert dict(far.farthest) == pytest.approx(dict(zip(FEATURES, z, strict=True)))
     assert [one.median for one in found.features] == [
