@@ -195,7 +195,8 @@ async def _state(session: Session, wanted: OrderState) -> str | None:
     while True:
         found = await heartbeats(session.bus)
         beats = [beat for beat in found if beat.get("service") == "trader" and "time_ms" in beat]
-        state = str(beats[0].get("switch", "nothing of it")) if beats else None
+        own = max(beats, key=lambda beat: "switch" in beat, default=None)  # one may stand by
+        state = None if own is None else str(own.get("switch", "nothing of it"))
         if state in (None, wanted) or time.monotonic() >= deadline:
             return state
         await asyncio.sleep(_LOOK_S)

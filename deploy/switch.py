@@ -15,7 +15,7 @@ from shared.config import Settings
 from shared.control import CONTROL_FILE, CONTROL_KEY, Word, text_of
 from shared.errors import Failure
 from shared.events import OrderState
-from shared.heartbeats import heartbeats
+from shared.heartbeats import heartbeats, trading
 from shared.ledger import NEW_ACCOUNT
 from trader.places import OBSERVE, journal_folder
 
@@ -83,10 +83,10 @@ async def _confirmed(observer: Observer, word: Word) -> str | None:
     state: str | None = None
     while time.monotonic() < deadline:
         beats = await observer.ask(heartbeats)
-        own = [beat for name, beat in beats.items() if name.partition(":")[0] == "trader"]
-        if not own:
+        own = trading(beats)
+        if own is None:
             return None
-        state = str(own[0].get("switch", OrderState.OBSERVED))
+        state = str(own.get("switch", OrderState.OBSERVED))
         if state in (_MEANS[word][0], OrderState.OBSERVED):
             return state
         await asyncio.sleep(0.2)

@@ -3,21 +3,25 @@
 Reads only, without a group of its own: nothing here moves anybody's position.
 """
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from shared.bus import Bus, Entry, Source
 from shared.config import Settings
+from shared.control import reason_of
 from shared.events import Kline, Notice, Order, Signal
 from shared.heartbeats import heartbeats
 from shared.ledger import Ledger, ledger_of
-from shared.streams import FEATURE, KLINE, NOTICE, ORDER, PREDICTION, SIGNAL
+from shared.streams import FEATURE, KLINE, NOTICE, ORDER, PREDICTION, SIGNAL, WATCHED_KEY
 
 _PAGE = 2_000
 _NOTICES = 2_000
 _SAMPLE = 200
+_LINES = 50
 STAGES = (FEATURE, PREDICTION, SIGNAL)
 
 
@@ -62,6 +66,16 @@ class Facts:
         """By `service:instance`; only those that beat within their time to live."""
         return await heartbeats(self.bus)
 
+    async def silent(self, beats: Mapping[str, Any]) -> list[str]:
+        """Who is waited for and does not beat: `service`, or `service:instance`."""
+        heard = {name.partition(":")[0] for name in beats}
+        missing = [name for name in self.settings.notifier.watch if name not in heard]
+        for name in sorted(json.loads(await self.bus.get(WATCHED_KEY) or b"{}")):
+            service, _, instance = name.partition(":")
+            if instance and name not in beats and service not in missing:
+                missing.append(service if instance == service else name)
+        return missing
+
     async def newest_signal(self, symbol: str) -> Signal | None:
         entries = await self.bus.tail(Source(SIGNAL, symbol, self.settings.interval), 1)
         return entries[0].event if entries else None
@@ -75,9 +89,16 @@ class Facts:
         entries = await self.bus.tail(Source(SIGNAL, symbol, self.settings.interval), count)
         return [entry.event for entry in entries if entry.event is not None]
 
-    async def notices(self) -> list[Notice]:
+    async def notices(self, since_ms: int) -> list[Notice]:
+        """Those since a time (our own clock), of the newest _NOTICES."""
         entries = await self.bus.tail(Source(NOTICE), _NOTICES)
-        return [entry.event for entry in entries if entry.event is not None]
+        found = [entry.event for entry in entries if entry.event is not None]
+        return [notice for notice in found if notice.time_ms >= since_ms]
+
+    async def has_obeyed(self, command: str) -> bool:
+        """Whether the newest lines of the journal tell that the trader has taken in a command."""
+        lines = await self.bus.tail(Source(ORDER, self.settings.symbols[0]), _LINES)
+        return any(e.event is not None and e.event.reason == reason_of(command) for e in lines)
 
     async def account(self, symbol: str) -> Account:
         """The fold of the trader's journal, in the mode that it trades in."""

@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
@@ -19,6 +20,7 @@ from notifier.words import say
 from shared.control import CONTROL_KEY, Word, text_of
 from shared.errors import Failure
 from shared.events import Order, OrderState, Signal
+from shared.heartbeats import trading
 from shared.ledger import DAY_MS, ZERO, fills_of
 from shared.releases import Manifest, current_folder, parse_manifest
 from shared.times import iso
@@ -31,6 +33,7 @@ _DAYS, _MOST_DAYS = 7, 365
 _MUTE_MINUTES, _MOST_MINUTES = 60, 10_080
 _TRADES = 8
 _TELLING = 8
+_CONFIRM_S, _LOOK_S = 10.0, 0.2
 _FILLED = (OrderState.FILLED, OrderState.PARTIAL, OrderState.CANCELED)
 
 
@@ -70,12 +73,11 @@ class Replies:
 
     async def _services(self, asked: Asked) -> str:
         beats = await self._facts.heartbeats()
-        heard = {name.partition(":")[0] for name in beats}
-        silent = [name for name in self._settings.notifier.watch if name not in heard]
+        silent = await self._facts.silent(beats)
         not_ready = [n for n, beat in sorted(beats.items()) if beat.get("ready") is not True]
         if not silent and not not_ready:
             return f"🟢 {asked.say('all_ready')}"
-        parts = [f"{name}: {asked.say('silent')}" for name in silent]
+        parts = [f"{clean(name)}: {asked.say('silent')}" for name in silent]
         parts += [f"{clean(name)}: {asked.say('not_ready')}" for name in not_ready]
         return "🔴 " + ", ".join(parts)
 
@@ -139,12 +141,14 @@ class Replies:
         return _message(lines)
 
     async def balance(self, asked: Asked) -> Message:
-        trader = await self._trader()
+        trader = trading(await self._facts.heartbeats())
         if trader is None:
             return Message(text=asked.say("no_trader"))
-        lines = [f"{asked.say('balance')} ({clean(str(trader.get('mode', '')))})"]
         balances = trader.get("balances")
-        for asset, amounts in sorted(balances.items() if isinstance(balances, dict) else ()):
+        if not isinstance(balances, dict) or not balances:
+            return Message(text=asked.say("no_balances"))
+        lines = [f"{asked.say('balance')} ({clean(str(trader.get('mode', '')))})"]
+        for asset, amounts in sorted(balances.items()):
             free, locked = (Decimal(str(amounts[part])) for part in ("free", "locked"))
             line = f"{clean(asset)}: {asked.say('free')} {_amount(free)}"
             lines.append(line + (f", {asked.say('locked')} {_amount(locked)}" if locked else ""))
@@ -165,7 +169,11 @@ class Replies:
                 f"{clean(symbol)}: {asked.say('realised')} {signed(realised)} {account.quote}, "
                 f"{asked.say('unrealised')} {signed(account.unrealised)} {account.quote}"
             )
-            paid = [f"{_amount(fee)} {clean(a)}" for a, fee in sorted(account.ledger.fees.items())]
+            fees: dict[str, Decimal] = {}
+            for day, told in account.ledger.days.items():
+                for asset, fee in told.fees.items() if day >= first else ():
+                    fees[asset] = fees.get(asset, ZERO) + fee
+            paid = [f"{_amount(fee)} {clean(asset)}" for asset, fee in sorted(fees.items())]
             if paid:
                 lines.append(f"{asked.say('fees')}: {', '.join(paid)}")
         return _message(lines)
@@ -174,8 +182,14 @@ class Replies:
         lines = []
         for symbol in asked.recipient.symbols:
             account = await self._facts.account(symbol)
-            ended = [line for line in account.lines if line.state in _FILLED and line.fills]
-            lines += [_trade_line(line, asked.recipient) for line in ended[-_TRADES:]]
+            # Filled in parts, an order has a line for each, with all that was filled so far.
+            filled: dict[str, Order] = {}
+            for line in account.lines:
+                if line.state in _FILLED and line.fills:
+                    before = filled.pop(line.client_id, line)
+                    filled[line.client_id] = replace(line, profit=line.profit or before.profit)
+            newest = list(filled.values())[-_TRADES:]
+            lines += [_trade_line(line, asked.recipient) for line in newest]
         return _message(lines or [asked.say("no_trades")])
 
     async def performance(self, asked: Asked) -> Message:
@@ -204,12 +218,6 @@ class Replies:
                     text += f" ({asked.say('since', time=oldest)})"
                 lines.append(text)
         return _message(lines)
-
-    async def _trader(self) -> dict[str, Any] | None:
-        for name, beat in (await self._facts.heartbeats()).items():
-            if name.partition(":")[0] == "trader":
-                return beat
-        return None
 
     # -- the machine --------------------------------------------------------------------------
 
@@ -244,7 +252,8 @@ class Replies:
                 f"{gaps}, {asked.say('newest')} {newest}"
             )
         counts: dict[str, int] = {}
-        for notice in await self._facts.notices():
+        since_ms = int(time.time() * 1000) - DAY_MS
+        for notice in await self._facts.notices(since_ms):
             if notice.service == "collector":
                 counts[notice.code] = counts.get(notice.code, 0) + 1
         lines += [f"{clean(code)}: {count}" for code, count in sorted(counts.items())]
@@ -276,6 +285,8 @@ class Replies:
         steps = asked.number(asked.recipient.threshold, 20, least=0)
         if steps is None:
             return Message(text=asked.say("threshold_usage"))
+        if self._settings.notifier.bands is not None:
+            return Message(text=asked.say("threshold_bands"))
         if asked.arguments:
             await self._keep(asked, with_preferences(asked.recipient, threshold=steps))
         score = f"{steps * 0.05:.2f}"
@@ -304,9 +315,32 @@ class Replies:
     async def _command(self, asked: Asked, word: Word, phrase: str) -> Message:
         text = text_of(word, int(time.time() * 1000), f"telegram user {asked.user}")
         await self._facts.bus.put(CONTROL_KEY, text)
-        return Message(text=asked.say(phrase))
+        return Message(text=f"{asked.say(phrase)}\n{await self._obeyed(asked, word, text)}")
+
+    async def _obeyed(self, asked: Asked, word: Word, command: str) -> str:
+        """What the trader says of the switch, as soon as it is what is wanted. Its journal is
+        sooner than its heartbeat; but after a RESUME a file may still halt it."""
+        deadline = time.monotonic() + _CONFIRM_S
+        while True:
+            trader = trading(await self._facts.heartbeats())
+            if trader is None:
+                return asked.say("no_trader_obeys")
+            state = str(trader.get("switch", trader.get("mode", "?")))
+            if state == _STATES[word] or (
+                word is not Word.RESUME and await self._facts.has_obeyed(command)
+            ):
+                return asked.say("obeyed")
+            if "switch" not in trader or time.monotonic() >= deadline:
+                return asked.say("not_obeyed", state=clean(state))
+            await asyncio.sleep(_LOOK_S)
 
 
+_STATES = {
+    Word.HALT: OrderState.HALTED,
+    Word.REDUCE_ONLY: OrderState.REDUCED,
+    Word.FLATTEN: OrderState.FLATTENED,
+    Word.RESUME: OrderState.RESUMED,
+}
 _KEYBOARD = tuple(
     tuple(Button(name, f"/{name}") for name in row)
     for row in (

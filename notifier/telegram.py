@@ -294,7 +294,12 @@ def _incoming(update: Any) -> Incoming:
         is_private=message.chat.type == "private",
         text=message.text or "",
         date_s=message.date.timestamp(),
-        is_forwarded=message.forward_origin is not None,
+        # Since Bot API 7.0 the first; older servers tell the others.
+        is_forwarded=message.forward_origin is not None
+        or message.forward_date is not None
+        or message.forward_from is not None
+        or message.forward_from_chat is not None
+        or message.forward_sender_name is not None,
     )
 
 

@@ -69,6 +69,12 @@ _TABLE: Mapping[str, tuple[str, str, str, str]] = {
         "Трейдер не отвечает.",
         "交易服务无响应。",
     ),
+    "no_balances": (
+        "The trader has told no balances: it has just begun, or only observes.",
+        "Der Händler hat kein Guthaben gemeldet: er hat gerade begonnen oder beobachtet nur.",
+        "Трейдер не сообщил баланс: он только начал или лишь наблюдает.",
+        "交易服务尚未报告余额：刚刚启动，或仅观察。",
+    ),
     "model": ("Model", "Modell", "Модель", "模型"),
     "release": ("release", "Stand", "версия", "版本"),
     "no_release": (
@@ -84,10 +90,10 @@ _TABLE: Mapping[str, tuple[str, str, str, str]] = {
     "newest": ("newest", "neueste", "последняя", "最新"),
     "latency": ("Latency", "Verzögerung", "Задержка", "延迟"),
     "latency_of": (
-        "candle close to {stage}",
-        "Kerzenschluss bis {stage}",
-        "от закрытия свечи до {stage}",
-        "收盘到 {stage}",
+        "closed candle received to {stage}",
+        "Empfang der Kerze bis {stage}",
+        "от получения свечи до {stage}",
+        "收到K线到 {stage}",
     ),
     "health": ("Health", "Zustand", "Здоровье", "健康"),
     "muted": (
@@ -107,6 +113,12 @@ _TABLE: Mapping[str, tuple[str, str, str, str]] = {
         "Scores werden ab {threshold} Schritten von 0,05 gemeldet ({score}).",
         "Оценки приходят от {threshold} шагов по 0,05 ({score}).",
         "评分达到 {threshold} 个 0.05 步长（{score}）时通知。",
+    ),
+    "threshold_bands": (
+        "notifier.bands decides which scores are told; there is no threshold here.",
+        "notifier.bands bestimmt, welche Scores gemeldet werden; hier gilt keine Schwelle.",
+        "Какие оценки присылать, решает notifier.bands; порога здесь нет.",
+        "由 notifier.bands 决定通知哪些评分；此处没有阈值。",
     ),
     "threshold_usage": (
         "/threshold N: from which step of 0.05 on scores are told, 0 to 20.",
@@ -194,10 +206,28 @@ _TABLE: Mapping[str, tuple[str, str, str, str]] = {
         "▶️ 恢复交易。",
     ),
     "flattening": (
-        "⏏️ FLATTEN: positions are closed, then HALT.",
-        "⏏️ FLATTEN: Positionen werden geschlossen, dann HALT.",
-        "⏏️ FLATTEN: позиции закрываются, затем HALT.",
-        "⏏️ 平仓：平掉所有持仓后停止。",
+        "⏏️ FLATTEN: everything is sold, then nothing is bought until /resume.",
+        "⏏️ FLATTEN: alles wird verkauft, dann nichts gekauft bis /resume.",
+        "⏏️ FLATTEN: всё продаётся, затем покупок нет до /resume.",
+        "⏏️ 平仓：卖出全部持仓，/resume 之前不再买入。",
+    ),
+    "obeyed": (
+        "The trader has confirmed it.",
+        "Der Händler hat es bestätigt.",
+        "Трейдер подтвердил.",
+        "交易服务已确认。",
+    ),
+    "no_trader_obeys": (
+        "No trader is there now; the next one obeys it before anything else.",
+        "Jetzt ist kein Händler da; der nächste befolgt es vor allem anderen.",
+        "Трейдера сейчас нет; следующий выполнит это прежде всего.",
+        "目前没有交易服务；下一个启动时会首先执行。",
+    ),
+    "not_obeyed": (
+        "⚠️ The trader has NOT confirmed it; it says {state}. See its log.",
+        "⚠️ Der Händler hat es NICHT bestätigt; er sagt {state}. Siehe sein Protokoll.",
+        "⚠️ Трейдер НЕ подтвердил; он сообщает {state}. Смотрите его журнал.",
+        "⚠️ 交易服务尚未确认；当前状态 {state}。请查看其日志。",
     ),
     "unknown_command": (
         "I do not know that. /help lists what I know.",
@@ -287,10 +317,10 @@ _TABLE: Mapping[str, tuple[str, str, str, str]] = {
     "help_resume": ("trade again", "wieder handeln", "продолжить торговлю", "恢复交易"),
     "help_halt": ("send no more orders", "keine Orders mehr", "не отправлять заявки", "停止下单"),
     "help_flatten": (
-        "close positions, then halt",
-        "Positionen schließen, dann anhalten",
-        "закрыть позиции и остановиться",
-        "平仓并停止",
+        "sell everything, then buy nothing",
+        "alles verkaufen, dann nichts kaufen",
+        "продать всё и больше не покупать",
+        "卖出全部，之后不买入",
     ),
     "help_help": ("what I know", "was ich kenne", "что я умею", "命令列表"),
 }

@@ -66,6 +66,11 @@ def read_file(folder: Path) -> Command | None:
     return None if found is None else Command(found.word, f"{found.text} (file, {written_ms})")
 
 
+def reason_of(text: str) -> str:
+    """The reason of the journal's line about a command that the key held."""
+    return f"operator: {text}"
+
+
 def text_of(word: Word, at_ms: int, who: str) -> str:
     """A command as it is written into the key."""
     return f"{word} {at_ms} {who}"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from shared.bus import Bus
@@ -29,3 +30,10 @@ async def heartbeats(bus: Bus) -> dict[str, dict[str, Any]]:
         else:
             log.warning("a heartbeat cannot be read", extra={"key": key})
     return found
+
+
+def trading(beats: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The heartbeat of the trader that trades, of those that `heartbeats` found: one that stands by
+    tells of no switch. None where there is no trader at all."""
+    traders = [beat for name, beat in sorted(beats.items()) if name.partition(":")[0] == "trader"]
+    return max(traders, key=lambda beat: "switch" in beat, default=None)

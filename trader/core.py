@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from shared import rules
-from shared.control import Command, Word
+from shared.control import Command, Word, reason_of
 from shared.events import Leg, Level, Order, OrderState, Signal
 from shared.exchange import Fill, Side
 from shared.ledger import DAY_MS, ZERO, Ledger, Switch, Tracked
@@ -145,7 +145,7 @@ class Core:
             return
         state = _STATES[command.word]
         for desk in self.desks.values():
-            desk.switch_line(state, f"operator: {command.text}", now)
+            desk.switch_line(state, reason_of(command.text), now)
         if state == OrderState.RESUMED:
             still = f", but {self.why_switched} is in force" if self.file is not None else ""
             self.news(Level.WARNING, "resumed", f"an operator resumes trading{still}")
@@ -155,7 +155,7 @@ class Core:
 
     def is_new(self, command: Command) -> bool:
         """Whether the journal does not hold the command yet."""
-        text = f"operator: {command.text}"
+        text = reason_of(command.text)
         return not any(text in desk.ledger.commands for desk in self.desks.values())
 
     def file_says(self, command: Command | None, now: Now) -> None:
@@ -198,6 +198,10 @@ class Core:
                 free, locked = self._amounts.get(asset, (ZERO, ZERO))
                 self._amounts[asset] = (max(ZERO, free + delta), locked)
                 self._filled_ms[asset] = max(fill.time_ms, self._filled_ms.get(asset, 0))
+
+    def amounts(self) -> dict[str, tuple[Decimal, Decimal]]:
+        """(free, locked) of our assets, as far as they are known."""
+        return dict(self._amounts)
 
     def held(self, asset: str, *, whole: bool = False) -> Decimal:
         """Free amount of an asset; whole: with what is locked."""

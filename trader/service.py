@@ -1053,6 +1053,10 @@ class Shell:
         switch = self.core.switch
         facts["switch"] = switch
         facts["decisions"] = dict(self._counts)
+        facts["balances"] = {
+            asset: {"free": f"{free:f}", "locked": f"{locked:f}"}
+            for asset, (free, locked) in sorted(self.core.amounts().items())
+        }
         facts["positions"] = {s: str(d.ledger.position) for s, d in self.core.desks.items()}
         facts["unknown"] = [o.client_id for d in self.core.desks.values() if (o := d.unknown)]
         facts["diverged"] = [d.diverged for d in self.core.desks.values() if d.diverged]

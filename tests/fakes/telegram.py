@@ -206,11 +206,11 @@ class FakeTelegram:
                 lambda: sum(call.method == method for call in self.calls) >= count
             )
 
-    async def say(self, text: str, *, user: int = CHAT, chat: int = CHAT) -> int:
-        """A person writes to the bot; returns the update's id."""
+    async def say(self, text: str, *, user: int = CHAT, chat: int = CHAT, **more: Any) -> int:
+        """A person writes to the bot; returns the update's id. more: fields of the message."""
         place = self.chats[chat]
         place.last_id += 1
-        message = self._message(place, place.last_id) | {"from": _person(user), "text": text}
+        message = self._message(place, place.last_id) | {"from": _person(user), "text": text} | more
         if text.startswith("/"):
             length = len(text.split(maxsplit=1)[0])
             message["entities"] = [{"type": "bot_command", "offset": 0, "length": length}]

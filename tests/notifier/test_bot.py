@@ -1,8 +1,10 @@
 """The bot between a real Valkey, people and strangers, over the wire."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,10 +17,10 @@ from notifier.service import Notifier
 from notifier.words import LANGUAGES, say
 from shared.bus import Source, Write
 from shared.config import Settings
-from shared.control import CONTROL_KEY, Word, command_of
+from shared.control import CONTROL_KEY, Word, command_of, reason_of
 from shared.events import Delivery, Order, OrderState
 from shared.ledger import ledger_of
-from shared.streams import DAILY, ORDER, SIGNAL
+from shared.streams import DAILY, ORDER, SIGNAL, WATCHED_KEY, health_key
 from tests.fakes.telegram import CHAT, TOKEN, Chat, FakeTelegram, Hang, RetryAfter, Status
 from tests.notifier.desk import START, Desk, open_desk, serving, settings
 from tests.played import Played
@@ -412,3 +414,129 @@ async def test_every_command_answers_in_every_language(
             assert say(phrase, language) in text, command
         text = (await answer(telegram, "/threshold 3"))["text"]
         assert text == say("threshold", language, threshold=3, score="0.15")
+
+
+FORWARDED: list[dict[str, Any]] = [
+    {"forward_origin": {"type": "hidden_user", "sender_user_name": "x", "date": 1_700_000_000}},
+    {"forward_date": 1_700_000_000, "forward_sender_name": "x"},
+    {"forward_date": 1_700_000_000, "forward_from": {"id": 5, "is_bot": False, "first_name": "x"}},
+    {"forward_date": 1_700_000_000, "forward_from_chat": {"id": -5, "type": "channel"}},
+]
+
+
+@pytest.mark.parametrize("fields", FORWARDED)
+async def test_what_was_forwarded_is_not_followed_whichever_way_the_server_tells_it(
+    desk: Desk, telegram: FakeTelegram, fields: dict[str, Any]
+) -> None:
+    async with listening(desk, commanded(telegram, desk)) as session:
+        await telegram.say("/halt", **fields)
+        await until(lambda: session.health.facts.get("commands", {}).get("ignored") == 1)
+    assert await desk.bus.get(CONTROL_KEY) is None
+
+
+async def test_the_balance_is_what_the_trader_that_trades_has_told(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    balances = {
+        "USDT": {"free": "9000.50", "locked": "100.00"},
+        "BTC": {"free": "0.01500000", "locked": "0"},
+    }
+    async with listening(desk, commanded(telegram, desk)):
+        await beat(desk, "trader", "a", ready=False, reason="stands by")
+        assert "no balances" in (await answer(telegram, "/balance"))["text"]
+        await beat(desk, "trader", "b", mode="paper", switch="RESUMED", balances=balances)
+        assert (await answer(telegram, "/balance"))["text"].splitlines() == [
+            "Balance (paper)", "BTC: free 0.015", "USDT: free 9000.5, locked 100",
+        ]  # fmt: skip
+
+
+async def test_a_service_that_has_fallen_silent_is_not_called_ready(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    """The trader is in no `notifier.watch`, but it has been heard."""
+    async with listening(desk, commanded(telegram, desk, watch=["collector"])):
+        await beat(desk, "collector", "collector")
+        known = {"collector:collector": False, "trader:trader": False, "featurizer:f-1": True}
+        await desk.bus.put(WATCHED_KEY, json.dumps(known))
+        for command in ("/status", "/health"):
+            text = (await answer(telegram, command))["text"]
+            assert text.splitlines()[0] == "🔴 featurizer:f-1: silent, trader: silent"
+        await beat(desk, "trader", "trader")
+        await beat(desk, "featurizer", "f-1")
+        assert "🟢 All services are ready." in (await answer(telegram, "/status"))["text"]
+
+
+async def test_fees_are_those_of_the_days_that_were_asked_for(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    await desk.candles(30)
+    early = START - 10 * 86_400_000
+    lines = [replace(line, market_ms=early, client_id=f"k0-{line.leg}") for line in trip()]
+    await desk.bus.write(*(Write(source=Source(ORDER, "BTCUSDT"), event=e) for e in lines))
+    async with listening(desk, commanded(telegram, desk)):
+        assert "fees: 0.21 USDT" in (await answer(telegram, "/profit 30"))["text"]
+        week = (await answer(telegram, "/profit 7"))["text"]
+    assert "realised +0.00" in week
+    assert "fees" not in week
+
+
+async def test_an_order_that_filled_in_parts_is_one_trade(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    """Each of its lines tells all that was filled so far, at the average price."""
+    part = json.loads(trip_fill(1, "BUY", "100", "0.1")) | {"quantity": "0.4", "quote": "40"}
+    rest = part | {"price": "110", "quantity": "0.6", "quote": "66"}
+    lines = [
+        order_line(1, OrderState.INTENT, "BUY", "entry"),
+        order_line(
+            1, OrderState.PARTIAL, "BUY", "entry", quantity="0.4",
+            fills={"1": json.dumps(part).encode()},
+        ),
+        order_line(
+            1, OrderState.FILLED, "BUY", "entry", quantity="1", price="106",
+            fills={"2": json.dumps(rest).encode()},
+        ),
+    ]  # fmt: skip
+    await desk.bus.write(*(Write(source=Source(ORDER, "BTCUSDT"), event=e) for e in lines))
+    async with listening(desk, commanded(telegram, desk)):
+        trades = (await answer(telegram, "/trades"))["text"].splitlines()
+    assert [line.split(maxsplit=2)[2] for line in trades] == ["BUY 1 @ 106 (entry)"]
+
+
+async def test_a_halt_says_whether_the_trader_has_confirmed_it(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    async with listening(desk, commanded(telegram, desk)):
+        assert "No trader is there now" in (await answer(telegram, "/halt"))["text"]
+        await beat(desk, "trader", "trader", mode="observe")
+        assert "NOT confirmed it; it says observe" in (await answer(telegram, "/halt"))["text"]
+        await beat(desk, "trader", "trader", mode="paper", switch="HALTED")
+        assert "has confirmed it" in (await answer(telegram, "/halt"))["text"]
+        # Its journal tells it before its next heartbeat does.
+        asked = asyncio.create_task(answer(telegram, "/pause"))
+        command = await ordered(desk, Word.REDUCE_ONLY)
+        line = order_line(0, OrderState.REDUCED, "", "", client_id="", reason=reason_of(command))
+        await desk.bus.write(Write(source=Source(ORDER, "BTCUSDT"), event=line))
+        assert "has confirmed it" in (await asked)["text"]
+
+
+async def test_where_bands_decide_no_threshold_is_promised(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    bands = {"positive": [{"edge": 0.05, "frequency": 1, "sign": "x", "text": "weak"}]}
+    async with listening(desk, commanded(telegram, desk, bands=bands)):
+        assert "notifier.bands" in (await answer(telegram, "/threshold 3"))["text"]
+    assert await desk.bus.get(f"chat:{CHAT}") is None
+
+
+async def beat(desk: Desk, service: str, instance: str, **facts: Any) -> None:
+    told = {"service": service, "instance": instance, "ready": True, "reason": ""} | facts
+    await desk.bus.put(health_key(service, instance), json.dumps(told))
+
+
+async def ordered(desk: Desk, word: Word) -> str:
+    """The command, once it is on the bus."""
+    async with asyncio.timeout(60):
+        while _word(text := await desk.bus.get(CONTROL_KEY)) != word:  # noqa: ASYNC110  # a key tells nobody
+            await asyncio.sleep(0.01)
+    return (text or b"").decode()

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from shared.bus import Bus
-from shared.heartbeats import heartbeats
+from shared.heartbeats import heartbeats, trading
 from shared.streams import health_key
 from tests.valkey import Server
 
@@ -28,3 +28,11 @@ async def test_beats_are_read_and_what_is_none_is_told(
         "trader:trader-1": {"ready": False},
     }
     assert sum("cannot be read" in record.message for record in caplog.records) == 2
+
+
+def test_the_trader_that_trades_is_told_from_those_that_stand_by() -> None:
+    by, at_work = {"ready": False}, {"ready": True, "switch": "RESUMED"}
+    assert trading({"collector:collector": at_work}) is None
+    assert trading({"trader:a": by}) is by
+    for beats in ({"trader:a": by, "trader:b": at_work}, {"trader:a": at_work, "trader:b": by}):
+        assert trading(beats) is at_work

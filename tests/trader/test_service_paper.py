@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,9 @@ async def test_a_lost_journal_file_is_rebuilt_from_the_bus(market: Floor, tmp_pa
     (tmp_path / "journal" / "paper.journal").unlink()
     async with at_work(market, tmp_path) as session:
         await until(lambda: session.health.facts.get("positions") == {SYMBOL: str(held)})
+        told = session.health.facts["balances"]
+    amounts = {asset: Decimal(one["free"]) + Decimal(one["locked"]) for asset, one in told.items()}
+    assert amounts == await market.balances()
     assert await market.lines() == lines
 
 
