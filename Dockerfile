@@ -59,7 +59,7 @@ ENV PYTHONPATH=/app \
 WORKDIR /tmp
 ENTRYPOINT ["/opt/itb/bin/python", "-m", "deploy.container"]
 # Asks whatever runs here whether it is ready: each service by its own readiness.
-HEALTHCHECK --interval=5s --timeout=6s --start-period=90s --retries=3 \
+HEALTHCHECK --interval=3s --timeout=6s --start-period=90s --retries=3 \
     CMD ["/opt/itb/bin/python", "-m", "deploy.container", "ready"]
 
 FROM running AS live
