@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.valkey import free_port
+
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 _ROOT = Path(__file__).parents[2]
 _PROJECT = "itb-docker-test"
@@ -26,13 +28,17 @@ _SERVICES = (
 _LIVE_BYTES = 400_000_000
 _SIGNALS = "signal:{BTCUSDT}:1m"
 _PATIENCE_S = 240.0
+# Beside a system that runs here already, on the dashboard's usual port.
+_ENVIRONMENT = {
+    "COMPOSE_PROJECT_NAME": _PROJECT, "ITB_BASE": _BASE, "ITB_DASHBOARD_PORT": str(free_port()),
+}  # fmt: skip
 
 
 def _run(*command: str, check: bool = True, stdin: str = "", timeout_s: float = 600) -> str:
     done = subprocess.run(
         command, check=False, cwd=_ROOT, input=stdin, capture_output=True, encoding="utf-8",
         errors="backslashreplace", timeout=timeout_s,
-        env=os.environ | {"COMPOSE_PROJECT_NAME": _PROJECT, "ITB_BASE": _BASE},
+        env=os.environ | _ENVIRONMENT,
     )  # fmt: skip
     if check and done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
