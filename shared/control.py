@@ -3,6 +3,11 @@
 Two places hold the newest command, a Redis key and a file; either is obeyed. The file works without
 Redis: `echo HALT > DATA/journal/control`. The trader journals each command once, so that it
 outlives both places; only RESUME ends what is in force.
+
+Who writes the key puts a time behind the word (`HALT 1700000000000 itb`): the key may come back
+with an older content (a stale replica, a backup), and that was obeyed before. A bare word that
+another command has followed since could be either. It is obeyed where it makes things safer; a bare
+RESUME is not, and the trader says so.
 """
 
 from dataclasses import dataclass
@@ -26,10 +31,15 @@ class Word(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """text: the whole of it; one that is repeated word for word is the same command."""
+    """text: the whole of it."""
 
     word: Word
     text: str
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it has no number (a time) that tells it from another one of the same word."""
+        return not any(map(str.isdigit, self.text))
 
 
 def command_of(text: str | bytes | None) -> Command | None:

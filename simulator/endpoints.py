@@ -170,13 +170,18 @@ class Params:
             )
 
 
-def series_of(view: View, symbol: str) -> Series:
+def check_symbol(symbol: str) -> None:
+    """Raises: ApiError -1100 when it is no name of a symbol."""
     if not _SYMBOL.match(symbol) or symbol != symbol.upper():
         raise ApiError(
             400,
             -1100,
             "Illegal characters found in parameter 'symbol'; legal range is '^[A-Z0-9-_.]{1,20}$'.",
         )
+
+
+def series_of(view: View, symbol: str) -> Series:
+    check_symbol(symbol)
     series = view.venue.market.series.get(symbol)
     if series is None:
         raise ApiError(400, -1121, "Invalid symbol.")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from simulator import lag, reports
 from simulator.desk import Desk, random_id
-from simulator.endpoints import ApiError, Params
+from simulator.endpoints import ApiError, Params, check_symbol
 from simulator.exchange.amounts import DIGITS, text, units
 from simulator.exchange.engine import NewOrder
 from simulator.exchange.orders import STOPS, Account, Key, Order, OrderList, Side, Stp, Type
@@ -58,6 +58,7 @@ def _illegal(name: str, pattern: str) -> ApiError:
 
 def symbol_of(call: Call) -> Symbol:
     name = call.params.need("symbol")
+    check_symbol(name)
     symbol = call.desk.state.symbols.get(name)
     if symbol is None:
         raise ApiError(400, -1121, "Invalid symbol.")

@@ -74,6 +74,8 @@ class Core:
         self.clock_is_off = False  # the exchange says so: nothing is sent before it is measured
         self.balances_ms = 0
         self.file: Command | None = None
+        self._ordered = ""  # reason of the newest line about the key
+        self._refused = ""
         self._amounts: dict[str, tuple[Decimal, Decimal]] = {}
         self._amounts_ms: dict[str, int] = {}  # when they were told, account clock
         self._filled_ms: dict[str, int] = {}  # newest fill that was counted on top
@@ -94,6 +96,8 @@ class Core:
             desk = self.desks.get(line.symbol)
             if desk is not None:
                 desk.load(line)
+                if line.mode == self.mode and line.reason.startswith(reason_of("")):
+                    self._ordered = line.reason
 
     def take(self) -> Output:
         """What has come out since the last call."""
@@ -143,6 +147,15 @@ class Core:
         """What the Redis key says. Each command counts once, also over restarts."""
         if command is None or not self.is_new(command):
             return
+        if self._is_repeated(command) and command.word is Word.RESUME:
+            self._refused = command.text
+            self.news(
+                Level.WARNING, "not_resumed",
+                f"{command.text!r} in the key was obeyed before, word for word: put the time "
+                "behind it, or say `itb resume`",
+            )  # fmt: skip
+            return
+        self._ordered, self._refused = reason_of(command.text), ""
         state = _STATES[command.word]
         for desk in self.desks.values():
             desk.switch_line(state, reason_of(command.text), now)
@@ -154,9 +167,16 @@ class Core:
         self.advance(now)
 
     def is_new(self, command: Command) -> bool:
-        """Whether the journal does not hold the command yet."""
+        """Whether there is something to do about it: the journal does not hold it yet, or it is a
+        bare word that comes again after another command."""
+        if not self._is_repeated(command):
+            return True
+        is_newest = reason_of(command.text) == self._ordered
+        return command.is_bare and not is_newest and command.text != self._refused
+
+    def _is_repeated(self, command: Command) -> bool:
         text = reason_of(command.text)
-        return not any(text in desk.ledger.commands for desk in self.desks.values())
+        return any(text in desk.ledger.commands for desk in self.desks.values())
 
     def file_says(self, command: Command | None, now: Now) -> None:
         """What the file says holds as long as it stands there."""

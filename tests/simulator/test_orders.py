@@ -208,6 +208,8 @@ async def test_a_client_id_is_unique_among_open_orders_only() -> None:
         assert await client.fails("GET", "order", symbol=SYMBOL, origClientOrderId="other") == (
             400, -2013, "Order does not exist.",
         )  # fmt: skip
+        assert (await client.fails("GET", "openOrders", symbol=SYMBOL.lower()))[1] == -1100
+        assert (await client.fails("GET", "openOrders", symbol="NOSUCH"))[1] == -1121
         code = await client.fails(
             "GET", "order", symbol=SYMBOL, origClientOrderId="other", orderId=second["orderId"]
         )

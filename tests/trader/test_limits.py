@@ -224,6 +224,46 @@ def test_losses_in_a_row_halt_and_a_resume_lets_them_count_anew() -> None:
     assert halted(again)
 
 
+def test_a_bare_word_that_is_written_again_stops_again_and_does_not_resume() -> None:
+    """Nobody can tell it from an old content of the key that came back: safer is to stop."""
+    made = core()
+
+    def say(text: str) -> str:
+        made.command(Command(Word(text.split(maxsplit=1)[0]), text), now(0))
+        return made.desks[SYMBOL].ledger.switch.state
+
+    for word, state in (("HALT", "HALTED"), ("REDUCE_ONLY", "REDUCED"), ("FLATTEN", "FLATTENED")):
+        assert say(word) == state
+        assert say(f"RESUME 1{state}") == "RESUMED"
+        assert say(word) == state
+        lines = len(made.out.lines)
+        assert say(word) == state
+        assert len(made.out.lines) == lines  # it stands there still
+    assert say("RESUME") == "RESUMED"
+    assert say("HALT") == "HALTED"
+    assert say("RESUME") == "HALTED"
+    assert say("RESUME") == "HALTED"
+    told = [news for news in made.out.news if news.code == "not_resumed"]
+    assert len(told) == 1
+    assert say("RESUME 2") == "RESUMED"
+    # A word with a time that comes back is an old one.
+    assert say("RESUME 1HALTED") == "RESUMED"
+    assert say("HALT 3") == "HALTED"
+    assert say("RESUME 4") == "RESUMED"
+    assert say("HALT 3") == "RESUMED"
+
+
+def test_a_bare_word_that_still_stands_there_is_not_obeyed_again_by_the_next_life() -> None:
+    made = core()
+    for text in ("HALT", "RESUME", "REDUCE_ONLY"):
+        made.command(Command(Word(text), text), now(0))
+    made.halt("a limit", now(0))
+    again = core(*made.out.lines)
+    again.command(Command(Word.REDUCE_ONLY, "REDUCE_ONLY"), now(1))
+    assert halted(again)
+    assert not again.is_new(Command(Word.REDUCE_ONLY, "REDUCE_ONLY"))
+
+
 def test_orders_in_a_minute_of_the_market_halt() -> None:
     made = core(orders_per_minute=2)
     decide(made, 0, BUY)
