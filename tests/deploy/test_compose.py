@@ -114,3 +114,19 @@ def test_service_down_looks_at_every_job() -> None:
     down = next(r for g in rules["groups"] for r in g["rules"] if r["alert"] == "ServiceDown")
     jobs = {job["job_name"] for job in config["scrape_configs"]}
     assert jobs == set(down["expr"].split('"')[1].split("|"))
+
+
+def test_whoever_reads_releases_has_them_and_only_the_trainer_may_write_them() -> None:
+    """Without them the notifier says on /model that there is no release, and cannot tell why."""
+    readers = ("predictor", "notifier", "dashboard", "auditor", "itb")
+    for prefix, volume in (("", "models"), ("demo-", "demo-models")):
+        mounts = {name: SERVICES[prefix + name]["volumes"] for name in (*readers, "trainer")}
+        for name in readers:
+            assert f"{volume}:/models:ro" in mounts[name], f"{prefix}{name}"
+        assert f"{volume}:/models" in mounts["trainer"]
+    writers = {
+        name
+        for name, one in SERVICES.items()
+        if any(str(mount).endswith(":/models") for mount in one.get("volumes", ()))
+    }
+    assert writers == {"trainer", "demo-trainer"}
