@@ -16,6 +16,7 @@ from typing import Protocol
 from notifier.channel import Channel, Closed, Conflict, Incoming, Message, Slow
 from notifier.chats import Recipient, updates_key
 from notifier.gate import CODED, Codes, Command, command_of, objection
+from notifier.messages import clean
 from notifier.outbox import Pace
 from notifier.words import LANGUAGES, say
 from shared.errors import Failure, OutOfSync, Rejected, Unavailable, Unknown
@@ -42,9 +43,10 @@ Handler = Callable[["Asked"], Awaitable[Message]]
 
 
 class Source(Protocol):
-    """Where updates come from."""
+    """Where updates come from. bot_name: "" until `start`, or where it is not told."""
 
     bot_id: int
+    bot_name: str
 
     async def start(self) -> None: ...
     async def next(self, offset: int | None, wait_s: int) -> list[Incoming]: ...
@@ -152,7 +154,7 @@ class Bot:
                 if offset is not None and incoming.update_id < offset:
                     continue
                 offset, heard_s = incoming.update_id + 1, time.time()
-                command = command_of(incoming.text)
+                command = command_of(incoming.text, self._source.bot_name)
                 kept = f"{offset} {heard_s:.0f}"
                 if command is not None and command.name in _TWICE_RATHER:
                     await self._follow(incoming, command)
@@ -208,7 +210,7 @@ class Bot:
         except (Unavailable, OutOfSync):
             raise  # the bus: begin a new session
         except Failure as error:
-            return Message(text=asked.say("failed", reason=str(error)))
+            return Message(text=asked.say("failed", reason=clean(str(error), 400)))
 
     def _code(self, asked: Asked) -> Message | None:
         """What a command without its code is answered; None = go on."""

@@ -65,7 +65,7 @@ async def day_message(facts: Facts, recipient: Recipient, symbol: str) -> Messag
     try:
         picture = await picture_of(facts, recipient, symbol, DAY_MS)
     except Failure as error:
-        lines.append(say("no_chart", language, reason=str(error)))
+        lines.append(say("no_chart", language, reason=clean(str(error), 400)))
         picture = None
     silent = recipient.chat.loudness.daily == "silent"
     return Message(text="\n".join(lines), silent=silent, picture=picture)

@@ -27,12 +27,16 @@ class Command:
     arguments: tuple[str, ...]
 
 
-def command_of(text: str) -> Command | None:
-    """The command in a text, None where there is none. `/status@my_bot` is status."""
+def command_of(text: str, bot: str = "") -> Command | None:
+    """The command in a text, None where there is none. `/status@my_bot` is status; to another bot
+    than ours it is none. bot: our name, "" = not known."""
     words = text.split()
     if not words or not words[0].startswith("/"):
         return None
-    return Command(words[0][1:].partition("@")[0].lower(), tuple(words[1:8]))
+    name, _, to = words[0][1:].lower().partition("@")
+    if to and bot and to != bot.lower():
+        return None
+    return Command(name, tuple(words[1:8]))
 
 
 def objection(

@@ -97,7 +97,7 @@ class Replies:
         try:
             found = await self._explain(signal_id)
         except Failure as error:
-            return Message(text=asked.say("no_why", reason=str(error)))
+            return Message(text=asked.say("no_why", reason=clean(str(error), 400)))
         return _message(_why_lines(found, asked), mono=True)
 
     async def _newest_id(self, asked: Asked) -> str | None:
@@ -125,7 +125,7 @@ class Replies:
                 self._facts, asked.recipient, asked.recipient.symbols[0], hours * 3_600_000
             )
         except Failure as error:
-            return Message(text=asked.say("no_chart", reason=str(error)))
+            return Message(text=asked.say("no_chart", reason=clean(str(error), 400)))
         newest = await self._facts.newest_signal(asked.recipient.symbols[0])
         text = _score_line(newest, asked.recipient.symbols[0], asked)
         return Message(text=text, picture=picture)
@@ -278,8 +278,8 @@ class Replies:
         until_ms = (int(time.time()) + 60 * minutes) * 1000 if minutes else 0
         await self._keep(asked, with_preferences(asked.recipient, muted_until_ms=until_ms))
         if not minutes:
-            return Message(text=asked.say("unmuted"))
-        return Message(text=asked.say("muted", time=_clock(until_ms, asked.recipient)))
+            return self._of_chat(asked, asked.say("unmuted"))
+        return self._of_chat(asked, asked.say("muted", time=_clock(until_ms, asked.recipient)))
 
     async def threshold(self, asked: Asked) -> Message:
         steps = asked.number(asked.recipient.threshold, 20, least=0)
@@ -290,7 +290,11 @@ class Replies:
         if asked.arguments:
             await self._keep(asked, with_preferences(asked.recipient, threshold=steps))
         score = f"{steps * 0.05:.2f}"
-        return Message(text=asked.say("threshold", threshold=steps, score=score))
+        return self._of_chat(asked, asked.say("threshold", threshold=steps, score=score))
+
+    def _of_chat(self, asked: Asked, text: str) -> Message:
+        """Whose setting it is, where somebody asks from a chat that gets no messages itself."""
+        return Message(text=text if asked.is_own_chat else f"{asked.recipient.chat.chat}: {text}")
 
     async def _keep(self, asked: Asked, preferences: Preferences) -> None:
         """First on the bus, then in place."""

@@ -228,6 +228,7 @@ class Updates(_Api):
     def __init__(self, token: SecretStr, *, base_url: str, timeout_s: float = 30.0) -> None:
         super().__init__(token, base_url=base_url, timeout_s=timeout_s)
         self.bot_id = self._bot.id
+        self.bot_name = ""
 
     async def next(self, offset: int | None, wait_s: int) -> list[Incoming]:
         """Updates from `offset` on, oldest first; [] after `wait_s` without one."""
@@ -248,6 +249,10 @@ class Updates(_Api):
     async def start(self) -> None:
         """A webhook that somebody has set would keep all messages from us."""
         await self._quietly(self._bot.delete_webhook(drop_pending_updates=False))
+        await self._quietly(self._learn_name())
+
+    async def _learn_name(self) -> None:
+        self.bot_name = (await self._bot.get_me()).username or ""
 
     async def set_commands(self, commands: Sequence[tuple[str, str]], language: str | None) -> None:
         """The bot's own menu. language: two letters, None = everybody else's."""

@@ -21,7 +21,7 @@ from shared.control import CONTROL_KEY, Word, command_of, reason_of
 from shared.events import Delivery, Order, OrderState
 from shared.ledger import ledger_of
 from shared.streams import DAILY, ORDER, SIGNAL, WATCHED_KEY, health_key
-from tests.fakes.telegram import CHAT, TOKEN, Chat, FakeTelegram, Hang, RetryAfter, Status
+from tests.fakes.telegram import BOT, CHAT, TOKEN, Chat, FakeTelegram, Hang, RetryAfter, Status
 from tests.notifier.desk import START, Desk, open_desk, serving, settings
 from tests.played import Played
 from tests.valkey import Server
@@ -527,6 +527,40 @@ async def test_where_bands_decide_no_threshold_is_promised(
     async with listening(desk, commanded(telegram, desk, bands=bands)):
         assert "notifier.bands" in (await answer(telegram, "/threshold 3"))["text"]
     assert await desk.bus.get(f"chat:{CHAT}") is None
+
+
+async def test_a_setting_that_is_made_from_elsewhere_names_the_chat_that_it_is_of(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    """A channel has nobody who could write a command in it."""
+    telegram.chats[-100] = Chat(-100, "channel")
+    config = commanded(telegram, desk, chats=[{"chat": "-100"}]).model_copy(
+        update={"telegram_chat_id": None}
+    )
+    async with listening(desk, config):
+        assert (await answer(telegram, "/mute 0"))["text"] == "-100: Scores are told again."
+        assert (await answer(telegram, "/threshold 2"))["text"].startswith("-100: Scores are told")
+    assert await desk.bus.get(f"chat:{CHAT}") is None
+    stored = json.loads(await desk.bus.get("chat:-100") or b"{}")
+    assert stored["threshold"] == 2
+
+
+async def test_in_a_group_a_command_to_another_bot_is_left_to_it(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    telegram.chats[-5] = Chat(-5, "group")
+    chats = [{"chat": str(CHAT)}, {"chat": "-5"}]
+    async with listening(desk, commanded(telegram, desk, chats=chats)):
+        await telegram.say("/mute@other_bot 5", chat=-5)
+        assert (await answer(telegram, f"/mute@{BOT['username']} 0", chat=-5))["text"]
+    assert len(_ours(telegram, -5)) == 1
+
+
+async def test_a_text_of_full_length_is_answered(desk: Desk, telegram: FakeTelegram) -> None:
+    """What was asked for is in the answer, but not all of it."""
+    async with listening(desk, commanded(telegram, desk)):
+        text = (await answer(telegram, f"/why {'9' * 4000}"))["text"]
+    assert text.startswith("Cannot explain it: '999")
 
 
 async def beat(desk: Desk, service: str, instance: str, **facts: Any) -> None:

@@ -58,6 +58,12 @@ def test_a_command_begins_with_a_slash(text: str, command: Command | None) -> No
     assert command_of(text) == command
 
 
+def test_a_command_to_another_bot_is_none_of_ours() -> None:
+    assert command_of("/status@My_Bot", "my_bot") == STATUS
+    assert command_of("/status@other_bot", "my_bot") is None
+    assert command_of("/status@other_bot") == STATUS  # we do not know our name
+
+
 def test_a_code_is_good_once_for_its_user_and_command_and_not_for_long() -> None:
     codes = Codes()
     code = codes.give(7, "resume", 0.0)
