@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from dashboard.actions import Actions
 from dashboard.assets import Asset, read_assets
@@ -44,6 +45,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _COOKIE = "itb_login"
 _TICKET = "itb_ticket"
+# A body that is not what its headers say: of another encoding, charset or length.
+_UNREADABLE = (ValueError, LookupError, BadHttpMessage, web.RequestPayloadError)
 _OPEN = frozenset(("/login", "/healthz"))  # and /page/...
 _SEND_S = 15.0  # a page that takes nothing for so long is gone
 _CHECKED_S = 5.0  # how soon an open page notices that its login has ended
@@ -92,6 +95,7 @@ class Site:
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=16 << 10, middlewares=[self._checked])
+        app.on_response_prepare.append(_guarded)  # also of what aiohttp itself answers
         app.add_routes(
             [
                 web.get("/", self._index),
@@ -127,17 +131,13 @@ class Site:
     async def _checked(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             self._check(request)
-            response = await handler(request)
+            return await handler(request)
         except web.HTTPException as error:
-            response = web.Response(
+            return web.Response(
                 status=error.status, text=error.text, headers=_carried(error.headers)
             )
         except (Unavailable, OutOfSync) as error:
-            response = web.Response(status=503, text=f"{error}\n")
-        if not response.prepared:
-            for name, value in _HEADERS.items():
-                response.headers.setdefault(name, value)
-        return response
+            return web.Response(status=503, text=f"{error}\n")
 
     def _check(self, request: web.Request) -> None:
         """
@@ -247,7 +247,12 @@ class Site:
             response = self._form("Too many attempts. Try again later.", 429)
             response.headers["Retry-After"] = str(max(1, round(wait_s)))
             return response
-        form = await request.post()
+        if request.content_type != "application/x-www-form-urlencoded":  # as our own form
+            return self._form("That did not work.", 400)
+        try:
+            form = await request.post()
+        except _UNREADABLE:
+            return self._form("That did not work.", 400)
         ticket, secret = form.get("ticket"), form.get("password")
         if not (isinstance(ticket, str) and isinstance(secret, str) and len(secret) <= LONGEST):
             return self._form("That did not work.", 400)
@@ -467,11 +472,17 @@ async def _object(request: web.Request) -> dict[str, Any]:
         raise web.HTTPUnsupportedMediaType(text="send JSON\n")
     try:
         body = json.loads(await request.text())
-    except (ValueError, RecursionError):
+    except (*_UNREADABLE, RecursionError):
         raise web.HTTPBadRequest(text="that is no JSON\n") from None
     if not isinstance(body, dict):
         raise web.HTTPBadRequest(text="send a JSON object\n")
     return body
+
+
+async def _guarded(_: web.Request, response: web.StreamResponse) -> None:
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers["Server"] = "itb"  # without aiohttp's version
 
 
 def _carried(headers: Any) -> dict[str, str]:

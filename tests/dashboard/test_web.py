@@ -234,7 +234,42 @@ async def test_nonsense_in_the_form_is_refused(locked: Rig) -> None:
             f"{browser.url}/login", data=b"x" * 100_000, headers={"Origin": browser.url}
         ) as reply:
             assert reply.status in (400, 413)
+        for kind, encoding, body in (
+            ("multipart/form-data", "", b"abcde"),
+            ("multipart/form-data; boundary=x", "", b"abcde"),
+            ("application/x-www-form-urlencoded; charset=none", "", b"a=b"),
+            ("application/x-www-form-urlencoded", "", b"a=\xff\xfe"),
+            ("application/x-www-form-urlencoded", "gzip", b"abcde"),
+        ):
+            headers = {"Origin": browser.url, "Content-Type": kind}
+            headers |= {"Content-Encoding": encoding} if encoding else {}
+            async with browser.session.post(
+                f"{browser.url}/login", data=body, headers=headers
+            ) as reply:
+                assert reply.status == 400, (kind, encoding, body)
+                assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
         assert (await browser.get("/api/ledger"))[0] == 401
+
+
+async def test_what_aiohttp_answers_by_itself_is_guarded_too_and_names_no_version(
+    locked: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError
+
+    async with locked.browser() as browser:
+        async with browser.session.post(
+            f"{browser.url}/login", headers={"Expect": "nothing"}
+        ) as reply:
+            answers = [(reply.status, reply.headers)]
+        monkeypatch.setattr(locked.site.tickets, "issue", broken)
+        status, _, headers = await browser.get("/login")
+        answers.append((status, headers))
+    assert [status for status, _ in answers] == [417, 500]
+    for _, headers in answers:
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Server"] == "itb"
 
 
 # -- actions --------------------------------------------------------------------------------------
