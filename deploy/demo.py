@@ -39,6 +39,8 @@ from shared.streams import NOTIFICATION, SIGNAL
 from shared.times import interval_ms, iso
 
 SERVICES = ("collector", "featurizer", "predictor", "notifier", "trader")
+STARTED = (*SERVICES, "auditor", page.NAME)
+_METRICS_PORT = f"{PREFIX}METRICS_PORT"
 MAX = "max"
 BARS = 300
 TRAINING_CANDLES = 4_000
@@ -103,6 +105,24 @@ async def run(options: Options, screen: Screen) -> int:
             server.remove_socket()
     finally:
         workdir.release()
+
+
+def metrics_port(name: str, first: int | None) -> dict[str, str]:
+    """The variable that gives a service of a run a port of its own, where there is a first one."""
+    return {} if first is None else {_METRICS_PORT: str(first + STARTED.index(name))}
+
+
+def _first_metrics_port(environment: Mapping[str, str]) -> int | None:
+    """
+    Raises:
+        Usage: it is no port.
+    """
+    given = {name.upper(): text for name, text in environment.items()}.get(_METRICS_PORT, "")
+    if not given or given == "null":
+        return None
+    if not given.isdecimal() or not 0 < int(given) <= 65_535 - len(STARTED):
+        raise Usage(f"{_METRICS_PORT}: {given!r} is no port; such as 9100")
+    return int(given)
 
 
 def plan(options: Options, workdir: Path) -> Plan:
@@ -208,6 +228,7 @@ class _Demo:
         self._supervisor = supervisor
         self._server = server
         self._port = options.port or free_port()
+        self._metrics_port = _first_metrics_port(os.environ)
 
     async def run(self) -> int:
         started = time.monotonic()
@@ -228,11 +249,10 @@ class _Demo:
                     await self._warm(environment)
                 training = tasks.create_task(self._train(the_plan, environment))
                 for name in SERVICES[1:]:
-                    await self._supervisor.start(service(name, environment=environment))
+                    await self._start(name, environment)
                 if self._options.hold:
                     variables, address = page.place(Dashboard())
-                    watching = service(page.NAME, environment=environment | variables)
-                    await self._supervisor.start(watching)
+                    await self._start(page.NAME, environment | variables)
                     self._screen.say(f"the dashboard is at {address}")
                 if is_unpaced:
                     await self._start_market(the_plan, environment)
@@ -250,7 +270,7 @@ class _Demo:
             if found.lost or found.doubled:
                 self._screen.warn(_explain(found))
             if self._options.hold:
-                await self._supervisor.start(service("auditor", environment=environment))
+                await self._start("auditor", environment)
                 self._screen.say(
                     f"all of it keeps running until Ctrl-C; look inside with `itb streams -c "
                     f"{self._workdir.path / 'config.json'}`"
@@ -290,7 +310,7 @@ class _Demo:
 
     def _environment(self, the_plan: Plan) -> dict[str, str]:
         """Ours without the user's live config, and the settings of this run."""
-        hidden = {f"{PREFIX}CONFIG", f"{PREFIX}SYMBOL", f"{PREFIX}INSTANCE"}
+        hidden = {f"{PREFIX}CONFIG", f"{PREFIX}SYMBOL", f"{PREFIX}INSTANCE", _METRICS_PORT}
         if f"{PREFIX}TELEGRAM_URL" not in map(
             str.upper, os.environ
         ):  # a replay must not write to a live channel
@@ -317,6 +337,7 @@ class _Demo:
             if config[name] is None:
                 config[name] = json.loads(text)
         config["redis_url"] = self._server.url
+        config["metrics_port"] = self._metrics_port
         config["binance_rest_url"] = f"http://{HOST}:{self._port}"
         config["binance_ws_url"] = f"ws://{HOST}:{self._port}"
         text = json.dumps(config, indent=2) + "\n"
@@ -347,7 +368,11 @@ class _Demo:
             await self._simulator("POST", "/control/pause")
         else:
             await self._simulator("GET", "/api/v3/ping")
-        await self._supervisor.start(service(SERVICES[0], environment=environment))
+        await self._start(SERVICES[0], environment)
+
+    async def _start(self, name: str, environment: Mapping[str, str]) -> None:
+        own = {**environment, **metrics_port(name, self._metrics_port)}
+        await self._supervisor.start(service(name, environment=own))
 
     async def _simulator(self, method: str, path: str) -> None:
         """A request to the simulator, once it is up."""

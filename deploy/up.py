@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deploy import page
-from deploy.demo import SERVICES, train
+from deploy.demo import SERVICES, STARTED, metrics_port, train
 from deploy.doctor import RELEASE, Line, Mark
 from deploy.observer import Observer, not_ready
 from deploy.screen import Screen
@@ -32,7 +32,6 @@ from shared.times import iso
 from trader.places import PAPER, SIMULATOR, place_of
 
 _DEFAULT_WORKDIR = Path("work/live")
-STARTED = (*SERVICES, "auditor", page.NAME)
 _POLL_S = 0.25
 _MOST_LINES = 8
 _RETRY_S = (60.0, 3600.0)  # between attempts to download and train
@@ -106,10 +105,9 @@ async def _live(
     await supervisor.start(server.program())
     await server.wait_ready()
     variables, address = page.place(settings.dashboard)
-    for number, name in enumerate(STARTED):
+    for name in STARTED:
         own = environment | variables if name == page.NAME else environment
-        if settings.metrics_port is not None:
-            own = own | {f"{PREFIX}METRICS_PORT": str(settings.metrics_port + number)}
+        own = own | metrics_port(name, settings.metrics_port)
         await supervisor.start(service(name, *arguments, environment=own))
     screen.say(f"started {', '.join(STARTED)}; their logs are in {supervisor.logs}")
     screen.say(f"the dashboard is at {address}")

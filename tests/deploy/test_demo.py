@@ -23,7 +23,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from deploy.demo import Options, Plan, _Demo
+from deploy.demo import STARTED, Options, Plan, _Demo, metrics_port
 from deploy.screen import Screen
 from deploy.supervisor import Supervisor
 from deploy.tally import Window
@@ -31,7 +31,7 @@ from deploy.valkey import EmbeddedValkey
 from deploy.workdir import Workdir
 from shared.bus import Bus
 from shared.config import Settings, load
-from shared.errors import Failure
+from shared.errors import Failure, Usage
 from shared.explain import Explainer
 from shared.klinefiles import klines_folder, read_history, write_columns
 from shared.klines import KLINE_COLUMNS
@@ -373,6 +373,27 @@ def test_a_replay_never_sees_the_users_live_settings_in_whatever_case(
     assert settings.telegram_bot_token is settings.telegram_chat_id is settings.api_secret is None
     assert (settings.symbols, settings.labels) == (("TESTUSDT",), ("high_10", "low_10"))
     assert settings.collector.follow
+
+
+def test_each_service_of_a_run_gets_a_metrics_port_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = [metrics_port(name, 9100)["ITB_METRICS_PORT"] for name in STARTED]
+    assert ports == [str(9100 + number) for number in range(7)]
+    assert metrics_port("trader", None) == {}
+
+    def demo() -> _Demo:
+        server = EmbeddedValkey(folder=tmp_path / "valkey", port=1, say=print)
+        return _Demo(Options(port=1), Screen(), workdir, Supervisor(tmp_path, print), server)
+
+    workdir = Workdir(tmp_path / "work")
+    workdir.release()
+    for text in ("0", "65535", "nine", "-1"):
+        monkeypatch.setenv("itb_metrics_port", text)
+        with pytest.raises(Usage, match="is no port"):
+            demo()
+    monkeypatch.setenv("itb_metrics_port", "9100")
+    assert demo()._metrics_port == 9100
 
 
 @pytest.mark.parametrize(
