@@ -4,7 +4,8 @@
 
 One update after the other, each once: the offset is on the bus before anything is done, except for
 `/halt` and `/pause`, which are rather done twice than not. Nothing of this is on the way of scores
-and alerts: a Telegram that is silent or busy only delays answers.
+and alerts, and no answer is on the way of a command: a Telegram that is silent or busy only delays
+answers.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _WAIT_S = 25
 _RETRY_S = (1.0, 30.0)
 _ANSWER_TRIES = 3
+_ANSWERS = 100  # that may wait for one chat
 # After a week without an update Telegram numbers the next one at random, perhaps below the offset,
 # and an update below it counts as confirmed: nobody would ever hear of that /halt.
 _NUMBERED_S = 6 * 86_400
@@ -114,7 +116,8 @@ class Bot:
         self._pace = pace
         self._retry_s = retry_s
         self._codes = Codes()
-        self._channels: dict[int, Channel] = {}
+        self._answers: dict[int, asyncio.Queue[Message]] = {}
+        self._senders: dict[int, asyncio.Task[None]] = {}
         self._quiet = Quiet()
         self._counts = {"followed": 0, "ignored": 0}
 
@@ -123,10 +126,11 @@ class Bot:
         try:
             await self._source.start()
             await self._offer_commands()
-            await self._listen()
+            async with asyncio.TaskGroup() as tasks:
+                await self._listen(tasks)
+                for sender in self._senders.values():
+                    sender.cancel()
         finally:
-            for channel in self._channels.values():
-                await channel.close()
             await self._source.close()
 
     async def _offer_commands(self) -> None:
@@ -134,7 +138,7 @@ class Bot:
             menu = [(name, say(f"help_{name}", language)) for name in MENU]
             await self._source.set_commands(menu, None if language == "en" else language)
 
-    async def _listen(self) -> None:
+    async def _listen(self, tasks: asyncio.TaskGroup) -> None:
         key = updates_key(self._source.bot_id)
         offset, heard_s = _place(await self._bus.get(key), time.time())
         pause_s = self._retry_s[0]
@@ -157,11 +161,11 @@ class Bot:
                 command = command_of(incoming.text, self._source.bot_name)
                 kept = f"{offset} {heard_s:.0f}"
                 if command is not None and command.name in _TWICE_RATHER:
-                    await self._follow(incoming, command)
+                    await self._follow(incoming, command, tasks)
                     await self._bus.put(key, kept)
                 else:
                     await self._bus.put(key, kept)
-                    await self._follow(incoming, command)
+                    await self._follow(incoming, command, tasks)
 
     async def _wait(self, error: Exception, pause_s: float) -> float:
         if isinstance(error, Conflict) and self._quiet.allows("conflict") is not None:
@@ -172,7 +176,9 @@ class Bot:
         await asyncio.sleep(error.retry_after_s if isinstance(error, Slow) else pause_s)
         return min(self._retry_s[1], 2 * pause_s)
 
-    async def _follow(self, incoming: Incoming, command: Command | None) -> None:
+    async def _follow(
+        self, incoming: Incoming, command: Command | None, tasks: asyncio.TaskGroup
+    ) -> None:
         if command is None:
             return
         own = self._chats.get(str(incoming.chat_id))
@@ -195,7 +201,7 @@ class Bot:
         asked = Asked(command, recipient, incoming.user_id, is_own_chat=own is not None)
         if incoming.query_id:
             await self._source.pressed(incoming.query_id)
-        await self._answer(incoming.chat_id, await self._reply(asked))
+        self._answer(incoming.chat_id, await self._reply(asked), tasks)
 
     async def _reply(self, asked: Asked) -> Message:
         handler = self._handlers.get(asked.name)
@@ -223,17 +229,33 @@ class Bot:
             return Message(text=asked.say("bad_code"))
         return None
 
-    async def _answer(self, chat: int, message: Message) -> None:
-        """Sends it, within the chat's pace; what does not get through is only logged."""
-        if chat not in self._channels:
-            self._channels[chat] = await self._open_chat(str(chat))
-        pace = self._pace(str(chat))
+    def _answer(self, chat: int, message: Message, tasks: asyncio.TaskGroup) -> None:
+        """Has it sent behind the chat's other answers. Where too many wait the oldest goes."""
+        if chat not in self._answers:
+            self._answers[chat] = asyncio.Queue(_ANSWERS)
+            self._senders[chat] = tasks.create_task(self._send_answers(chat))
+        answers = self._answers[chat]
+        if answers.full():
+            answers.get_nowait()
+            log.warning("an answer was not sent: %d more wait", _ANSWERS)
+        answers.put_nowait(message)
+
+    async def _send_answers(self, chat: int) -> None:
+        channel = await self._open_chat(str(chat))
+        try:
+            while True:
+                await self._send(channel, await self._answers[chat].get(), self._pace(str(chat)))
+        finally:
+            await channel.close()
+
+    async def _send(self, channel: Channel, message: Message, pace: Pace | None) -> None:
+        """Within the chat's pace; what does not get through is only logged."""
         for _ in range(_ANSWER_TRIES):
             if pace is not None:
                 await asyncio.sleep(pace.wait_s(time.monotonic()))
                 pace.sent(time.monotonic())
             try:
-                await self._channels[chat].send(message)
+                await channel.send(message)
                 return
             except Slow as error:
                 if pace is not None:

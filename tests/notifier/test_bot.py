@@ -563,6 +563,18 @@ async def test_a_text_of_full_length_is_answered(desk: Desk, telegram: FakeTeleg
     assert text.startswith("Cannot explain it: '999")
 
 
+async def test_a_halt_waits_for_no_answer_to_what_was_asked_before(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    """Else it would be older than a minute when its turn comes, and ignored."""
+    async with listening(desk, commanded(telegram, desk)):
+        telegram.faults.append(RetryAfter(600))
+        await telegram.say("/status")
+        await telegram.say("/halt")
+        assert (await ordered(desk, Word.HALT)).endswith(f"telegram user {CHAT}")
+        assert not _ours(telegram, CHAT)
+
+
 async def beat(desk: Desk, service: str, instance: str, **facts: Any) -> None:
     told = {"service": service, "instance": instance, "ready": True, "reason": ""} | facts
     await desk.bus.put(health_key(service, instance), json.dumps(told))
