@@ -161,6 +161,22 @@ async def test_signed_and_retired_endpoints_say_so() -> None:
         assert await ex.get("/dapi/v1/exchangeInfo") == {"symbols": []}
 
 
+async def test_exchange_info_offers_what_is_served_and_nothing_else() -> None:
+    wanted = {
+        "otoAllowed": "orderList/oto", "opoAllowed": "orderList/opo", "ocoAllowed": "orderList/oco",
+        "amendAllowed": "order/amend/keepPriority", "cancelReplaceAllowed": "order/cancelReplace",
+    }  # fmt: skip
+    async with exchange("--key", "mine") as ex:
+        (symbol,) = (await ex.get("/api/v3/exchangeInfo"))["symbols"]
+        for flag, path in wanted.items():
+            method = "PUT" if "amend" in path else "POST"
+            async with ex.http.request(
+                method, f"/api/v3/{path}", headers={"X-MBX-APIKEY": "mine"}
+            ) as reply:
+                assert symbol[flag] is ((await reply.json())["code"] != -1020), flag
+        assert symbol["pegInstructionsAllowed"] is False
+
+
 async def test_exchange_info_shows_the_limits_that_hold() -> None:
     async with exchange() as ex:
         for ten, day in ((100, 200_000), (7, 50)):
