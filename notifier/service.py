@@ -56,11 +56,17 @@ _MEASURE_S = 5.0
 class Line:
     """What outlives a session with the bus: how fast a chat may be written to, whether at all.
 
-    pace: None = as fast as it goes. closed: why nothing can be sent any more, "" = it can.
+    pace: None = as fast as it goes. closed: why nothing can be sent, "" = it can; until again_s,
+    of a clock that only goes forward, nothing is tried.
     """
 
     pace: Pace | None
     closed: str = ""
+    again_s: float = 0.0
+
+    @property
+    def is_shut(self) -> bool:
+        return bool(self.closed) and time.monotonic() < self.again_s
 
 
 class Notifier:
@@ -68,8 +74,9 @@ class Notifier:
 
     retry_s: shortest and longest pause before another attempt. answer_s: how long we wait for an
     answer before we take it that none comes. durable_s: how long a claim may take to reach the disk
-    before we say so. silent_s: after how long without a heartbeat a service is told to be silent.
-    ping_s: pause between two calls of the dead-man address.
+    before we say so. reopen_s: after how long a chat that did not let us in is tried again, with
+    what is to be said then. silent_s: after how long without a heartbeat a service is told to be
+    silent. ping_s: pause between two calls of the dead-man address.
     """
 
     def __init__(
@@ -78,12 +85,14 @@ class Notifier:
         retry_s: tuple[float, float] = (1.0, 60.0),
         answer_s: float = 30.0,
         durable_s: float = 5.0,
+        reopen_s: float = 600.0,
         silent_s: float = 30.0,
         ping_s: float = 60.0,
     ) -> None:
         self.retry_s = retry_s
         self.answer_s = answer_s
         self.durable_s = durable_s
+        self.reopen_s = reopen_s
         self.silent_s = silent_s
         self.ping_s = ping_s
         self._lines: dict[str, Line] = {}
@@ -570,7 +579,7 @@ class _Delivery:
     ) -> _Outcome:
         attempt, reason, shown = 0, "", message
         while True:
-            if self._line.closed:
+            if self._line.is_shut:
                 return _Outcome(Delivery.FAILED, self._line.closed)
             await self._turn()
             if (attempt or self._held) and fresh is not None and not await fresh():
@@ -601,6 +610,7 @@ class _Delivery:
                 return _Outcome(Delivery.FAILED, str(error))
             else:
                 self._session.health.facts["trouble"] = ""
+                await self._open()
                 return _Outcome(Delivery.SENT, message_id=message_id)
             self._session.health.facts["trouble"] = reason
             if (held := self._quiet.allows("retry")) is not None:
@@ -631,7 +641,7 @@ class _Delivery:
     async def _turn(self) -> None:
         """Waits until a message may be sent."""
         pace = self._line.pace
-        while pace is not None and not self._line.closed:
+        while pace is not None and not self._line.is_shut:
             wait_s = pace.wait_s(time.monotonic())
             if wait_s <= 0:
                 return
@@ -654,11 +664,24 @@ class _Delivery:
         self._session.metrics.add(MESSAGES, outcome.state)
 
     async def _close(self, error: Closed) -> None:
-        """Nothing can be sent any more: say so where people can still see it, go on reading."""
+        """Nothing can be sent for now: say so where people can still see it, go on reading."""
+        is_news = not self._line.closed
         self._line.closed = str(error)
-        text = f"{error}; no messages are sent until the notifier is restarted"
-        await self._session.notice(Level.ALERT, "messages_stopped", text)
+        self._line.again_s = time.monotonic() + self._notifier.reopen_s
+        text = (
+            f"{error}; messages are lost there, but for one that is tried every "
+            f"{self._notifier.reopen_s:g} s"
+        )
+        if is_news:
+            await self._session.notice(Level.ALERT, "messages_stopped", text)
         self._session.health.facts["trouble"] = text
+
+    async def _open(self) -> None:
+        """A message got through."""
+        if self._line.closed:
+            self._line.closed = ""
+            text = f"messages reach the chat {self._recipient.chat.chat} again"
+            await self._session.notice(Level.WARNING, "messages_resumed", text)
 
     async def _fresh(self, entry: Entry[Signal]) -> bool:
         now_ms = await _market_now_ms(self._session, entry.source)

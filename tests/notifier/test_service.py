@@ -57,9 +57,16 @@ def told(telegram: FakeTelegram, *, url: str | None = None, **notifier: Any) -> 
 
 
 def notifying(
-    desk: Desk, config: Settings, *, answer_s: float = 30.0, durable_s: float = 5.0
+    desk: Desk,
+    config: Settings,
+    *,
+    answer_s: float = 30.0,
+    durable_s: float = 5.0,
+    reopen_s: float = 600.0,
 ) -> AbstractAsyncContextManager[Session]:
-    notifier = Notifier(retry_s=(0.01, 0.05), answer_s=answer_s, durable_s=durable_s)
+    notifier = Notifier(
+        retry_s=(0.01, 0.05), answer_s=answer_s, durable_s=durable_s, reopen_s=reopen_s
+    )
     return serving(desk.url, "notifier", notifier.serve, config)
 
 
@@ -250,6 +257,24 @@ async def test_a_target_that_is_gone_is_left_alone_and_people_are_told(
     assert stopped.code == "messages_stopped"
     assert refusal.description in stopped.text
     assert await desk.pending("notifier") == 0
+
+
+async def test_a_chat_that_lets_us_in_again_gets_messages_without_a_restart(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    telegram.chats[CHAT].blocked = True
+    async with notifying(desk, told(telegram), reopen_s=0.2):
+        await desk.bus.write(notice("lost"))
+        await desk.until("alert", 2)
+        telegram.chats[CHAT].blocked = False
+        while not telegram.texts():  # the time until the next try passes by itself
+            await desk.bus.write(notice("later"))
+            await desk.until_read("notifier", [Source(NOTICE)])
+        async with telegram.stored:
+            await telegram.stored.wait_for(lambda: "messages_resumed" in telegram.texts()[-1])
+    codes = [one.code for one in await desk.notices("notifier")]
+    assert codes == ["messages_stopped", "messages_resumed"]
+    assert "later" in telegram.texts()[0]
 
 
 async def test_a_bad_token_is_told_at_the_start(desk: Desk, telegram: FakeTelegram) -> None:
