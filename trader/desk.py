@@ -64,6 +64,8 @@ POLL_MS = 5_000
 ALARM_MS = 60_000
 MISSES = 2
 QUIET_MS = 10_000
+# The exchange may take no calls for days: so often it is looked whether it does again, at least.
+STOPPED_MS = 60_000
 # So long after a refusal as closed the exchange is not believed that the market trades.
 CLOSED_MS = 10_000
 # A stop where the symbol takes no STOP_LOSS: a limit this far below its price.
@@ -98,7 +100,7 @@ _PLACE, _CANCEL, _QUERY, _FILLS, _POLL = "place", "cancel", "query", "fills", "p
 _FREE = Costs(0.0, 0.0, True)  # only shorts look at costs here
 _PLACES = Decimal("1e-10")
 _CENTS = Decimal("1e-8")
-_INSUFFICIENT = -2010
+_INSUFFICIENT, _MISFIT = -2010, -1013
 _DUPLICATE = "duplicate order sent"
 _SHUT = "closed"  # the status of a symbol that refused an order so
 
@@ -127,11 +129,13 @@ class Protection:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What the exchange says of an order whose fills we do not all know yet."""
+    """What the exchange says of an order whose fills we do not all know yet. since_ms: account
+    clock."""
 
     executed: Decimal
     state: OrderState
     reason: str
+    since_ms: int
 
 
 class Desk:
@@ -173,6 +177,7 @@ class Desk:
         self.alarmed: set[str] = set()
         self.pause_ms = 0  # account clock: no step before
         self.closed_ms = 0  # account clock: when it last refused an order as closed
+        self.misfit: SymbolRules | None = None  # by which an order was made that a filter refused
         self.foreign: set[int] = set()
         self.is_rebuilding = False
         self.knows_orders = False  # the journal has told of one, ever
@@ -864,6 +869,9 @@ class Desk:
             state = OrderState.NOT_PLACED if result.passes else OrderState.DROPPED
             for order in orders:
                 self._ended(order, state, f"not sent: {result.reason}", now)
+            if result.wait_ms:
+                until_ms = now.account_ms + min(result.wait_ms, STOPPED_MS)
+                self.pause_ms = max(self.pause_ms, until_ms)
         elif isinstance(result, Unsure):
             for order in orders:
                 self._unknown(order, result.reason, now)
@@ -897,6 +905,8 @@ class Desk:
             self.filters = replace(self.filters, status=_SHUT)
             self.closed_ms = now.account_ms
             self.core.request(self.symbol, FetchRules())
+        elif result.code == _MISFIT:
+            self.core.request(self.symbol, FetchRules())
         elif result.code == _INSUFFICIENT:
             self.core.request(self.symbol, FetchBalances())
             if order.leg == Leg.EXIT and goal is not None and not self.is_short:
@@ -914,12 +924,18 @@ class Desk:
         most = self.core.limits.refusals
         if most and self.core.refusals() >= most:
             self.core.halt(f"{most} orders in a row were refused, last: {result.text}", now)
-        if order.leg in (Leg.EXIT, Leg.FLATTEN) and not order.list_id:
+        # The filters may be others by now: what sells or protects is made anew by the newest, once.
+        is_misfit = result.code == _MISFIT and self.misfit != self.filters
+        if is_misfit:
+            self.misfit = self.filters
+        if is_misfit or (order.leg in (Leg.EXIT, Leg.FLATTEN) and not order.list_id):
             self.pause_ms = now.account_ms + ASK_MS
-        if order.list_id and order.leg == Leg.EXIT and goal is not None:
-            # The market is at the exit's price already: a limit order alone takes it.
-            self.goal = replace(goal, attempt=goal.attempt + 1, alone=True)
-        if order.leg in _RESTING and self.core.switch != OrderState.HALTED:
+        if order.leg == Leg.EXIT and goal is not None and (order.list_id or is_misfit):
+            # Without a filter in its way a pair is refused where the market is at the exit's price
+            # already: a limit order alone takes it.
+            alone = goal.alone or not is_misfit
+            self.goal = replace(goal, attempt=goal.attempt + 1, alone=alone)
+        if order.leg in _RESTING and self.core.switch != OrderState.HALTED and not is_misfit:
             self._news(Level.ALERT, "unprotected", "cannot be protected: it is sold at market")
             self.goal = self._at_any_price()
 
@@ -975,6 +991,19 @@ class Desk:
             if late_ms > ALARM_MS:
                 what = f"order {name} is unknown for {late_ms // 1000} s: {reason}"
                 self._alarm(f"unknown {name}", "order_unknown", what)
+        self._alarm_of_fills(name, reason, now)
+
+    def _alarm_of_fills(self, name: str, reason: str, now: Now) -> None:
+        """An order that has filled blocks its symbol until it is known at which prices."""
+        order, told = self.ledger.orders.get(name), self.told.get(name)
+        if order is None or told is None or now.account_ms - told.since_ms <= ALARM_MS:
+            return
+        late_s = (now.account_ms - told.since_ms) // 1000
+        what = (
+            f"{text(told.executed)} of order {name} filled, prices and fees of "
+            f"{text(told.executed - order.executed)} are unknown for {late_s} s: {reason}"
+        )
+        self._alarm(f"fills {name}", "order_unknown", what)
 
     def cancelled(
         self, name: str, result: OrderReport | Refused | Unsure | NotSent | None, now: Now
@@ -1001,10 +1030,13 @@ class Desk:
 
     def filled(self, name: str, fills: Sequence[Fill], now: Now) -> None:
         """All fills of an order, asked for because some were not told."""
-        self.asking.discard((_FILLS, name))
         order, told = self.ledger.orders.get(name), self.told.get(name)
         if order is not None and told is not None:
             self._news_of(order, told.state, told.executed, fills, told.reason, now)
+        self.asking.discard((_FILLS, name))
+        if name in self.told:  # the books that tell of fills are behind those of orders
+            self.ask_ms[name] = now.account_ms + ASK_MS
+            self._alarm_of_fills(name, "its trades are not told", now)
         self.advance(now)
 
     def _report(self, report: OrderReport, now: Now) -> None:
@@ -1064,7 +1096,8 @@ class Desk:
         ):
             executed, state, reason = told.executed, told.state, told.reason  # this one is older
         if order.executed < executed:
-            self.told[name] = _Told(executed, state, reason)
+            since_ms = now.account_ms if told is None else told.since_ms
+            self.told[name] = _Told(executed, state, reason, since_ms)
             if (_FILLS, name) not in self.asking:
                 self._ask(_FILLS, name, FetchFills(name, order.order_id))
             state = OrderState.PARTIAL

@@ -92,10 +92,12 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """A Place was not done, for sure: it is not on its way. passes: trying again may help."""
+    """A Place was not done, for sure: it is not on its way. passes: trying again may help, once
+    wait_ms have passed."""
 
     reason: str
     passes: bool = False
+    wait_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

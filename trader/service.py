@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any
 
 from shared.account import BinanceAccount
+from shared.binance import Busy
 from shared.bus import Bus, Entry, Source, Step, Write, by_key, now_us
 from shared.config import Settings
 from shared.control import CONTROL_KEY, Command, command_of, read_file
@@ -843,6 +844,8 @@ class Shell:
             if isinstance(place.order, NewOco):
                 return await self._account.place_oco(place.order, timestamp_ms=place.timestamp_ms)
             return [await self._account.place(place.order, timestamp_ms=place.timestamp_ms)]
+        except Busy as error:
+            return NotSent(str(error), passes=True, wait_ms=round(1000 * error.retry_after_s))
         except Unavailable as error:
             return NotSent(str(error), passes=True)
         except Unknown as error:

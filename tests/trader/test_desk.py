@@ -8,12 +8,13 @@ import pytest
 from shared.control import Command, Word
 from shared.events import OrderState
 from shared.exchange import Fill, NewOco, NewOrder, OrderReport, OrderType, Side, Status
+from shared.filters import Grid
 from shared.ledger import NEW_ACCOUNT, ledger_of
 from shared.rules import NAN, Bar, Rules
 from tests.trader.world import BUY, FILTERS, MINUTE, RULES, SELL, START, SYMBOL, bar, signal
 from trader.core import Core, Limits
 from trader.desk import Desk
-from trader.messages import Balances, Now, Place, Refused
+from trader.messages import Balances, FetchFills, FetchRules, NotSent, Now, Place, Refused
 
 STOPS = RULES._replace(stop_loss=0.02, take_profit=0.03)
 WRONG_SIDE = Refused(-2010, "The relationship of the prices for the orders is not correct.")
@@ -306,3 +307,126 @@ def test_of_an_order_whose_intent_is_lost_the_journal_tells_what_the_desk_knows(
         assert (told.type, told.quantity, told.price, told.stop_price) == (
             "LIMIT", Decimal("1.5"), Decimal("99.9"), None,
         )  # fmt: skip
+
+
+def test_books_that_do_not_tell_the_fills_yet_are_asked_again_in_a_while_and_then_it_is_told() -> (
+    None
+):
+    table = Table(RULES)
+    table.desk.decide(signal(0, BUY), bar(0, BUY), table.now)
+    entry = table.sent()
+    assert entry is not None
+    assert isinstance(entry.order, NewOrder)
+    assert entry.order.quantity is not None
+    held, name = entry.order.quantity, entry.order.client_id
+    report = OrderReport(
+        symbol=SYMBOL, order_id=1, list_id=None, client_id=name, side=Side.BUY,
+        type=OrderType.MARKET, status=Status.FILLED, quantity=held, price=Decimal(0),
+        stop_price=Decimal(0), executed=held, executed_quote=Decimal(0), time_ms=table.t,
+        update_ms=table.t,
+    )  # fmt: skip
+    table.desk.placed(entry.client_ids, [report], table.now)
+    asked: list[int] = []
+    news = []
+    begun = table.t
+    while table.t < begun + 90_000:
+        out = table.core.take()
+        news += [one.text for one in out.news if one.code == "order_unknown"]
+        for _, request in out.requests:
+            assert isinstance(request, FetchFills)
+            asked.append(table.t - begun)
+            table.desk.filled(name, (), table.now)
+        table.t += 250
+        table.desk.tick(table.now)
+    assert asked == list(range(0, 90_000, 2_000))
+    (said,) = news
+    assert f"99 of order {name} filled" in said
+    fill = Fill(
+        symbol=SYMBOL, trade_id=1, order_id=1, side=Side.BUY, price=Decimal(100), quantity=held,
+        quote_quantity=100 * held, fee=Decimal(0), fee_asset="USDT", time_ms=begun, is_maker=False,
+    )  # fmt: skip
+    table.desk.filled(name, (fill,), table.now)
+    assert table.desk.ledger.position == held
+    assert table.desk.ledger.orders[name].state == OrderState.FILLED
+
+
+MISFIT = Refused(-1013, "Filter failure: LOT_SIZE")
+COARSE = replace(FILTERS, lot=Grid(Decimal("0.001"), Decimal(9000), Decimal("0.001")))
+
+
+def refused_for_its_size(table: Table, place: Place) -> None:
+    """The refusal, after which the rules are asked for and nothing is sent."""
+    table.desk.placed(place.client_ids, MISFIT, table.now)
+    requests = [request for _, request in table.core.take().requests]
+    assert requests == [FetchRules()]
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_an_exit_that_a_filter_refuses_is_sent_once_more_by_the_newest_rules(
+    is_changed: bool,
+) -> None:
+    table = Table(RULES)
+    held = table.bought()
+    table.t += MINUTE
+    table.desk.decide(signal(1, SELL), bar(1, SELL), table.now)
+    first = table.sent()
+    assert market_sale(first) == held
+    assert first is not None
+    refused_for_its_size(table, first)
+    table.desk.ruled(COARSE if is_changed else replace(FILTERS), table.now)
+    assert table.sent() is None
+    table.t += 2_000
+    table.desk.tick(table.now)
+    second = table.sent()
+    assert second is not None
+    assert second.client_ids != first.client_ids
+    assert market_sale(second) == (COARSE if is_changed else FILTERS).floor_quantity(
+        held, at_market=True
+    )
+    if not is_changed:
+        table.desk.placed(second.client_ids, MISFIT, table.now)
+        table.t += 10_000
+        table.desk.tick(table.now)
+        assert table.sent() is None  # the next candle decides
+    assert table.core.switch == OrderState.RESUMED
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_protection_that_a_filter_refuses_is_tried_by_the_newest_rules_before_it_is_sold(
+    is_changed: bool,
+) -> None:
+    table = Table(STOPS)
+    held = table.bought()
+    pair = table.sent()
+    assert pair is not None
+    refused_for_its_size(table, pair)
+    table.desk.ruled(COARSE if is_changed else replace(FILTERS), table.now)
+    table.t += 2_000
+    table.desk.tick(table.now)
+    second = table.sent()
+    assert second is not None
+    assert isinstance(second.order, NewOco)
+    assert second.order.quantity == (COARSE if is_changed else FILTERS).floor_quantity(held)
+    if not is_changed:
+        table.desk.placed(second.client_ids, MISFIT, table.now)
+        assert market_sale(table.sent()) == held
+
+
+def test_while_the_exchange_takes_no_calls_nothing_is_written_that_cannot_be_sent() -> None:
+    table = Table(STOPS)
+    table.bought()
+    pair = table.sent()
+    assert pair is not None
+    stop = NotSent("no calls for 40 s", passes=True, wait_ms=40_000)
+    table.desk.placed(pair.client_ids, stop, table.now)
+    table.core.take()
+    for _ in range(39):
+        table.t += 1_000
+        table.desk.tick(table.now)
+        out = table.core.take()
+        assert (out.lines, out.requests) == ([], [])
+    table.t += 1_000
+    table.desk.tick(table.now)
+    again = table.sent()
+    assert again is not None
+    assert isinstance(again.order, NewOco)
