@@ -35,8 +35,14 @@ from shared.errors import Usage
 from shared.times import interval_ms
 
 PREFIX = "ITB_"
-# Read by tests and tools, not by the config.
-_OTHER_VARIABLES = frozenset({"ITB_TEST_DATA", "ITB_CONFIG", "ITB_KILL_SEED", "ITB_KILLS"})
+# Read by tests and tools, or by the server of the bus (deploy/bus.py), in whose container people
+# run `itb halt`; not by the config.
+_OTHER_VARIABLES = frozenset(
+    {
+        "ITB_TEST_DATA", "ITB_CONFIG", "ITB_KILL_SEED", "ITB_KILLS",
+        "ITB_BUS_FOLDER", "ITB_BUS_MEMORY", "ITB_BUS_ACL",
+    }
+)  # fmt: skip
 _MIB = 1024 * 1024
 
 

@@ -1,5 +1,6 @@
 """What docker-compose.yml tells its containers, read without an engine."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import yaml
 
 from deploy import container
 from deploy.container import mode_problem
+from shared.config import load
 
 ROOT = Path(__file__).parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 ONE_MODE = "${ITB_TRADER__MODE:-paper}"
 # They read no config of ours that has to do with trading.
-WITHOUT_MODE = {"keys", "paper-exchange", "demo-exchange", "prometheus", "grafana"}
+FOREIGN = {"prometheus", "grafana"}
+WITHOUT_MODE = {"keys", "paper-exchange", "demo-exchange"} | FOREIGN
 
 
 def environment(service: str) -> dict[str, str | None]:
@@ -78,6 +81,23 @@ def test_what_env_does_not_set_leaves_the_config_file_its_say() -> None:
         if variable.startswith("ITB_") and str(value).endswith((":-}", "-}"))
     }
     assert emptied == {"ITB_CONFIG"}  # which is no key, and empty is the same as absent
+
+
+@pytest.mark.parametrize("service", [name for name in SERVICES if name not in FOREIGN])
+def test_every_container_can_run_itb(
+    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docker compose exec redis itb halt` reads the config, with what the server was told beside
+    it in the environment."""
+    secret = tmp_path / "secret"
+    secret.write_text("a password")
+    for variable, value in environment(service).items():
+        text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value))
+        if variable.endswith("_FILE") and "DASHBOARD" not in variable:
+            text = str(secret)
+        if value is not None:
+            monkeypatch.setenv(variable, text)
+    load()
 
 
 def names_on(service: str, network: str) -> set[str]:

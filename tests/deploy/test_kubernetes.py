@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from deploy.acl import ACCESS
-from shared.config import SHARED_SERVICES
+from shared.config import SHARED_SERVICES, load
 
 _FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 
@@ -51,6 +52,21 @@ def test_every_container_is_confined_and_probed() -> None:
         assert container["args"] == (["bus"] if name == "redis" else [name])
         values = [variable.get("value", "") for variable in container.get("env", ())]
         assert not [v for v in values if v.startswith("redis://") and ":" in v[8:].split("@")[0]]
+
+
+def test_every_container_can_run_itb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kubectl exec redis-0 -- itb halt` reads the config beside what the server was told."""
+    secret = tmp_path / "secret"
+    secret.write_text("a password")
+    for one in _of("StatefulSet").values():
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        with monkeypatch.context() as patch:
+            for variable in container.get("env", ()):
+                name, value = variable["name"], variable.get("value")
+                is_secret = name.endswith("_FILE") and "DASHBOARD" not in name
+                if value is not None:
+                    patch.setenv(name, str(secret) if is_secret else value)
+            load()
 
 
 def test_each_service_gets_the_password_of_its_own_user_as_a_file() -> None:
