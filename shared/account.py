@@ -26,7 +26,15 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 from yarl import URL
 
-from shared.binance import Attempts, Busy, Weights, read_body, retry_after_s, weight_limit_in
+from shared.binance import (
+    Attempts,
+    Busy,
+    Weights,
+    read_body,
+    retry_after_s,
+    stop_s,
+    weight_limit_in,
+)
 from shared.clock import AccountClock
 from shared.errors import BadInput, Unavailable, Unknown, Usage
 from shared.exchange import (
@@ -514,7 +522,7 @@ class BinanceAccount:
             wait_s = retry_after_s(headers.get("Retry-After"), _ORDERS_WAIT_S)
             raise Busy(f"{what}: {self._told(reply)}", wait_s)
         if status in _STOP or (reply.code == _TOO_MUCH and 400 <= status < 500):
-            wait_s = retry_after_s(headers.get("Retry-After"))
+            wait_s = stop_s(headers.get("Retry-After"), reply.text, now_s)
             raise self._stopped(f"{what}: {self._told(reply)}", wait_s)
         return reply
 
@@ -770,7 +778,7 @@ def _until_s(reply: _Reply) -> float:
     data = reply.body.get("data") if isinstance(reply.body, dict) else None
     until_ms = data.get("retryAfter") if isinstance(data, dict) else None
     wait_s = None if type(until_ms) is not int else str(max(0.0, until_ms / 1000 - time.time()))
-    return retry_after_s(wait_s)
+    return stop_s(wait_s, reply.text, time.time())
 
 
 def _reason(error: BaseException) -> str:

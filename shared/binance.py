@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ _SUBSCRIBE_STREAMS = 100  # names per SUBSCRIBE
 _SUBSCRIBE_PACE_S = 0.3  # the exchange cuts who sends more than 5 messages a second
 _BACKOFF_S = (0.25, 30.0)
 _BAN_S = 60.0  # where a refusal does not say how long
+_BANNED_UNTIL = re.compile(r"banned until (\d{13})\b")  # milliseconds, in the text of a ban
 
 
 class Busy(Unavailable):
@@ -408,7 +410,7 @@ class Rest:
         if used is not None and used.isdigit():
             self.weights.heard(int(used), time.time())
         if status in (403, 418, 429):
-            wait_s = retry_after_s(headers.get("Retry-After"))
+            wait_s = stop_s(headers.get("Retry-After"), body.decode(errors="replace"), time.time())
             self.weights.refused(wait_s, time.time())
             raise Busy(f"{endpoint}: HTTP {status}, no calls for {wait_s:.0f} s", wait_s)
         try:
@@ -492,6 +494,15 @@ def retry_after_s(text: str | None, unsaid_s: float = _BAN_S) -> float:
     except ValueError:
         wait_s = unsaid_s
     return wait_s if 0 <= wait_s <= 7 * 86_400 else unsaid_s
+
+
+def stop_s(header: str | None, text: str, now_s: float) -> float:
+    """How long a 403, 418 or 429 forbids calls: its `Retry-After`, else until when its text says
+    that this address is banned (binance.md section 11)."""
+    until = _BANNED_UNTIL.search(text) if header is None else None
+    if until is None:
+        return retry_after_s(header)
+    return retry_after_s(f"{max(1.0, int(until[1]) / 1000 - now_s)}")
 
 
 def _levels(levels: Any, *, descending: bool) -> tuple[tuple[float, float], ...]:

@@ -338,6 +338,19 @@ async def test_a_stop_stops_every_call_until_its_time(answer: Answer, wait_s: fl
         assert len(server.asked) == 1
 
 
+async def test_a_ban_without_a_header_holds_until_the_time_in_its_text() -> None:
+    until_ms = round(1000 * (time.time() + 7_200))
+    what = f"Way too much request weight used; IP banned until {until_ms}. Please use WebSocket"
+    async with talking() as (account, server):
+        server.answers.append(error(-1003, what, 418))
+        with pytest.raises(Busy) as caught:
+            await account.place(ORDER, timestamp_ms=T0)
+        assert 7_190 < caught.value.retry_after_s <= 7_200
+        with pytest.raises(Busy):
+            await account.balances()
+        assert len(server.asked) == 1
+
+
 async def test_too_many_orders_stops_orders_only() -> None:
     async with talking() as (account, server):
         server.answers.append(error(-1015, "Too many new orders.", 429))

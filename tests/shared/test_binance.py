@@ -31,6 +31,7 @@ from shared.binance import (
     kline_from_row,
     kline_stream,
     parse_message,
+    stop_s,
 )
 from shared.errors import BadInput, Rejected, Unavailable
 
@@ -306,6 +307,32 @@ async def test_retry_after_is_obeyed(host: Host, http: aiohttp.ClientSession, st
     host.reply(text="[]")
     assert await rest.klines("ETHBTC", "1m") == []
     assert time.monotonic() - started >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("header", "text", "wait_s"),
+    [
+        (None, "IP banned until 1700000300000. Please use", 300),
+        ("20", "IP banned until 1700000300000. Please use", 20),
+        (None, "IP banned until 1699999999000.", 1),
+        (None, "IP banned until 99", 60),
+        (None, "", 60),
+        ("soon", "", 60),
+    ],
+)
+def test_a_stop_lasts_as_long_as_its_header_or_else_its_text_says(
+    header: str | None, text: str, wait_s: float
+) -> None:
+    assert stop_s(header, text, 1_700_000_000.0) == wait_s
+
+
+async def test_a_ban_without_a_header_is_obeyed(host: Host, http: aiohttp.ClientSession) -> None:
+    until_ms = round(1000 * (time.time() + 7_200))
+    host.reply(status=418, text=f'{{"code":-1003,"msg":"IP banned until {until_ms}."}}')
+    rest = Rest(http, host.url, SPOT, Weights())
+    with pytest.raises(Busy) as caught:
+        await rest.klines("ETHBTC", "1m")
+    assert 7_190 < caught.value.retry_after_s <= 7_200
 
 
 async def test_a_firewalls_403_stops_us_for_a_minute(
