@@ -9,6 +9,7 @@ it reads while it is called. Those are altered, reversed and watched.
 
 import builtins
 import contextlib
+import functools
 import gc
 import sys
 import types
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import Failure
+from shared.errors import Failure, Usage
 from shared.features import FeatureSet
 from shared.features.user import UserFeature, read_user_file
 from shared.klines import KLINE_COLUMNS, KlineTable
 from shared.times import iso
+from trainer import othertables
 from trainer.evaluate import rank_correlation
 from trainer.labels import label
 from trainer.rasters import Raster
@@ -46,6 +48,7 @@ _CLOSE = KLINE_COLUMNS.index("close")
 # its window; more are data, and live has no such data.
 _OWN_NUMBERS = 1000
 _MOST_OBJECTS = 200_000
+_LOADS = 4  # times that a user's file is run again on tables with another future
 # No honest feature knows the next candle's return so well.
 _TOO_WELL = 0.4
 
@@ -244,6 +247,8 @@ def _user_feature(
                 return finding(row, why, again)
     for one in probe.outside(seed):
         return finding(*one)
+    for one in probe.loaded(seed):
+        return finding(*one)
     return _knows_too_much(probe, name, seed)
 
 
@@ -335,6 +340,26 @@ class _Probe:
             if _is_other(expected, value) and not _is_other(expected, self.tried(row)):
                 return row, "a file"  # which a library maps into memory
         return None
+
+    def loaded(self, seed: int) -> Iterator[tuple[int, str, float | str]]:
+        """(row, why, value) where a value depends on candles after it that the file read, if only
+        for a figure of them: the file is run again on tables with other candles after the row."""
+        known = [row for row in self.cuts if not np.isnan(self.raster.kline[row, _CLOSE])]
+        for at in dict.fromkeys(len(known) * part // _LOADS for part in range(_LOADS)):
+            if at >= len(known):
+                return
+            row = known[at]
+            expected = self.tried(row)
+            place = functools.partial(_place, raster=self.raster, row=row)
+            with othertables.altered(place, np.random.default_rng(seed)) as used:
+                try:
+                    one = _plain(read_user_file(self.feature.path)[0][self.feature.name])
+                except Usage:  # a file may refuse candles that cannot be
+                    continue
+                value = _Probe(raster=self.raster, feature=one, cuts=self.cuts).tried(row)
+            if used and not isinstance(value, str) and _is_other(expected, value):
+                why = f"it looks ahead: it differs when {used[0]} gives it other later candles"
+                yield row, why, value
 
     def outside(self, seed: int) -> Iterator[tuple[int, str, float | str]]:
         """(row, why, value) where a value depends on data that the file holds.

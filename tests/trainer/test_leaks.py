@@ -204,6 +204,67 @@ def test_a_feature_that_reads_one_row_ahead_is_named_with_the_row(tmp_path: Path
     assert START_MS <= finding["row_ms"] < START_MS + ROWS * M
 
 
+KEPT = {
+    "a mean and a deviation": """
+import pandas as pd
+DATA = pd.read_parquet(PATH)
+MEAN, DEVIATION = DATA["close"].mean(), DATA["close"].std()
+del DATA
+@feature(lookback=2)
+def peek(window):
+    return (window[-1, 3] - MEAN) / DEVIATION
+""",
+    "the highest price": """
+from pyarrow.parquet import read_table
+HIGHEST = float(np.max(read_table(PATH)["high"].to_numpy()))
+@feature(lookback=2)
+def peek(window):
+    return window[-1, 3] / HIGHEST
+""",
+    "a scaler that is fitted at the first call": """
+@functools.cache
+def scaler():
+    import pandas as pd
+    from sklearn.preprocessing import StandardScaler
+    return StandardScaler().fit(pd.read_parquet(PATH)[["close"]].to_numpy())
+
+@feature(lookback=2)
+def peek(window):
+    return float(scaler().transform(window[-1:, 3:4])[0, 0])
+""",
+    "a mean of a csv": """
+CLOSE = np.loadtxt(PATH + ".csv")
+MEAN = float(np.mean(CLOSE))
+del CLOSE
+@feature(lookback=2)
+def peek(window):
+    return window[-1, 3] / MEAN
+""",
+}
+
+
+@pytest.mark.parametrize("how", KEPT)
+def test_a_figure_of_later_candles_is_named(tmp_path: Path, how: str) -> None:
+    close = table().values[:, KLINE_COLUMNS.index("close")]
+    np.savetxt(tmp_path / "TESTUSDT-1m.parquet.csv", close)
+    with pytest.raises(Failure, match=r"^LEAK: feature 'peek' at 20\d\d-.*it looks ahead"):
+        run(tmp_path, KEPT[how], ["close_5", "peek"], "--quick")
+    [finding] = evidence(tmp_path)["findings"]
+    assert START_MS <= finding["row_ms"] < START_MS + ROWS * M
+
+
+def test_figures_of_earlier_candles_are_honest(tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "earlier.csv", np.linspace(100.0, 120.0, 500))
+    source = """
+import os
+MEAN = float(np.loadtxt(os.path.join(os.path.dirname(PATH), "earlier.csv")).mean())
+@feature(lookback=2)
+def own(window):
+    return window[-1, 3] / MEAN
+"""
+    assert run(tmp_path, source, ["own"], "--quick")["leak"] is False
+
+
 WHERE = {
     "in the last horizon": "at >= len(CLOSE) - 40",
     "around the gap": "1995 <= at <= 2001",
