@@ -91,7 +91,8 @@ class Asked:
 class Bot:
     """Follows commands for as long as a session with the bus lasts.
 
-    handlers: by the command's name. open_chat: a channel into any chat. pace: of a chat.
+    handlers: by the command's name. open_chat: a channel into any chat. pace: of a chat. reopen_s:
+    pause after a token that was refused.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Bot:
         open_chat: Callable[[str], Awaitable[Channel]],
         pace: Callable[[str], Pace | None],
         retry_s: tuple[float, float] = _RETRY_S,
+        reopen_s: float = 600.0,
     ) -> None:
         self._session = session
         self._bus = session.bus
@@ -115,6 +117,7 @@ class Bot:
         self._open_chat = open_chat
         self._pace = pace
         self._retry_s = retry_s
+        self._reopen_s = reopen_s
         self._codes = Codes()
         self._answers: dict[int, asyncio.Queue[Message]] = {}
         self._senders: dict[int, asyncio.Task[None]] = {}
@@ -122,14 +125,12 @@ class Bot:
         self._counts = {"followed": 0, "ignored": 0}
 
     async def run(self) -> None:
-        """For ever; a token that is refused ends it, told by whoever sends messages."""
+        """For ever."""
         try:
             await self._source.start()
             await self._offer_commands()
             async with asyncio.TaskGroup() as tasks:
                 await self._listen(tasks)
-                for sender in self._senders.values():
-                    sender.cancel()
         finally:
             await self._source.close()
 
@@ -141,19 +142,23 @@ class Bot:
     async def _listen(self, tasks: asyncio.TaskGroup) -> None:
         key = updates_key(self._source.bot_id)
         offset, heard_s = _place(await self._bus.get(key), time.time())
-        pause_s = self._retry_s[0]
+        pause_s, is_closed = self._retry_s[0], False
         while True:
             if time.time() - heard_s > _NUMBERED_S:
                 offset = None
             try:
                 found = await self._source.next(offset, _WAIT_S)
             except Closed as error:
-                log.warning("%s; commands are not followed any more", error)
-                return
+                if not is_closed:
+                    text = f"{error}; no command reaches us, also no /halt"
+                    await self._session.notice(Level.ALERT, "commands_stopped", text)
+                is_closed = True
+                await asyncio.sleep(self._reopen_s)
+                continue
             except (Unavailable, Unknown, Rejected) as error:
                 pause_s = await self._wait(error, pause_s)
                 continue
-            pause_s = self._retry_s[0]
+            pause_s, is_closed = self._retry_s[0], False
             for incoming in found:
                 if offset is not None and incoming.update_id < offset:
                     continue

@@ -150,6 +150,7 @@ class Notifier:
             open_chat=lambda chat: open_channel(settings, chat, self.answer_s),
             pace=lambda chat: self.line(settings, chat).pace,
             retry_s=self.retry_s,
+            reopen_s=self.reopen_s,
         )
         await bot.run()
 

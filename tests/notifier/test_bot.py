@@ -56,8 +56,8 @@ def commanded(telegram: FakeTelegram, desk: Desk, **notifier: Any) -> Settings:
     )
 
 
-def listening(desk: Desk, config: Settings) -> Any:
-    notifier = Notifier(retry_s=(0.01, 0.05))
+def listening(desk: Desk, config: Settings, *, reopen_s: float = 600.0) -> Any:
+    notifier = Notifier(retry_s=(0.01, 0.05), reopen_s=reopen_s)
     return serving(desk.url, "notifier", notifier.serve, config)
 
 
@@ -366,18 +366,13 @@ async def test_another_reader_of_the_bot_is_told_once_and_commands_go_on(
     async with listening(desk, commanded(telegram, desk)), aiohttp.ClientSession() as other:
         for _ in range(3):
             assert (await answer(telegram, "/score"))["text"]
-            polls = _polls(telegram)
-            await until(lambda polls=polls: _polls(telegram) > polls)  # type: ignore[misc]
+            await until(lambda: telegram._poller is not None and not telegram._poller.done())
             async with other.get(url):
                 pass
         assert (await answer(telegram, "/score"))["text"]
         notices = [n for n in await desk.notices("notifier") if n.code == "bot_conflict"]
         assert len(notices) == 1
         assert "only one bot with this token" in notices[0].text
-
-
-def _polls(telegram: FakeTelegram) -> int:
-    return sum(call.method == "getupdates" for call in telegram.calls)
 
 
 async def test_an_answer_that_may_have_arrived_is_not_sent_again(
@@ -573,6 +568,23 @@ async def test_a_halt_waits_for_no_answer_to_what_was_asked_before(
         await telegram.say("/halt")
         assert (await ordered(desk, Word.HALT)).endswith(f"telegram user {CHAT}")
         assert not _ours(telegram, CHAT)
+
+
+async def test_a_token_that_is_refused_for_a_while_is_told_and_tried_again(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    async with listening(desk, commanded(telegram, desk), reopen_s=0.1):
+        assert (await answer(telegram, "/score"))["text"]
+        telegram.token = "1:another"
+        await telegram.say("/score")  # ends the poll that is under way
+        async with asyncio.timeout(60):
+            while not any(n.code == "commands_stopped" for n in await desk.notices("notifier")):
+                await desk.until("notice", len(await desk.notices("notifier")) + 1)
+        telegram.token = TOKEN
+        await telegram.say("/halt")
+        assert await ordered(desk, Word.HALT)
+    codes = [one.code for one in await desk.notices("notifier")]
+    assert codes.count("commands_stopped") == 1
 
 
 async def beat(desk: Desk, service: str, instance: str, **facts: Any) -> None:
