@@ -160,6 +160,14 @@ def rest_parameters(query: str, body: str) -> dict[str, str]:
     return given
 
 
+def check_repeats(query: str, body: str = "") -> None:
+    """Raises: ApiError -1101 when one of the two names a parameter twice."""
+    for part in (query, body):
+        names = [name for name, _ in parse_qsl(part, keep_blank_values=True)]
+        if len(set(names)) != len(names):
+            raise ApiError(400, -1101, "Duplicate values for a parameter detected.")
+
+
 def rest_payload(query: str, body: str) -> tuple[bytes, str | None]:
     """(the bytes that were signed, the signature as sent).
 

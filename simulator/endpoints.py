@@ -117,8 +117,16 @@ class Params:
         self._read: set[str] = set()
 
     def get(self, name: str) -> str | None:
+        """Raises: ApiError -1105 when it was sent with nothing in it."""
         self._read.add(name)
-        return self._given.get(name) or None
+        value = self._given.get(name)
+        if value == "":
+            raise ApiError(400, -1105, f"Parameter '{name}' was empty.")
+        return value
+
+    def has(self, *names: str) -> bool:
+        """Whether one of them was sent, with something in it."""
+        return any(self._given.get(name) for name in names)
 
     def need(self, name: str) -> str:
         value = self.get(name)

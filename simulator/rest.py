@@ -15,6 +15,7 @@ from aiohttp import web
 from simulator import endpoints, signed, trading
 from simulator.auth import (
     Caller,
+    check_repeats,
     check_window,
     find_key,
     rest_parameters,
@@ -206,6 +207,7 @@ class Rest:
                 raise ApiError(400, -1020, "This operation is not supported.")
             if request.method != "GET":
                 raise ApiError(405, -1000, f"Request method '{request.method}' is not supported.")
+            check_repeats(request.query_string)
             body = route.answer(self.view(name, time_unit(request)), Params(query))
         except ApiError as error:
             return self._json(request, error.status, error.body(), headers)
@@ -290,6 +292,7 @@ class Rest:
             raise trading.missing("signature")
         if not verifies(key, payload, unquote(signature)):
             raise ApiError(400, -1022, "Signature for this request is not valid.")
+        check_repeats(query, body)
         return check_window(
             account, key, given.get("timestamp"), given.get("recvWindow"), self.clock.now_ms()
         )

@@ -272,14 +272,13 @@ def given_ids(
     params: Params, by_number: str = "orderId", by_client: str = "origClientOrderId"
 ) -> tuple[int | None, str | None]:
     """(order id, client id) of a request, one of them at least."""
-    order_id, client = params.integer(by_number), params.get(by_client)
-    if order_id is None and client is None:
+    if not params.has(by_number, by_client):
         raise ApiError(
             400,
             -1102,
             f"Param '{by_client}' or '{by_number}' must be sent, but both were empty/null!",
         )
-    return order_id, client
+    return params.integer(by_number), params.get(by_client)
 
 
 def query(call: Call) -> Json:

@@ -224,7 +224,7 @@ class WsApi:
         path = _PUBLIC.get(method)
         if path is not None:
             self._spend(endpoints.SPOT_ROUTES[path].weight(params))
-            asked = {k: v for k, v in params.items() if k != "returnRateLimits"}
+            asked = {k: v for k, v in params.items() if v and k != "returnRateLimits"}
             text = await self.rest.public(path, asked, session.connection.unit)
             return (_ws_info(text) if path == "exchangeInfo" else text), None
         name = _SIGNED.get(method)
@@ -236,7 +236,7 @@ class WsApi:
             SPOT, path, params.get("symbol", ""), time.monotonic(), method=http_method, where="ws"
         )
         self._spend(0 if endpoint.free else endpoint.weight(params))
-        read = Params(params)
+        read = Params({name: value for name, value in params.items() if value})  # without nulls
         read.skip("apiKey", "signature", "timestamp", "recvWindow", "returnRateLimits")
 
         async def work(delays: signed.Delays) -> tuple[Any, Account]:

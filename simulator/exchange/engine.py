@@ -261,8 +261,9 @@ class Engine:
             raise Refused(-2010, "Duplicate order sent.")
         if above.client_id == below.client_id:
             raise Refused(-2010, "Duplicate order sent.")
-        prices = [leg.stop_price or leg.price for leg in legs]
-        if not prices[0] > quotes.last > prices[1]:
+        # a trailing stop that begins at once has no price
+        high, low = (leg.stop_price or (0 if leg.trailing_bips else leg.price) for leg in legs)
+        if (high and high <= quotes.last) or low >= quotes.last:
             raise Refused(-2010, "The relationship of the prices for the orders is not correct.")
         for leg in legs:
             self._check_duplicate(account, leg)

@@ -253,6 +253,20 @@ async def test_a_bad_list_is_refused_whole(changes: dict[str, Any], code: int, t
         assert (await client.balances())["BTC"] == ("100.00000000", "0.00000000")
 
 
+async def test_a_buy_list_s_trailing_stop_needs_no_stop_price() -> None:
+    async with exchange(*RICH) as ex:
+        client = Client(ex)
+        last = await last_price(ex)
+        asked: dict[str, Any] = {
+            "symbol": SYMBOL, "side": "BUY", "quantity": "1", "aboveType": "STOP_LOSS",
+            "aboveTrailingDelta": "100", "belowType": "LIMIT_MAKER",
+        }  # fmt: skip
+        made = await client.ask("POST", "orderList/oco", **asked, belowPrice=times(last, "0.98"))
+        assert {o["status"] for o in made["orderReports"]} == {"NEW"}
+        bad = await client.fails("POST", "orderList/oco", **asked, belowPrice=times(last, "1.02"))
+        assert bad == (400, -2010, "The relationship of the prices for the orders is not correct.")
+
+
 async def test_cancel_replace_says_what_became_of_either_half() -> None:
     async with exchange(*RICH) as ex:
         client = Client(ex)

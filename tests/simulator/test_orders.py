@@ -285,6 +285,28 @@ async def test_nothing_is_executed_without_a_good_signature_and_time() -> None:
             assert window[:2] == (400, -1100)
 
 
+async def test_empty_and_repeated_parameters_are_refused_by_name() -> None:
+    async with exchange() as ex:
+        client = Client(ex)
+        order = {"symbol": SYMBOL, "side": "BUY", "type": "MARKET", "quantity": "0.001"}
+        for name in (*order, "newClientOrderId", "newOrderRespType", "price"):
+            assert await client.fails("POST", "order", **order | {name: ""}) == (
+                400, -1105, f"Parameter '{name}' was empty.",
+            )  # fmt: skip
+        neither = await client.fails("GET", "order", symbol=SYMBOL, orderId="")
+        assert neither == (
+            400, -1102,
+            "Param 'origClientOrderId' or 'orderId' must be sent, but both were empty/null!",
+        )  # fmt: skip
+        query = f"symbol={SYMBOL}&symbol={SYMBOL}&timestamp={int(time.time() * 1000)}"
+        url = f"/api/v3/openOrders?{query}&signature={client.sign(query.encode())}"
+        async with ex.http.get(url, headers={"X-MBX-APIKEY": client.key}) as reply:
+            assert await reply.json() == {
+                "code": -1101, "msg": "Duplicate values for a parameter detected.",
+            }  # fmt: skip
+        assert await client.ask("GET", "allOrders", symbol=SYMBOL) == []
+
+
 async def test_the_market_moves_while_orders_wait() -> None:
     """A paced market fills what rests without anybody asking."""
     async with exchange("--speed", "600") as ex:

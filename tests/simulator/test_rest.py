@@ -101,6 +101,7 @@ BTC = {"symbol": "BTCUSDT"}
         (KLINES, {**BTC, "interval": "1m", "startTime": "-1"}, -1100, "'startTime'"),
         (KLINES, {**BTC, "interval": "1m", "timeZone": "15"}, -1130, "'timeZone'"),
         (KLINES, {**BTC, "interval": "1m", "x": "1"}, -1104, "read '2' parameter(s) but"),
+        (KLINES, {**BTC, "interval": "1m", "startTime": ""}, -1105, "'startTime' was empty."),
         ("/api/v3/depth", {}, -1102, "'symbol'"),
         ("/api/v3/ticker", {}, -1102, "'symbol'"),
         ("/api/v3/ticker", {**BTC, "windowSize": "8d"}, -1130, "'windowSize'"),
@@ -119,6 +120,12 @@ async def test_bad_parameters_get_the_exchanges_code_and_text(
         assert status == 400
         assert body["code"] == code
         assert part in body["msg"]
+
+
+async def test_a_parameter_that_is_named_twice_is_refused() -> None:
+    twice = f"{KLINES}?symbol=BTCUSDT&interval=1m&interval=1m"
+    async with exchange() as ex, ex.http.get(twice) as reply:
+        assert (reply.status, (await reply.json())["code"]) == (400, -1101)
 
 
 async def test_weight_is_counted_then_refused_then_banned() -> None:
