@@ -30,6 +30,7 @@ _WAIT_S = 25
 _RETRY_S = (1.0, 30.0)
 _ANSWER_TRIES = 3
 _ANSWERS = 100  # that may wait for one chat
+_TOLD_S = 3600.0  # people are told of the same trouble once an hour
 # After a week without an update Telegram numbers the next one at random, perhaps below the offset,
 # and an update below it counts as confirmed: nobody would ever hear of that /halt.
 _NUMBERED_S = 6 * 86_400
@@ -121,7 +122,7 @@ class Bot:
         self._codes = Codes()
         self._answers: dict[int, asyncio.Queue[Message]] = {}
         self._senders: dict[int, asyncio.Task[None]] = {}
-        self._quiet = Quiet()
+        self._quiet, self._told = Quiet(), Quiet(_TOLD_S)
         self._counts = {"followed": 0, "ignored": 0}
 
     async def run(self) -> None:
@@ -173,7 +174,7 @@ class Bot:
                     await self._follow(incoming, command, tasks)
 
     async def _wait(self, error: Exception, pause_s: float) -> float:
-        if isinstance(error, Conflict) and self._quiet.allows("conflict") is not None:
+        if isinstance(error, Conflict) and self._told.allows("conflict") is not None:
             text = f"{error}: commands may not reach us; only one bot with this token may run"
             await self._session.notice(Level.WARNING, "bot_conflict", text)
         elif (held := self._quiet.allows(type(error).__name__)) is not None:
