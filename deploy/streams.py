@@ -15,10 +15,13 @@ from deploy.observer import Observer
 from deploy.screen import columns
 from shared.bus import Bus, Entry, Source, id_order
 from shared.errors import Usage
-from shared.streams import STREAMS, dead_letters
+from shared.streams import ALERT, DAILY, NOTIFICATION, STREAMS, dead_letters, of_chat
 from shared.times import iso
 
-_KEY = re.compile(r"(?P<name>[a-z]+)(?::\{(?P<symbol>[^{}]+)\}(?::(?P<interval>\w+))?)?")
+_KEY = re.compile(
+    r"(?P<name>[a-z]+)(?:@(?P<chat>@?[\w-]+))?(?::\{(?P<symbol>[^{}]+)\}(?::(?P<interval>\w+))?)?"
+)
+_MESSAGES = (NOTIFICATION, ALERT, DAILY)  # further chats have their own
 _LAG_CAP = 10_000
 _POLL_S = 0.1
 _CHOOSE_EVERY = 20  # polls; a stream that comes up later is found then
@@ -32,11 +35,14 @@ def source_of(key: str) -> Source[Any] | None:
     match = _KEY.fullmatch(key)
     if match is None:
         return None
-    for stream in STREAMS:
-        source = Source(stream, match["symbol"] or "", match["interval"] or "")
-        if stream.name == match["name"] and source.key == key:
-            return source
-    return None
+    kinds, name = STREAMS, match["name"]
+    if (chat := match["chat"]) is not None:
+        kinds, name = tuple(of_chat(stream, chat) for stream in _MESSAGES), f"{name}@{chat}"
+    stream = next((stream for stream in kinds if stream.name == name), None)
+    if stream is None:
+        return None
+    source = Source(stream, match["symbol"] or "", match["interval"] or "")
+    return source if source.key == key else None
 
 
 async def sources_on(bus: Bus) -> list[Source[Any]]:
@@ -45,7 +51,12 @@ async def sources_on(bus: Bus) -> list[Source[Any]]:
     patterns = (*(f"{stream.name}*" for stream in STREAMS), "dead:*")
     keys = {key for pattern in patterns for key in await bus.keys(pattern)}
     found = [source for key in sorted(keys) if (source := source_of(key)) is not None]
-    return sorted(found, key=lambda s: (rank.get(s.stream.name, len(rank)), s.key))
+    return sorted(found, key=lambda s: (rank.get(_kind(s.stream.name), len(rank)), s.key))
+
+
+def _kind(name: str) -> str:
+    """`alert` of `alert@-100123`, a further chat's."""
+    return name.partition("@")[0]
 
 
 async def describe(bus: Bus) -> list[dict[str, Any]]:
@@ -157,7 +168,7 @@ async def choose(bus: Bus, name: str) -> list[Source[Any]]:
     if exact is not None and (exact.symbol or not exact.stream.keyed_by):
         return [exact]
     known = {stream.name for stream in STREAMS} | {"dead"}
-    if name.partition(":")[0] not in known:
+    if _kind(name.partition(":")[0]) not in known:
         raise Usage(f"no stream is called {name!r}; there are {', '.join(sorted(known))}")
     return [s for s in await sources_on(bus) if s.key == name or s.key.startswith(name + ":")]
 

@@ -10,8 +10,8 @@ from deploy import cli
 from deploy.streams import describe, describe_text, source_of, tail
 from shared.bus import Bus, Source, Write
 from shared.errors import Usage
-from shared.events import Kline, Signal
-from shared.streams import KLINE, SIGNAL
+from shared.events import Kline, Notification, Signal
+from shared.streams import ALERT, KLINE, SIGNAL, of_chat
 from tests.valkey import Server
 
 _KLINES = Source(KLINE, "BTCUSDT", "1m")
@@ -87,6 +87,26 @@ def test_a_key_names_its_stream(key: str) -> None:
     source = source_of(key)
     assert source is not None
     assert source.key == key
+
+
+async def test_the_streams_of_a_further_chat_are_listed_and_read(valkey: Server) -> None:
+    alerts = Source(of_chat(ALERT, "-100123"))
+    event = Notification(
+        signal_id="", symbol="", interval="", open_time_ms=60_000, state="sent",
+        channel="telegram", chat="-100123", text="boom",
+    )  # fmt: skip
+    async with Bus.session(valkey.url, service="itb", exclusive=False) as bus:
+        await bus.write(Write(source=alerts, event=event, open_time_ms=60_000))
+        assert [one["stream"] for one in await describe(bus)] == ["alert@-100123"]
+    for name in ("alert@-100123", "alert"):
+        out = io.StringIO()
+        await tail(valkey.url, name, count=2, follow=False, as_json=False, out=out)
+        assert ("boom" in out.getvalue()) is (name != "alert")
+    for key in ("notification@@my_channel:{BTCUSDT}:1m", "daily@-100123"):
+        source = source_of(key)
+        assert source is not None
+        assert source.key == key
+    assert source_of("kline@-100123:{BTCUSDT}:1m") is None
 
 
 def test_schema_names_every_stream(capsys: pytest.CaptureFixture[str]) -> None:
