@@ -2,7 +2,7 @@
 
 Two places hold the newest command, a Redis key and a file; either is obeyed. The file works without
 Redis: `echo HALT > DATA/journal/control`. The trader journals each command once, so that it
-outlives both places; only RESUME ends what is in force.
+outlives both places; of the key's commands the newest is in force, and RESUME ends it.
 
 Who writes the key puts a time behind the word (`HALT 1700000000000 itb`): the key may come back
 with an older content (a stale replica, a backup), and that was obeyed before. A bare word that

@@ -253,6 +253,18 @@ def test_a_bare_word_that_is_written_again_stops_again_and_does_not_resume() -> 
     assert say("HALT 3") == "RESUMED"
 
 
+def test_the_newest_command_is_in_force_and_beside_it_the_stricter_file() -> None:
+    made = core()
+    made.halt("a limit", now(0))
+    made.command(Command(Word.REDUCE_ONLY, "REDUCE_ONLY 1"), now(0))
+    assert made.switch == "REDUCED"
+    made.file_says(Command(Word.HALT, "HALT (file, 1)"), now(0))
+    made.command(Command(Word.FLATTEN, "FLATTEN 2"), now(0))
+    assert halted(made)
+    made.file_says(None, now(0))
+    assert made.switch == "FLATTENED"
+
+
 def test_a_bare_word_that_still_stands_there_is_not_obeyed_again_by_the_next_life() -> None:
     made = core()
     for text in ("HALT", "RESUME", "REDUCE_ONLY"):
