@@ -319,6 +319,17 @@ def _columns_of(header: Sequence[str], name: str) -> dict[str, int]:
     return found
 
 
+def _range_index(schema: Any, rows: int) -> dict[str, npt.NDArray[np.int64]]:
+    """A regular index of pandas, which it writes as start and step into the file's metadata: what
+    `frame.set_index("open_time")` becomes there where no candle is missing."""
+    levels = (schema.pandas_metadata or {}).get("index_columns", [])
+    return {
+        level["name"]: level["start"] + level["step"] * np.arange(rows, dtype=np.int64)
+        for level in levels
+        if isinstance(level, dict) and level.get("kind") == "range" and level.get("name")
+    }
+
+
 def _from_parquet(path: Path) -> _Part:
     import pyarrow as pa  # noqa: PLC0415 - slow to import, and only reading needs it
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -326,10 +337,13 @@ def _from_parquet(path: Path) -> _Part:
     name = str(path)
     try:
         with pq.ParquetFile(path) as file:
-            header = file.schema_arrow.names
+            index = _range_index(file.schema_arrow, file.metadata.num_rows)
+            header = [*file.schema_arrow.names, *index]
             found = _columns_of(header, name)
             wanted = [header[position] for position in found.values()]
-            table = file.read(columns=wanted)
+            table = file.read(columns=[column for column in wanted if column not in index])
+            for column in index.keys() & wanted:
+                table = table.append_column(column, pa.array(index[column]))
     except pa.ArrowException as error:
         raise BadInput(f"{name}: damaged or cut short parquet ({_line(error)})") from None
     if not table.num_rows:

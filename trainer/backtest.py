@@ -109,6 +109,7 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
             "capital": capital,
             "equity": float(done.equity[-1]),
             "buy_and_hold_equity": float(held[-1]),
+            "open_at_end": float(done.quantity[-1]),
             "performance": measured(market, done, capital).as_dict(),
             "buy_and_hold": _of_holding(market, held, capital),
             "reasons": _reasons(done.trades),
@@ -131,10 +132,11 @@ def summary(result: Mapping[str, Any]) -> str:
     parts = []
     for one in result["outputs"]:
         found = one["performance"]
+        still = " and a position that is open still" if one["open_at_end"] else ""
         parts.append(
             f"{one['symbol']} {100 * found['total_return']:+.2f} % in {found['trades']:,} round "
-            f"trips (buy and hold {100 * one['buy_and_hold']['total_return']:+.2f} %), Sharpe "
-            f"{number(found['sharpe'])}, drawdown {100 * found['max_drawdown']:.1f} %, in "
+            f"trips{still} (buy and hold {100 * one['buy_and_hold']['total_return']:+.2f} %), "
+            f"Sharpe {number(found['sharpe'])}, drawdown {100 * found['max_drawdown']:.1f} %, in "
             f"{one['wrote'][0]}"
         )
     return f"backtest: {'; '.join(parts)}"

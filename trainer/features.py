@@ -48,6 +48,11 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
             names, settings.features_file, interval_ms=interval_ms(raster.interval)
         )
         check_sources(features, raster)
+        if features.lookback > len(raster):
+            progress.note(
+                f"{raster.symbol}: the longest feature window looks back {features.lookback:,} "
+                f"rows, and there are {len(raster):,}: no row has a value of it"
+            )
         label = f"features of {raster.symbol} {raster.interval}"
         with progress.bar(label, len(raster)) as bar:
             if isinstance(out, rasters.MonthFolder):

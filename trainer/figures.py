@@ -382,6 +382,7 @@ def surface(
             axes.plot(sell_at, buy_at, mfc="none", clip_on=False, zorder=3, **shape, **style)
         keys.append(_key(name, mfc="none", mec=INK, mew=1.5, **shape))
     axes.set(xlabel="sell threshold (score)", ylabel="buy threshold (score)")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axes.grid(visible=False)
     bar = figure.colorbar(image, ax=axes, shrink=0.95, pad=0.02)
     bar.set_label(unit)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -217,6 +218,20 @@ def test_every_form_of_parquet_gives_the_same_candles(tmp_path: Path, kind: str)
     assert found.open_time_ms.tolist() == times_ms
     assert found.values[:, :5].tolist() == wanted.tolist()
     assert np.isnan(found.values[:, 5:]).all()
+
+
+def test_a_regular_index_that_pandas_wrote_as_start_and_step_is_read(tmp_path: Path) -> None:
+    lines = rows(50)
+    times_ms, values = expected(lines)
+    names = ["open", "high", "low", "close", "volume"]
+    columns = {name: [line[at] for line in values] for at, name in enumerate(names)}
+    index = pd.RangeIndex(times_ms[0], times_ms[-1] + 60_000, 60_000, name="open_time")
+    path = tmp_path / "X-1m.parquet"
+    pd.DataFrame(columns, index=index).to_parquet(path)
+    assert "open_time" not in pq.read_schema(path).names
+    [found] = read_klines([path])
+    assert found.open_time_ms.tolist() == times_ms
+    assert found.values[:, :5].tolist() == np.array(values)[:, :5].tolist()
 
 
 def test_prices_and_volume_alone_are_enough(tmp_path: Path) -> None:

@@ -212,9 +212,20 @@ def test_the_command_writes_trades_equity_and_summary(
     assert figures["total_return"] == pytest.approx(worth[-1] / 10_000 - 1)
     assert figures["max_drawdown"] == pytest.approx(float(rows["drawdown"].max()))
     assert summary["reasons"]["stop-loss 1 %"] == sum(t["why"] == "stop-loss" for t in closed)
+    assert bool(summary["open_at_end"]) == (len(trades) > len(closed)) == bool(rows["position"][-1])
     by_fee = {one["fee"]: one["total_return"] for one in summary["by_fee"]}
     assert by_fee[0.001] == pytest.approx(figures["total_return"], rel=1e-12)
     assert by_fee[0.0] > by_fee[0.0004] > by_fee[0.001] > by_fee[0.002]
+
+
+def test_a_loss_without_a_round_trip_is_explained(
+    files: tuple[Market, list[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ITB_TRADER__RULES__EXIT_LONG", "-1")
+    assert main(["backtest", *files[1]]) == 0
+    assert "in 0 round trips and a position that is open still (" in capsys.readouterr().out
 
 
 def test_it_reads_what_rolling_wrote(

@@ -185,6 +185,18 @@ def test_mistakes_end_in_one_line_and_write_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_window_longer_than_the_candles_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "XUSDT-1m.csv", tmp_path / "features.parquet"
+    lines = [f"{1_621_123_200_000 + i * MINUTE},1,2,1,2,5" for i in range(100)]
+    file.write_text("\n".join(lines))
+    given = ["--features", "close_SMA_20", "close_SMA_101", "--out", str(out)]
+    assert main(["features", "--klines", str(file), *given]) == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert "XUSDT: the longest feature window looks back 101 rows, and there are 100" in line
+
+
 def test_files_of_two_symbols_do_not_go_into_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

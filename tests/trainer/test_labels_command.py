@@ -59,6 +59,17 @@ def test_labels_and_their_t1_are_written_as_parquet_and_csv(
         assert mean == pytest.approx(np.nanmean(wanted.y), abs=1e-6)
 
 
+def test_a_label_that_no_row_has_a_value_of_is_said(
+    candles: tuple[Path, KlineTable], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "labels.parquet")
+    arguments = ["labels", "--klines", str(candles[0]), "--out", out, "--labels", "high_10"]
+    assert cli.main([*arguments, "high_max_30", "--horizon", "900"]) == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert "AAAUSDT: no row has a value of high_10: it looks at rows up to t+900" in line
+    assert "there are 900" in line
+
+
 def test_the_monthly_folder_gets_its_csv_beside_it(
     candles: tuple[Path, KlineTable],
     tmp_path: Path,

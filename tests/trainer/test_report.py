@@ -7,6 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.made_releases import made_release
 from tests.releases import M, market
 from trainer import figures, rasters, report
 from trainer.progress import Progress
+from trainer.sections import models
 
 ROWS = 3000
 SECTIONS = [
@@ -570,6 +572,18 @@ def test_folds_of_other_models_are_not_this_releases(tmp_path: Path) -> None:
         "are of other models than this release (low_20_k_lc)" in line
         for line in run(tmp_path)["warnings"]
     )
+
+
+def test_regressions_beside_the_bundle_are_models_of_the_release_too() -> None:
+    told: list[str] = []
+    draft, one = SimpleNamespace(warn=told.append), SimpleNamespace(symbol="BTCUSDT")
+    rolling = SimpleNamespace(outputs={"high_10_k_lc": 0, "high_max_60_k_lc": 0})
+    manifest = SimpleNamespace(models={"high_10_k_lc": 0}, values={"high_max_60_k_lc": 0})
+    models._same_models(draft, one, rolling, manifest)  # type: ignore[arg-type]  # what it reads
+    assert told == []
+    manifest.values = {}
+    models._same_models(draft, one, rolling, manifest)  # type: ignore[arg-type]  # what it reads
+    assert "other models than this release (high_max_60_k_lc)" in told[0]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -58,6 +58,11 @@ def run(settings: Settings, args: argparse.Namespace, progress: Progress) -> dic
                     columns[f"{one.name}_t1"] = raster.open_time_ms[found.t1]
                 known = found.y[~np.isnan(found.y)]
                 means[one.name] = round(float(known.mean()), 6) if len(known) else None
+                if not len(known):
+                    progress.note(
+                        f"{raster.symbol}: no row has a value of {one.name}: it looks at rows up "
+                        f"to {one.t1}, and there are {len(raster):,}"
+                    )
                 bar.advance(detail=one.name)
         out.write([columns], {"horizon": str(horizon)})
         wrote = [out.path]

@@ -456,7 +456,7 @@ def _alarms(
 
 
 def _same_models(draft: Draft, one: SymbolEvidence, rolling: Rolling, manifest: Manifest) -> None:
-    here, there = set(rolling.outputs), set(manifest.models)
+    here, there = set(rolling.outputs), {*manifest.models, *manifest.values}
     if here != there:
         other = sorted(here ^ there)
         draft.warn(
