@@ -143,11 +143,14 @@ class BinanceAccount:
         key: str,
         secret: str,
         weights: Weights | None = None,
+        prefix: str = "",
         answer_s: float = _ANSWER_S,
         silence_s: float = _SILENCE_S,
     ) -> None:
         """ws_api_url: with its path, as in `wss://ws-api.binance.com/ws-api/v3`.
 
+        prefix: how the client ids of our orders begin. In a list, an order of others that is of a
+        kind or in a state that we do not know is left out; one of ours makes the list no answer.
         answer_s: how long to wait for a reply; silence_s: for any sign of the user stream.
 
         Raises:
@@ -165,6 +168,7 @@ class BinanceAccount:
         self._ws_url = ws_api_url
         self._key = key
         self._signer = Signer(secret)
+        self._prefix = prefix
         self._timeout = aiohttp.ClientTimeout(
             total=answer_s, connect=_CONNECT_S, sock_connect=_CONNECT_S
         )
@@ -300,7 +304,20 @@ class BinanceAccount:
     async def open_orders(self, symbol: str) -> list[OrderReport]:
         body = await self._read("/api/v3/openOrders", f"symbol={quote(symbol)}", 6)
         with _Shaped("openOrders"):
-            return [_order_report(item) for item in _items(body)]
+            return self._known_orders(_items(body))
+
+    def _known_orders(self, items: list[Any]) -> list[OrderReport]:
+        """Raises: BadInput where an order of ours, or what may be one, cannot be understood."""
+        found = []
+        for item in items:
+            try:
+                found.append(_order_report(item))
+            except BadInput as error:
+                name = item.get("clientOrderId") if isinstance(item, dict) else None
+                if not isinstance(name, str) or not name or name.startswith(self._prefix):
+                    raise
+                log.warning("an order of others is not understood", extra={"reason": str(error)})
+        return found
 
     async def orders_since(self, symbol: str, start_ms: int) -> list[OrderReport]:
         """By windows of a day, or by order id from the first one on where that asks less often."""
@@ -317,13 +334,14 @@ class BinanceAccount:
                 query += f"&startTime={start_ms}"
             body = await self._read("/api/v3/allOrders", query, 20, waits=bool(found))
             with _Shaped("allOrders"):
-                page = [_order_report(item) for item in _items(body)]
-                is_last = len(page) < _PAGE and "endTime" not in query
-                if len(page) < _PAGE:
+                rows = _items(body)
+                page = self._known_orders(rows)
+                is_last = len(rows) < _PAGE and "endTime" not in query
+                if len(rows) < _PAGE:
                     start_ms += _DAY_MS
                 else:  # the rest, from the last one on
-                    after_ms = max(report.time_ms for report in page)
-                    after_id = max(report.order_id for report in page) + 1
+                    after_ms = max((report.time_ms for report in page), default=start_ms)
+                    after_id = max((report.order_id for report in page), default=0) + 1
                     if (after_ms <= start_ms) if is_near else (after_id <= first_id):
                         raise BadInput("a whole page of orders, and none of them new")
                     start_ms, first_id = after_ms, after_id

@@ -85,7 +85,7 @@ from trader.messages import (
     Unsure,
 )
 from trader.observe import observe, problem_of
-from trader.orders import is_ours
+from trader.orders import PREFIX, is_ours
 from trader.places import (
     LIVE,
     OBSERVE,
@@ -168,7 +168,11 @@ class Trader:
         journal = await self._open(session, exchange)
         session.metrics.set(GUARD, 1.0, NOT_RECONCILED)
         account = BinanceAccount(
-            exchange.rest_url, exchange.ws_url, key=exchange.key, secret=exchange.secret
+            exchange.rest_url,
+            exchange.ws_url,
+            key=exchange.key,
+            secret=exchange.secret,
+            prefix=PREFIX,
         )
         async with account:
             while not self._is_permitted:

@@ -532,6 +532,37 @@ async def test_old_orders_are_read_by_id() -> None:
             await account.orders_since("BTCUSDT", start)
 
 
+STRANGE = [{"status": "PENDING_CANCEL"}, {"type": "PEGGED"}]
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+async def test_an_order_of_others_that_is_not_understood_hides_none_of_ours(
+    strange: dict[str, Any],
+) -> None:
+    async with talking(prefix="k1-") as (account, server):
+        now = account.now_ms()
+        ours = FOUND | {"orderId": 7, "clientOrderId": "k1-abc", "time": now}
+        others = FOUND | strange | {"orderId": 29, "clientOrderId": "web_1", "time": now}
+        server.answers += [Answer([ours, others])] * 2
+        assert [o.order_id for o in await account.open_orders("BTCUSDT")] == [7]
+        assert [o.order_id for o in await account.orders_since("BTCUSDT", now - 1000)] == [7]
+
+
+@pytest.mark.parametrize("name", ["k1-xyz", "", None])
+@pytest.mark.parametrize("strange", STRANGE)
+async def test_an_order_that_may_be_ours_and_is_not_understood_is_no_answer(
+    strange: dict[str, Any], name: str | None
+) -> None:
+    async with talking(prefix="k1-") as (account, server):
+        now = account.now_ms()
+        ours = FOUND | {"orderId": 7, "clientOrderId": "k1-abc", "time": now}
+        server.answers += [Answer([ours, FOUND | strange | {"clientOrderId": name}])] * 2
+        with pytest.raises(Unavailable):
+            await account.open_orders("BTCUSDT")
+        with pytest.raises(Unavailable):
+            await account.orders_since("BTCUSDT", now - 1000)
+
+
 TRADE: dict[str, Any] = {
     "symbol": "BTCUSDT", "id": 56, "orderId": 28, "orderListId": -1, "price": "58999.50000000",
     "qty": "0.00400000", "quoteQty": "235.99800000", "commission": "0.00000400",
