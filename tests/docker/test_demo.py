@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.docs.commands import How, every_command, rule_of
+from tests.docs.registry import in_the_demo
 from tests.valkey import free_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -121,6 +124,47 @@ class Demo:
         return self.compose("ps", check=False) + self.compose("logs", "--tail=15", check=False)
 
 
+@dataclass(slots=True)
+class Typist:
+    """Types the pages' commands in a folder of its own. ran: (page, command) of what worked."""
+
+    demo: Demo
+    folder: Path
+    ran: set[tuple[str, str]] = field(default_factory=set)
+
+    def type(self, page: str, command: str, *, exits: tuple[int, ...] = (0,)) -> str:
+        """What it prints. The page must have this command, and the registry must say that it is
+        run here."""
+        (found,) = {
+            (one.plain, rule.how)
+            for one in every_command()
+            if one.page == page and one.plain == command and (rule := rule_of(one)) is not None
+        }
+        assert found[1] is How.DOCKER
+        compose = " ".join(self.demo.compose_command)
+        line = in_the_demo(command, compose=compose, project=_PROJECT, base=_BASE)
+        started = time.monotonic()
+        done = subprocess.run(
+            ["bash", "-c", line], check=False, capture_output=True, encoding="utf-8",
+            errors="backslashreplace", stdin=subprocess.DEVNULL, timeout=600,
+            cwd=_ROOT if line.startswith("docker build ") else self.folder,
+            env=os.environ | {
+                "COMPOSE_PROJECT_NAME": _PROJECT, "ITB_BASE": _BASE, "COMPOSE_PROFILES": "demo",
+                "COMPOSE_FILE": str(_ROOT / "docker-compose.yml"),
+            },
+        )  # fmt: skip
+        print(f"{time.monotonic() - started:5.1f} s  {line}")
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
+        assert done.returncode in exits, f"{line} ended with {done.returncode}:\n{tail}"
+        self.ran.add((page, command))
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def typist(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Typist:
+    return Typist(demo, tmp_path_factory.mktemp("typed"))
+
+
 @pytest.fixture(scope="module")
 def images() -> dict[str, int]:
     """Bytes of each target's image."""
@@ -223,9 +267,10 @@ def test_everybody_stayed_within_the_rights_of_its_user(demo: Demo) -> None:
     assert "user=default" not in users
 
 
-def test_the_predictor_takes_a_release_that_the_trainer_makes(demo: Demo) -> None:
+def test_the_predictor_takes_a_release_that_the_trainer_makes(demo: Demo, typist: Typist) -> None:
     before = demo.beat("predictor")["release"]
-    demo.compose("run", "--rm", "demo-trainer", "trainer", "train", "--promote")
+    for command in ("download", "merge", "train --promote"):
+        typist.type("run.md", f"docker compose run --rm trainer {command}")
     demo.until(lambda: demo.beat("predictor").get("release", before) != before, "new release")
     release = demo.beat("predictor")["release"]
 
@@ -273,13 +318,158 @@ def test_everything_killed_at_once_goes_on_where_it_was(demo: Demo) -> None:
     assert demo.redis_cli("ACL", "LOG") == ""
 
 
-def test_rotated_passwords_are_taken_after_a_restart(demo: Demo) -> None:
+def test_rotated_passwords_are_taken_after_a_restart(demo: Demo, typist: Typist) -> None:
     old = demo.redis_cli("ACL", "GETUSER", "trader")
-    demo.compose("run", "--rm", "keys", "keys", "--rotate")
-    demo.compose("restart", "-t", "5")
+    typist.type("operations.md", "docker compose run --rm keys keys")
+    assert demo.redis_cli("ACL", "GETUSER", "trader") == old, "those that are there stay"
+    typist.type("operations.md", "docker compose run --rm keys keys --rotate")
+    typist.type("operations.md", "docker compose restart")
     demo.until_healthy()
     assert demo.redis_cli("ACL", "GETUSER", "trader") != old
     _check(demo.count())
+
+
+def test_the_dashboard_has_another_token_after_it_was_deleted(typist: Typist, demo: Demo) -> None:
+    cat = "docker compose --profile demo exec demo-dashboard cat /token/token"
+    old = typist.type("run.md", cat)
+    remove = """docker compose exec dashboard python -c "import os; os.unlink('/token/token')\""""
+    typist.type("operations.md", remove)
+    typist.type("operations.md", "docker compose restart dashboard")
+    typist.type("operations.md", "docker compose restart notifier")
+    demo.until_healthy()
+    new = typist.type("run.md", cat)
+    assert len(new.strip()) == len(old.strip()) > 20
+    assert new != old
+
+
+def test_what_stops_at_once_stops_and_goes_on(demo: Demo, typist: Typist) -> None:
+    def switch(word: str) -> None:
+        demo.until(lambda: demo.beat("trader").get("switch") == word, f"trader that is {word}")
+
+    def typed(command: str) -> str:
+        return typist.type("operations.md", command)
+
+    assert "the trader has confirmed it" in typed("docker compose exec redis itb halt")
+    switch("HALTED")
+    typed("docker compose exec redis itb resume")
+    switch("RESUMED")
+    assert "the trader has confirmed it" in typed("docker compose exec redis itb flatten")
+    switch("FLATTENED")
+    typed("docker compose exec redis itb resume")
+    switch("RESUMED")
+    typed("docker compose exec live-trader sh -c 'echo HALT > /journal/control'")
+    switch("HALTED")
+    typed("docker compose exec live-trader rm /journal/control")
+    switch("RESUMED")
+    typed("docker compose stop live-trader")
+    assert demo.health("trader") == "ended"
+    typed("docker compose start live-trader")
+    demo.until(lambda: demo.health("trader") == "healthy", "health of the trader")
+    typed("docker compose restart live-trader")
+    demo.until(lambda: demo.health("trader") == "healthy", "health of the trader")
+
+
+def test_a_trader_whose_journal_was_moved_away_goes_on(demo: Demo, typist: Typist) -> None:
+    typist.type("operations.md", "docker compose stop live-trader")
+    typist.type(
+        "operations.md",
+        'docker run --rm -v itb_live-journal:/journal -v "$PWD:/out" --user 0 --entrypoint mv '
+        "itb:bus /journal/live.journal /out/",
+    )
+    assert (typist.folder / "paper.journal").stat().st_size > 0
+    typist.type("operations.md", "docker compose start live-trader")
+    demo.until(lambda: demo.health("trader") == "healthy", "health of the trader")
+
+
+def test_bus_journal_and_models_come_back_from_their_backups(demo: Demo, typist: Typist) -> None:
+    def typed(command: str) -> str:
+        return typist.type("operations.md", command)
+
+    def into(name: str) -> str:
+        return (
+            f'docker run --rm -v itb_{name}:/{name}:ro -v "$PWD:/out" --user 0 --entrypoint tar '
+            f"itb:bus -C /{name} -cf /out/{name}.tar ."
+        )
+
+    def journal() -> str:
+        """Which journal the trader has: a new one would have another id."""
+        trader = demo.container("trader")
+        return _run("docker", "exec", trader, "head", "-1", "/journal/paper.journal")
+
+    key, mark = "order:{BTCUSDT}", "only this bus knows it"
+    demo.redis_cli("SET", "mark", mark)
+    held = demo.redis_cli("XREVRANGE", _SIGNALS, "+", "-", "COUNT", "1").splitlines()[0]
+    orders = demo.redis_cli("XRANGE", key, "-", "+", "COUNT", "50")
+    kept = journal()
+    release = demo.beat("predictor")["release"]
+    typed("docker compose exec -T redis itb backup > bus.tar")
+    typed(into("journal"))
+    typed(into("models"))
+    with tarfile.open(typist.folder / "models.tar") as archive:
+        assert f"./releases/{release}/bundle.onnx" in archive.getnames()
+    # A disk is gone: the bus and the trader's journal with it.
+    typed("docker compose down")
+    assert f"{_PROJECT}_demo-bus" in typed("docker volume ls")
+    typed("docker volume rm itb_bus")
+    _run("docker", "volume", "rm", f"{_PROJECT}_demo-journal")
+    typed("docker compose run --rm -T redis itb restore - < bus.tar")
+    typed(
+        'docker run --rm -v itb_live-journal:/journal -v "$PWD:/in:ro" --user 0 --entrypoint tar '
+        "itb:bus -C /journal -xpf /in/journal.tar"
+    )
+    typed("docker compose up -d")
+    demo.until_healthy()
+    assert demo.redis_cli("XRANGE", _SIGNALS, held, held).splitlines()[0] == held
+    assert demo.redis_cli("GET", "mark") == mark
+    assert demo.redis_cli("XRANGE", key, "-", "+", "COUNT", "50") == orders != ""
+    assert journal() == kept
+    typed("docker compose exec redis itb resume")
+    before = int(demo.redis_cli("XLEN", _SIGNALS))
+    demo.until(lambda: int(demo.redis_cli("XLEN", _SIGNALS)) > before + 3, "signals")
+    _check(demo.count())
+
+
+def test_the_further_commands_of_the_pages_work(demo: Demo, typist: Typist) -> None:
+    for page in ("monitoring.md", "run.md"):
+        assert "demo-trader" in typist.type(page, "docker compose ps")
+    assert "demo-trader" in typist.type("run.md", "docker compose --profile demo ps")
+    for page in ("operations.md", "run.md"):
+        assert _SIGNALS in typist.type(page, "docker compose run --rm itb streams")
+    doctor = typist.type("run.md", "docker compose run --rm itb doctor", exits=(1,))
+    failed = [line.split()[1] for line in doctor.splitlines() if line.split()[0] == "fail"]
+    assert set(failed) <= {"folders", "exchange"}, doctor
+    typist.type(
+        "run.md",
+        "docker compose run --rm --no-deps -T itb init /dev/stdout --force > "
+        "deploy/config/config.json",
+    )
+    assert "novelty_limit" in (typist.folder / "config.json").read_text()
+    newest = (
+        "docker compose --profile demo exec demo-redis redis-cli XREVRANGE "
+        "'signal:{BTCUSDT}:1m' + - COUNT 3"
+    )
+    assert "close" in typist.type("run.md", newest).splitlines()
+    typist.type("drift.md", "ITB_IMAGE=itb:trainer docker compose run --rm itb outcomes")
+    typist.type("operations.md", "docker compose run --rm trainer rollback")
+    for page in ("README.md", "run.md"):
+        typist.type(page, "docker compose --profile demo up -d")
+    typist.type("operations.md", "docker compose --profile paper --profile train build")
+    typist.type("run.md", "docker compose build")
+    typist.type("run.md", "docker compose build redis")
+    typist.type("run.md", "docker build --target trainer -t itb:trainer .")
+    typist.type("run.md", "docker compose --profile demo down -v")
+    assert demo.container("redis") == ""
+
+
+def test_every_command_of_the_pages_that_is_for_here_was_run(typist: Typist) -> None:
+    pages = {
+        (one.page, part)
+        for one in every_command()
+        if (rule := rule_of(one)) is not None and rule.how is How.DOCKER
+        for part in one.plain.split(" && ")
+    }
+    typed = {part for _, command in typist.ran for part in command.split(" && ")}
+    assert sorted((page, part) for page, part in pages if part not in typed) == []
 
 
 def _check(found: dict[str, Any]) -> None:
