@@ -166,8 +166,12 @@ def summary(result: Mapping[str, Any]) -> str:
     score, best = result["score"]["kind"], result["score"]["best"]
     told = f"score {score}"
     if best is not None:
-        auc = result["score"]["compared"][best]["auc"]
-        told += f" (best out of sample: {best}, direction AUC {auc:.3f})"
+        found = result["score"]["compared"][best]
+        told += f" (best out of sample: {best}, direction AUC {found['auc']:.3f}, "
+        if found["auc_low"] is None:
+            told += "of too few rows to mean anything)"
+        else:
+            told += f"{found['auc_low']:.3f} .. {found['auc_high']:.3f})"
     live = "live" if result["promoted"] else "not live yet: `python -m trainer promote`"
     if result["was_there"]:
         live = f"was there already, {live}"

@@ -132,6 +132,10 @@ def test_every_score_is_measured_out_of_sample_and_the_best_is_named(
     report = json.loads((Path(result["folder"]) / "metrics.json").read_text())
     assert report["score"] == told
     assert f"(best out of sample: {told['best']}" in train.summary(result)
+    best = told["compared"][told["best"]]
+    for low, high, shown in ((0.41, 0.63, "0.410 .. 0.630)"), (None, None, "of too few rows to")):
+        best |= {"auc": 0.52, "auc_low": low, "auc_high": high}
+        assert f"direction AUC 0.520, {shown}" in train.summary(result | {"score": told})
 
 
 @pytest.mark.parametrize("aggregate", ["stack", "best"])
