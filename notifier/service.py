@@ -348,13 +348,21 @@ class _Intake:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
+    """is_shut: the chat takes no messages now; this one has not arrived, for sure."""
+
     state: Delivery
     reason: str = ""
     message_id: int | None = None
+    is_shut: bool = False
 
 
 class _Delivery:
-    """Claims, sends and records, one message after the other."""
+    """Claims, sends and records, one message after the other.
+
+    An alert that meets a chat which takes no messages is kept, claimed and without an outcome, and
+    sent when the chat takes some again; those behind it wait in the outbox. Should they fill that,
+    the oldest are given up.
+    """
 
     def __init__(
         self,
@@ -374,6 +382,7 @@ class _Delivery:
         self._outbox = outbox
         self._wake = wake
         self._unfinished: Entry[Notification] | None = None
+        self._kept: tuple[Write[Notification], Message] | None = None
         self._channel: Channel = Console()
         self._stopping = False
         self._held = False  # the newest claim took longer to reach the disk than it should
@@ -431,19 +440,42 @@ class _Delivery:
                 again = Message(text=claim.event.text + DUPLICATE)
                 await self._deliver(claim, again, fresh=None)
             while True:
-                if not len(self._outbox) and not self._outbox.days:
-                    self._wake.clear()
-                    await self._wake.wait()
-                    continue
                 await self._turn()
-                if self._outbox.alerts:
+                if self._kept is not None and not self._line.is_shut:
+                    claim, message = self._kept
+                    self._kept = None
+                    await self._deliver(claim, message, fresh=None)
+                elif self._outbox.alerts and self._kept is None:
                     await self._alerts()
+                elif self._outbox.alerts and not self._outbox.room:
+                    await self._give_up()
                 elif self._outbox.scores:
                     await self._score(self._outbox.scores.popleft())
                 elif self._outbox.days:
                     await self._day(self._outbox.days.popleft())
+                else:
+                    await self._rest()
         finally:
             await self._channel.close()
+
+    async def _rest(self) -> None:
+        """Until there is something to send, or a kept alert may be tried again."""
+        self._wake.clear()
+        wait_s = None
+        if self._kept is not None:
+            wait_s = max(0.0, self._line.again_s - time.monotonic())
+        # not `wait_for`: in Python 3.11 it loses a cancellation that comes with the event
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+
+    async def _give_up(self) -> None:
+        """The kept alert, for the newer ones that fill the outbox."""
+        if self._kept is None:
+            return
+        (claim, message), self._kept = self._kept, None
+        log.warning("an alert was not sent: %s", message.text, extra={"reason": self._line.closed})
+        await self._record(claim, _Outcome(Delivery.FAILED, self._line.closed))
 
     async def _check(self) -> None:
         """A bad token is told at the start, not with the first message."""
@@ -569,6 +601,9 @@ class _Delivery:
     ) -> None:
         """fresh: whether a score is still worth sending; None = an alert, sent for ever."""
         outcome = await self._attempts(message, fresh)
+        if outcome.is_shut and fresh is None:
+            self._kept = claim, message
+            return
         if outcome.state == Delivery.FAILED and fresh is None:
             log.warning("an alert was not sent: %s", message.text, extra={"reason": outcome.reason})
         await self._record(claim, outcome)
@@ -581,7 +616,7 @@ class _Delivery:
         attempt, reason, shown = 0, "", message
         while True:
             if self._line.is_shut:
-                return _Outcome(Delivery.FAILED, self._line.closed)
+                return _Outcome(Delivery.FAILED, self._line.closed, is_shut=True)
             await self._turn()
             if (attempt or self._held) and fresh is not None and not await fresh():
                 why = "before its claim was on disk"
@@ -605,7 +640,7 @@ class _Delivery:
                     shown = replace(message, text=message.text + DUPLICATE)
             except Closed as error:
                 await self._close(error)
-                return _Outcome(Delivery.FAILED, str(error))
+                return _Outcome(Delivery.FAILED, str(error), is_shut=True)
             except Rejected as error:
                 log.warning("a message was refused: %s", error)
                 return _Outcome(Delivery.FAILED, str(error))
@@ -670,7 +705,7 @@ class _Delivery:
         self._line.closed = str(error)
         self._line.again_s = time.monotonic() + self._notifier.reopen_s
         text = (
-            f"{error}; messages are lost there, but for one that is tried every "
+            f"{error}; scores are lost there, alerts wait and are tried every "
             f"{self._notifier.reopen_s:g} s"
         )
         if is_news:

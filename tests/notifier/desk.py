@@ -106,7 +106,11 @@ class Desk:
         return repr(found).encode()
 
     async def until_read(
-        self, service: str, sources: Sequence[Source[Any]] = (SIGNALS, Source(NOTICE))
+        self,
+        service: str,
+        sources: Sequence[Source[Any]] = (SIGNALS, Source(NOTICE)),
+        *,
+        acknowledged: bool = True,
     ) -> None:
         """Waits until the service has read and acknowledged everything."""
         while True:
@@ -115,7 +119,7 @@ class Desk:
                 == (await self.bus.last_id(source) or "0-0")
                 for source in sources
             ]
-            if all(read) and not await self.pending(service):
+            if all(read) and not (acknowledged and await self.pending(service)):
                 return
             await asyncio.sleep(0.001)  # a group's position tells nobody that it moved
 

@@ -250,33 +250,72 @@ async def test_a_target_that_is_gone_is_left_alone_and_people_are_told(
         await desk.until(NOTIFICATIONS, 2)
         await desk.candles(3)
         await desk.until(NOTIFICATIONS, 6)
-        await desk.until("alert", 2)
+        await desk.until("alert", 1)
     assert len(telegram.sends()) == 1
     assert {event.state for event in await desk.notifications()} == {"sending", "failed"}
+    assert [event.state for event in await alerts(desk)] == ["sending"]  # that of the stop, kept
     (stopped,) = await desk.notices("notifier")
     assert stopped.code == "messages_stopped"
     assert refusal.description in stopped.text
     assert await desk.pending("notifier") == 0
 
 
-async def test_a_chat_that_lets_us_in_again_gets_messages_without_a_restart(
+async def test_a_chat_that_lets_us_in_again_gets_the_alerts_of_the_time_between(
     desk: Desk, telegram: FakeTelegram
 ) -> None:
     telegram.chats[CHAT].blocked = True
     async with notifying(desk, told(telegram), reopen_s=0.2):
-        await desk.bus.write(notice("lost"))
-        await desk.until("alert", 2)
+        for text in ("first", "second", "third"):
+            await desk.bus.write(notice(text, code=text))
+            await desk.until_read("notifier", [Source(NOTICE)], acknowledged=False)
+        await desk.until("alert", 1)
+        await desk.candles(1)  # a score of that time is lost
+        await desk.until(NOTIFICATIONS, 2)
         telegram.chats[CHAT].blocked = False
-        while not telegram.texts():  # the time until the next try passes by itself
-            await desk.bus.write(notice("later"))
-            await desk.until_read("notifier", [Source(NOTICE)])
         async with telegram.stored:
             await telegram.stored.wait_for(
                 lambda: any("messages_resumed" in text for text in telegram.texts())
             )
     codes = [one.code for one in await desk.notices("notifier")]
     assert codes == ["messages_stopped", "messages_resumed"]
-    assert "later" in telegram.texts()[0]
+    told_alerts = "\n".join(telegram.texts())
+    names = [f": {text}" for text in ("first", "second", "third")]
+    places = [told_alerts.index(name) for name in names]
+    assert places == sorted(places)
+    assert all(told_alerts.count(name) == 1 for name in names)
+    assert LINE not in telegram.texts()
+    assert not any(text.endswith(DUPLICATE) for text in telegram.texts())
+    assert [event.state for event in await alerts(desk)][:2] == ["sending", "sent"]
+    assert await desk.pending("notifier") == 0
+
+
+async def test_a_restart_while_a_chat_is_shut_loses_no_alert(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    telegram.chats[CHAT].blocked = True
+    async with notifying(desk, told(telegram)):
+        await desk.bus.write(notice("first"))
+        await desk.until("alert", 1)
+        await desk.until("notice", 2)  # and that of the stop
+        await desk.bus.write(notice("second"))
+    telegram.chats[CHAT].blocked = False
+    async with notifying(desk, told(telegram)), telegram.stored:
+        await telegram.stored.wait_for(lambda: any("second" in t for t in telegram.texts()))
+    texts = "\n".join(telegram.texts())
+    assert (texts.count("first"), texts.count("second")) == (1, 1)
+
+
+async def test_alerts_that_fill_the_box_of_a_shut_chat_push_out_the_oldest(
+    desk: Desk, telegram: FakeTelegram
+) -> None:
+    telegram.chats[CHAT].blocked = True
+    async with notifying(desk, told(telegram, queue=10)):
+        for n in range(40):
+            await desk.bus.write(notice(f"alert number {n:02}"))
+        await desk.until_read("notifier", [Source(NOTICE)], acknowledged=False)
+    found = await alerts(desk)
+    assert found[-1].state == "sending"
+    assert [e.state for e in found[:2]] == ["sending", "failed"]
 
 
 async def test_a_bad_token_is_told_at_the_start(desk: Desk, telegram: FakeTelegram) -> None:
