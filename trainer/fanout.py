@@ -10,6 +10,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ Backend = Literal["processes", "threads"]
 NO_WORKER_S = 30.0
 _CONNECT_S = 10.0
 _POLL_S = 1.0
+_RESULT_S = 10.0  # for a result to come here; after that it is looked whether anybody is left
 # What a fit's bits depend on besides our own code.
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "lightgbm", "threadpoolctl")
 
@@ -149,12 +151,19 @@ def _on_cluster(
         }
         as_completed: Any = distributed.as_completed
         finished = as_completed(futures, loop=client.loop)
+        done: deque[Any] = deque()
         left, looked, alone_since = len(items), time.monotonic(), None
         try:
             while left:
-                for future in finished.next_batch(block=False):
+                done.extend(finished.next_batch(block=False))
+                while done:
+                    try:
+                        result = done[0].result(timeout=_RESULT_S)
+                    except TimeoutError:
+                        break  # its worker died with it: it is computed again, if anybody is left
+                    done.popleft()
                     left -= 1
-                    yield future.result()
+                    yield result
                 time.sleep(_POLL_S / 50)  # a blocking batch would not see that all workers are gone
                 if time.monotonic() - looked < _POLL_S:
                     continue

@@ -195,6 +195,29 @@ def slowly(value: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
+def test_a_result_whose_worker_dies_before_it_arrives_is_waited_for_and_not_for_ever(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import distributed  # slow, and for the slow tests only
+
+    waits: list[float | None] = []
+    result = distributed.Future.result
+
+    def late(future: Any, timeout: float | None = None) -> Any:
+        waits.append(timeout)
+        if len(waits) in (1, 4):
+            raise TimeoutError
+        return result(future, timeout)
+
+    monkeypatch.setattr(distributed.Future, "result", late)
+    found = dict(Fanout(scheduler=cluster.address).run(square, range(8)))
+    assert found == {n: n * n for n in range(8)}
+    assert len(waits) == 10
+    assert None not in waits
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 def test_no_scheduler_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "_CONNECT_S", 1.0)
     with pytest.raises(Failure, match="no Dask scheduler answers at tcp://"):
