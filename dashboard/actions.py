@@ -14,11 +14,12 @@ from typing import Any
 
 from dashboard.account import OBSERVE
 from dashboard.children import run_module
-from dashboard.service import Dashboard, heartbeats
+from dashboard.service import Dashboard
 from shared.config import Settings
 from shared.control import CONTROL_KEY, Word, text_of
 from shared.errors import Failure, OutOfSync, Unavailable
 from shared.events import Level, OrderState
+from shared.heartbeats import heartbeats, trading
 from shared.releases import is_release_id
 from shared.runtime import Session
 
@@ -193,9 +194,7 @@ async def _state(session: Session, wanted: OrderState) -> str | None:
     _CONFIRM_S; None where there is no trader."""
     deadline = time.monotonic() + _CONFIRM_S
     while True:
-        found = await heartbeats(session.bus)
-        beats = [beat for beat in found if beat.get("service") == "trader" and "time_ms" in beat]
-        own = max(beats, key=lambda beat: "switch" in beat, default=None)  # one may stand by
+        own = trading(await heartbeats(session.bus))
         state = None if own is None else str(own.get("switch", "nothing of it"))
         if state in (None, wanted) or time.monotonic() >= deadline:
             return state

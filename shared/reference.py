@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.errors import BadInput
 
@@ -45,6 +45,15 @@ FARTHEST = 5
 """Features that are named as the farthest out."""
 _BLOCK = 1 << 17  # products that are held at once
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _with_quantiles(distances: dict[str, float]) -> dict[str, float]:
+    if missing := set(QUANTILES) - set(distances):
+        raise ValueError(f"no {min(missing)} quantile of the distances")
+    return distances
+
+
+_Distances = Annotated[dict[str, _Finite], AfterValidator(_with_quantiles)]
 
 
 class _Entry(BaseModel):
@@ -102,14 +111,12 @@ class Combination(_Entry):
     quantile -> distance of the training rows."""
 
     whitening: tuple[tuple[_Finite, ...], ...]
-    distances: dict[str, _Finite]
+    distances: _Distances
 
     @model_validator(mode="after")
     def _whole(self) -> "Combination":
         if any(len(row) != n for n, row in enumerate(self.whitening, 1)):
             raise ValueError("the whitening matrix is not triangular")
-        if missing := set(QUANTILES) - set(self.distances):
-            raise ValueError(f"no {min(missing)} quantile of the distances")
         return self
 
     @cached_property
@@ -134,14 +141,12 @@ class Reference(_Entry):
     rows: int = Field(ge=1)
     stretch_rows: int = Field(ge=1)
     features: dict[str, FeatureReference] = Field(min_length=1)
-    distances: dict[str, _Finite]
+    distances: _Distances
     combination: Combination | None = None
     score: Bins | None
 
     @model_validator(mode="after")
     def _whole(self) -> "Reference":
-        if missing := set(QUANTILES) - set(self.distances):
-            raise ValueError(f"no {min(missing)} quantile of the distances")
         if self.combination is not None and len(self.combination.whitening) != len(self.features):
             raise ValueError("the whitening matrix does not fit the features")
         return self
@@ -253,8 +258,9 @@ def _sum_of_squares(z: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Novelty:
-    """Of one vector. value: the larger of own (of its values) and joint (of their combination, None
-    where the release does not know how its features go together).
+    """Of one vector. value: above 1, farther than 99 % of the training rows; the larger of own (of
+    its values) and joint (of their combination, None where the release does not know how its
+    features go together).
 
     farthest: (feature, spreads from its median); surprising: (feature, standard deviations from
     what the other features let expect); the farthest first.

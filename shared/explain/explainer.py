@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -391,15 +391,7 @@ def _far(bundle: Bundle, values: Floats | None, limit: float | None) -> Far | No
     found = novelty_of(values[bundle.reference_columns], bundle.reference)
     if not math.isfinite(found.value):
         return None
-    return Far(
-        value=found.value,
-        own=found.own,
-        joint=found.joint,
-        distance=found.distance,
-        limit=limit,
-        farthest=found.farthest,
-        surprising=found.surprising,
-    )
+    return Far(**asdict(found), limit=limit)
 
 
 def _at_medians(

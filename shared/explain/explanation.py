@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.errors import Usage
 from shared.explain.compare import Difference
+from shared.reference import Novelty
 from shared.times import INTERVALS_MS
 
 
@@ -78,20 +79,11 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Far:
-    """How far the vector is from the training rows, see `shared.reference`. value: above 1, farther
-    than 99 % of them; the larger of own (of its values) and joint (of their combination; None where
-    the release does not know how its features go together). limit: above which there is no score,
-    None: there is none. farthest: (feature, spreads from its median); surprising: (feature,
-    standard deviations from what the other features let expect); the farthest first."""
+class Far(Novelty):
+    """How far the vector is from the training rows. limit: above which there is no score, None:
+    there is none."""
 
-    value: float
-    own: float
-    joint: float | None
-    distance: float
     limit: float | None
-    farthest: tuple[tuple[str, float], ...]
-    surprising: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
