@@ -16,6 +16,7 @@ from deploy.supervisor import Program, Supervisor
 from shared.errors import Failure
 from tests.waiting import until, wait_until
 
+# Children sleep for longer than any test: each is ended, which is what is looked at.
 _SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 
 

@@ -31,7 +31,7 @@ def run(self, *arguments, **named):
     kind = orders.read_text() if orders.exists() else ""
     if kind == "slow":
         runtime.STALL_S = 3.0
-        time.sleep(600)
+        time.sleep(600)  # a model that never ends: the watch has to end us
     if kind == "memory":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + (1 << 26)

@@ -638,6 +638,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_failure(tmp_path: Path) ->
 
 def test_kill_9_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = save(tmp_path / "file", b"old")
+    # it sleeps until it is killed
     program = (
         "import sys, time; from pathlib import Path; from shared import klinefiles\n"
         "with klinefiles.replacing(Path(sys.argv[1])) as unfinished:\n"

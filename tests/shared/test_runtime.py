@@ -41,7 +41,7 @@ async def serve(session):
         await asyncio.sleep(600)
     if what == "stuck":
         import time
-        time.sleep(600)
+        time.sleep(600)  # holds the loop, until it is killed for that
     if what == "fail":
         raise Failure("the disk is full; make room")
     if what == "usage":

@@ -170,7 +170,8 @@ def test_protection_that_is_refused_for_its_time_is_sent_again_and_nothing_is_so
     assert table.core.switch == OrderState.RESUMED
 
 
-def test_an_exit_that_is_refused_for_its_time_is_sent_again_under_another_name() -> None:
+def selling() -> tuple[Table, Decimal, Place]:
+    """Bought, and the exit of all that is held has been sent at market."""
     table = Table(RULES)
     held = table.bought()
     table.t += MINUTE
@@ -178,6 +179,11 @@ def test_an_exit_that_is_refused_for_its_time_is_sent_again_under_another_name()
     first = table.sent()
     assert market_sale(first) == held
     assert first is not None
+    return table, held, first
+
+
+def test_an_exit_that_is_refused_for_its_time_is_sent_again_under_another_name() -> None:
+    table, held, first = selling()
     table.desk.placed(first.client_ids, LATE, table.now)
     assert table.sent() is None
     measured(table)
@@ -205,13 +211,7 @@ NO_COINS = Refused(-2010, "Account has insufficient balance for requested action
 
 
 def test_an_exit_sells_what_is_left_where_somebody_else_has_sold_or_locked_our_coins() -> None:
-    table = Table(RULES)
-    held = table.bought()
-    table.t += MINUTE
-    table.desk.decide(signal(1, SELL), bar(1, SELL), table.now)
-    first = table.sent()
-    assert market_sale(first) == held
-    assert first is not None
+    table, held, first = selling()
     table.desk.placed(first.client_ids, NO_COINS, table.now)
     assert table.sent() is None
     # A foreign order locks 60 of them, 10 are gone.
@@ -365,13 +365,7 @@ def refused_for_its_size(table: Table, place: Place) -> None:
 def test_an_exit_that_a_filter_refuses_is_sent_once_more_by_the_newest_rules(
     is_changed: bool,
 ) -> None:
-    table = Table(RULES)
-    held = table.bought()
-    table.t += MINUTE
-    table.desk.decide(signal(1, SELL), bar(1, SELL), table.now)
-    first = table.sent()
-    assert market_sale(first) == held
-    assert first is not None
+    table, held, first = selling()
     refused_for_its_size(table, first)
     table.desk.ruled(COARSE if is_changed else replace(FILTERS), table.now)
     assert table.sent() is None

@@ -58,7 +58,7 @@ def test_a_dead_worker_is_one_clear_line() -> None:
 def tell_and_wait(file: str) -> None:
     with Path(file).open("a") as out:
         out.write(f"{os.getpid()}\n")
-    time.sleep(60)
+    time.sleep(60)  # at work still, when the parent is killed
 
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_worker_that_dies_is_told_and_its_work_done_by_others(cluster: Cluster
 
 
 def slowly(value: int) -> int:
-    time.sleep(0.2)
+    time.sleep(0.2)  # so that workers are killed before all is done
     return value
 
 
